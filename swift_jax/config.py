@@ -1,0 +1,293 @@
+"""Frozen settings and what makes them valid. One dataclass, one fact a place.
+
+Every error names the field as a user writes it and the value that came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from swift_jax.errors import InputError
+
+DTYPES = ('bfloat16', 'float16', 'float32')
+ROPE_TYPES = ('default', 'linear', 'llama3', 'yarn')
+ACTIVATIONS = ('silu', 'swish', 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'relu')
+METHODS = ('plain', 'swift')
+
+
+def _require(ok: bool, name: str, value: object, wanted: str) -> None:
+  if not ok:
+    raise InputError(f'{name}={value!r}: expected {wanted}')
+
+
+def _require_int(name: str, value: object, low: int) -> None:
+  is_int = isinstance(value, int) and not isinstance(value, bool)
+  _require(is_int and value >= low, name, value, f'an integer >= {low}')
+
+
+def _require_number(name: str, value: object, low: float, high: float) -> None:
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  ok = is_number and math.isfinite(value) and low <= value <= high
+  wanted = f'a number >= {low}' if high == math.inf else f'in [{low}, {high}]'
+  _require(ok, name, value, wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+  """Rotary embedding; names and meaning are Hugging Face's `rope_parameters`."""
+
+  rope_type: str = 'default'
+  rope_theta: float = 10000.0
+  factor: float = 1.0
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  original_max_position_embeddings: int = 2048
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  attention_factor: float | None = None
+  mscale: float | None = None
+  mscale_all_dim: float | None = None
+  truncate: bool = True
+
+  def __post_init__(self):
+    _require(
+      self.rope_type in ROPE_TYPES,
+      'rope_parameters.rope_type',
+      self.rope_type,
+      f'one of {", ".join(ROPE_TYPES)}',
+    )
+    for name in ('rope_theta', 'factor', 'beta_fast', 'beta_slow'):
+      value = getattr(self, name)
+      _require_number(f'rope_parameters.{name}', value, 0, math.inf)
+      _require(value > 0, f'rope_parameters.{name}', value, 'a number > 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """A `LlamaForCausalLM`'s shape; names and meaning are Hugging Face's."""
+
+  vocab_size: int
+  hidden_size: int
+  intermediate_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  num_key_value_heads: int
+  head_dim: int
+  max_position_embeddings: int = 2048
+  rms_norm_eps: float = 1e-6
+  hidden_act: str = 'silu'
+  tie_word_embeddings: bool = False
+  attention_bias: bool = False
+  mlp_bias: bool = False
+  rope: RopeConfig = RopeConfig()
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    for name in (
+      'vocab_size',
+      'hidden_size',
+      'intermediate_size',
+      'num_hidden_layers',
+      'num_attention_heads',
+      'num_key_value_heads',
+      'head_dim',
+      'max_position_embeddings',
+    ):
+      _require_int(name, getattr(self, name), 1)
+    _require(
+      self.num_attention_heads % self.num_key_value_heads == 0,
+      'num_key_value_heads',
+      self.num_key_value_heads,
+      f'a divisor of num_attention_heads={self.num_attention_heads}',
+    )
+    _require(self.head_dim % 2 == 0, 'head_dim', self.head_dim, 'an even number')
+    _require_number('rms_norm_eps', self.rms_norm_eps, 0, 1)
+    _require(
+      self.hidden_act in ACTIVATIONS,
+      'hidden_act',
+      self.hidden_act,
+      f'one of {", ".join(ACTIVATIONS)}',
+    )
+    _require(
+      self.dtype in DTYPES, 'dtype', self.dtype, f'one of {", ".join(DTYPES)}'
+    )
+
+  @property
+  def jax_dtype(self) -> jnp.dtype:
+    return jnp.dtype(self.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class DraftConfig:
+  """How a block is drafted; the paper's names and values.
+
+  Attributes:
+    max_draft_length: tokens drafted at most in a round (the paper's 25).
+    confidence_threshold: drafting stops after a token whose probability is
+      below this (0.8).
+    tree: add the top-k alternatives at each depth as leaves beside the chain.
+    tree_widths: k, the chain's token included, by confidence: `tree_widths[i]`
+      holds up to `tree_bounds[i]`, the last one above the last bound.
+    tree_bounds: confidences at which k changes.
+    verify_widths: token counts that verify is compiled for; the smallest that
+      holds the tree is used, and leaves that the largest cannot hold are
+      dropped, the least likely first.
+  """
+
+  max_draft_length: int = 25
+  confidence_threshold: float = 0.8
+  tree: bool = True
+  tree_widths: tuple[int, ...] = (10, 5, 3, 1)
+  tree_bounds: tuple[float, ...] = (0.5, 0.8, 0.95)
+  verify_widths: tuple[int, ...] = (4, 8, 16, 32)
+
+  def __post_init__(self):
+    for name in ('tree_widths', 'tree_bounds', 'verify_widths'):
+      object.__setattr__(self, name, tuple(getattr(self, name)))
+    _require_int('draft.max_draft_length', self.max_draft_length, 1)
+    _require_number(
+      'draft.confidence_threshold', self.confidence_threshold, 0, 1
+    )
+    _require(isinstance(self.tree, bool), 'draft.tree', self.tree, 'a boolean')
+    for width in self.tree_widths:
+      _require_int('draft.tree_widths', width, 1)
+    for bound in self.tree_bounds:
+      _require_number('draft.tree_bounds', bound, 0, 1)
+    _require(
+      list(self.tree_bounds) == sorted(set(self.tree_bounds)),
+      'draft.tree_bounds',
+      self.tree_bounds,
+      'increasing confidences',
+    )
+    _require(
+      len(self.tree_widths) == len(self.tree_bounds) + 1,
+      'draft.tree_widths',
+      self.tree_widths,
+      f'{len(self.tree_bounds) + 1} widths for {len(self.tree_bounds)}'
+      ' tree_bounds',
+    )
+    for width in self.verify_widths:
+      _require_int('draft.verify_widths', width, 1)
+    _require(
+      self.verify_widths
+      and list(self.verify_widths) == sorted(set(self.verify_widths)),
+      'draft.verify_widths',
+      self.verify_widths,
+      'increasing widths',
+    )
+    _require(
+      self.verify_widths[-1] > self.max_draft_length,
+      'draft.verify_widths',
+      self.verify_widths,
+      f'a width above draft.max_draft_length={self.max_draft_length}',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+  """The search for a skip mask while text is generated.
+
+  Attributes:
+    enabled: search at all; without it the start drafts throughout.
+    skip_ratio: share of the 2(L-2) sublayers that a mask skips (0.45).
+    context_window: most recent generated tokens that candidates are scored on.
+    num_candidates: masks scored in one pass, the incumbent among them.
+    opt_interval: rounds from one scoring pass to the next.
+    max_iterations: scoring passes after which the search stops.
+    patience: passes without a better mask after which it stops.
+    target_matchness: it stops once the incumbent scores above this.
+    cache: JSON file with skip sets to start from; `published` names the ones
+      that come with the package. A run that starts from a set does not search.
+    cache_name: which set of that file, where it holds several.
+    seed: seed of the random candidates.
+  """
+
+  enabled: bool = True
+  skip_ratio: float = 0.45
+  context_window: int = 50
+  num_candidates: int = 8
+  opt_interval: int = 1
+  max_iterations: int = 1000
+  patience: int = 300
+  target_matchness: float = 0.93
+  cache: str = ''
+  cache_name: str = ''
+  seed: int = 0
+
+  def __post_init__(self):
+    _require(
+      isinstance(self.enabled, bool), 'search.enabled', self.enabled, 'a boolean'
+    )
+    _require_number('search.skip_ratio', self.skip_ratio, 0, 1)
+    _require_number('search.target_matchness', self.target_matchness, 0, 1)
+    _require_int('search.context_window', self.context_window, 1)
+    _require_int('search.num_candidates', self.num_candidates, 2)
+    _require_int('search.opt_interval', self.opt_interval, 1)
+    _require_int('search.max_iterations', self.max_iterations, 0)
+    _require_int('search.patience', self.patience, 1)
+    _require_int('search.seed', self.seed, 0)
+    for name in ('cache', 'cache_name'):
+      value = getattr(self, name)
+      _require(isinstance(value, str), f'search.{name}', value, 'a string')
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+  """What one call of generate does.
+
+  Attributes:
+    method: `plain` (a token a pass) or `swift` (draft and verify).
+    max_new_tokens: tokens written at most for a prompt.
+    ignore_eos: write on past the end-of-text tokens.
+    stop_strings: text ends before the first of these.
+    batch_size: prompts decoded together.
+    prefill_chunk: prompt tokens a prefill pass takes.
+    rounds_per_dispatch: rounds run on the device before the host looks.
+  """
+
+  method: str = 'swift'
+  max_new_tokens: int = 128
+  ignore_eos: bool = False
+  stop_strings: tuple[str, ...] = ()
+  batch_size: int = 1
+  prefill_chunk: int = 64
+  rounds_per_dispatch: int = 4
+
+  def __post_init__(self):
+    object.__setattr__(self, 'stop_strings', tuple(self.stop_strings))
+    _require(
+      self.method in METHODS,
+      'decode.method',
+      self.method,
+      f'one of {", ".join(METHODS)}',
+    )
+    _require_int('decode.max_new_tokens', self.max_new_tokens, 0)
+    _require(
+      isinstance(self.ignore_eos, bool),
+      'decode.ignore_eos',
+      self.ignore_eos,
+      'a boolean',
+    )
+    for stop in self.stop_strings:
+      ok = isinstance(stop, str) and stop
+      _require(ok, 'decode.stop_strings', stop, 'strings that are not empty')
+    _require_int('decode.batch_size', self.batch_size, 1)
+    _require_int('decode.prefill_chunk', self.prefill_chunk, 1)
+    _require_int('decode.rounds_per_dispatch', self.rounds_per_dispatch, 1)
+
+
+def replace(cfg: Any, changes: Mapping[str, Any]) -> Any:
+  """`dataclasses.replace` that names an unknown field."""
+  known = {f.name for f in dataclasses.fields(cfg)}
+  for name in changes:
+    if name not in known:
+      raise InputError(
+        f'{name}={changes[name]!r}: {type(cfg).__name__} has no such field'
+        f' (it has {", ".join(sorted(known))})'
+      )
+  return dataclasses.replace(cfg, **changes)

@@ -1,0 +1,5 @@
+"""The demo model: a small Llama that wrote its weights on two CPU cores."""
+
+import pathlib
+
+MODEL_DIR = pathlib.Path(__file__).parent / 'model'

@@ -1,0 +1,229 @@
+"""The parts of a Llama layer: RMSNorm, RoPE, attention, MLP (nnx)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swift_jax.config import ModelConfig, RopeConfig
+from swift_jax.typing import Array, Bool, Float, Int, typed
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  'silu': jax.nn.silu,
+  'swish': jax.nn.silu,
+  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+  'gelu_new': functools.partial(jax.nn.gelu, approximate=True),
+  'gelu_pytorch_tanh': functools.partial(jax.nn.gelu, approximate=True),
+  'relu': jax.nn.relu,
+}
+
+
+def rope_frequencies(
+  rope: RopeConfig, head_dim: int
+) -> tuple[Float[np.ndarray, 'h/2'], float]:
+  """Inverse frequencies [H/2] and the factor on cos and sin.
+
+  The four kinds and their constants are those of Hugging Face's
+  `modeling_rope_utils`: default (Su et al. 2104.09864), linear (2306.15595),
+  llama3 (Llama 3.1's smoothed bands) and yarn (2309.00071).
+  """
+  exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+  inv_freq = 1.0 / rope.rope_theta**exponents
+  if rope.rope_type == 'default':
+    return inv_freq, 1.0
+  if rope.rope_type == 'linear':
+    return inv_freq / rope.factor, 1.0
+  if rope.rope_type == 'llama3':
+    return _llama3_frequencies(rope, inv_freq), 1.0
+  return _yarn_frequencies(rope, inv_freq, head_dim)
+
+
+def _llama3_frequencies(rope: RopeConfig, inv_freq: np.ndarray) -> np.ndarray:
+  """Long wavelengths are stretched by `factor`, short ones kept, in between
+  interpolated."""
+  turns = rope.original_max_position_embeddings * inv_freq / (2 * math.pi)
+  smooth = (turns - rope.low_freq_factor) / (
+    rope.high_freq_factor - rope.low_freq_factor
+  )
+  smooth = np.clip(smooth, 0.0, 1.0)
+  return (1 - smooth) * inv_freq / rope.factor + smooth * inv_freq
+
+
+def _yarn_frequencies(
+  rope: RopeConfig, inv_freq: np.ndarray, head_dim: int
+) -> tuple[np.ndarray, float]:
+  """NTK by parts: a ramp over dimensions between two numbers of rotations."""
+
+  def dimension(rotations: float) -> float:
+    context = rope.original_max_position_embeddings
+    wavelength = context / (rotations * 2 * math.pi)
+    return head_dim * math.log(wavelength) / (2 * math.log(rope.rope_theta))
+
+  low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+  if rope.truncate:
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, head_dim - 1)
+  high += 0.001 if low == high else 0
+  ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
+  return inv_freq / rope.factor * ramp + inv_freq * (1 - ramp), _yarn_factor(rope)
+
+
+def _yarn_factor(rope: RopeConfig) -> float:
+  def scale(mscale: float) -> float:
+    if rope.factor <= 1:
+      return 1.0
+    return 0.1 * mscale * math.log(rope.factor) + 1.0
+
+  if rope.attention_factor is not None:
+    return rope.attention_factor
+  if rope.mscale and rope.mscale_all_dim:
+    return scale(rope.mscale) / scale(rope.mscale_all_dim)
+  return scale(1.0)
+
+
+@typed
+def rope_tables(
+  cfg: ModelConfig, positions: Int[Array, 'b t']
+) -> tuple[Float[Array, 'b t 1 h2'], Float[Array, 'b t 1 h2']]:
+  """cos and sin of each position's angles, float32."""
+  inv_freq, factor = rope_frequencies(cfg.rope, cfg.head_dim)
+  angles = positions[..., None, None].astype(jnp.float32) * jnp.asarray(
+    inv_freq, jnp.float32
+  )
+  return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+@typed
+def apply_rope(
+  x: Float[Array, 'b t n h'],
+  cos: Float[Array, 'b t 1 h2'],
+  sin: Float[Array, 'b t 1 h2'],
+) -> Float[Array, 'b t n h']:
+  """Rotates pairs (i, i + H/2), Hugging Face's order, in float32."""
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+  """Root mean square norm; statistics in float32 (Hugging Face's order)."""
+
+  def __init__(self, width: int, eps: float, dtype: jnp.dtype):
+    self.scale = nnx.Param(jnp.ones((width,), dtype))
+    self.eps = eps
+
+  def __call__(self, x: Float[Array, 'b t d']) -> Float[Array, 'b t d']:
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+    return self.scale[...] * y.astype(x.dtype)
+
+
+def _linear(
+  cfg: ModelConfig, n_in: int, n_out: int, bias: bool, rngs: nnx.Rngs
+) -> nnx.Linear:
+  return nnx.Linear(
+    n_in,
+    n_out,
+    use_bias=bias,
+    dtype=cfg.jax_dtype,
+    param_dtype=cfg.jax_dtype,
+    kernel_init=nnx.initializers.normal(0.02),
+    rngs=rngs,
+  )
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention over cached slots and the new tokens."""
+
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+    heads, kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
+    width, h, bias = cfg.hidden_size, cfg.head_dim, cfg.attention_bias
+    self.q_proj = _linear(cfg, width, heads * h, bias, rngs)
+    self.k_proj = _linear(cfg, width, kv_heads * h, bias, rngs)
+    self.v_proj = _linear(cfg, width, kv_heads * h, bias, rngs)
+    self.o_proj = _linear(cfg, heads * h, width, bias, rngs)
+    self.num_kv_heads, self.head_dim = kv_heads, h
+
+  def __call__(
+    self,
+    x: Float[Array, 'b t d'],
+    rope: tuple[Array, Array],
+    attn_mask: Bool[Array, '#b t t'],
+    past: tuple[Array, Array, Array] | None,
+  ) -> tuple[Array, Array, Array]:
+    """Attends from T new tokens.
+
+    Args:
+      x: normed hidden states.
+      rope: cos and sin of the new tokens' positions.
+      attn_mask: which new token (axis 2) each new token (axis 1) sees.
+      past: cached keys and values [B, K, S, H] and the filled slots int[B];
+        None where there is no cache.
+
+    Returns:
+      What attention adds [B, T, D], and the new keys and values [B, K, T, H].
+    """
+    b, t, _ = x.shape
+    q = apply_rope(self.q_proj(x).reshape(b, t, -1, self.head_dim), *rope)
+    k = self.k_proj(x).reshape(b, t, self.num_kv_heads, self.head_dim)
+    k = apply_rope(k, *rope).swapaxes(1, 2)  # [B, K, T, H]
+    v = self.v_proj(x).reshape(b, t, self.num_kv_heads, self.head_dim)
+    v = v.swapaxes(1, 2)
+    q = q.reshape(b, t, self.num_kv_heads, -1, self.head_dim)  # [B, T, K, G, H]
+    out = attend(q, k, v, attn_mask, past)
+    return self.o_proj(out.reshape(b, t, -1)), k, v
+
+
+def attend(
+  q: Float[Array, 'b t k g h'],
+  k: Float[Array, 'b k t h'],
+  v: Float[Array, 'b k t h'],
+  attn_mask: Bool[Array, '#b t t'],
+  past: tuple[Array, Array, Array] | None,
+) -> Float[Array, 'b t k g h']:
+  """Softmax attention over filled slots and visible new tokens.
+
+  Scores and softmax are float32. Dead slots take no part even if they hold NaN,
+  so their values are masked too (0 * NaN is NaN).
+  """
+
+  def scores(keys: Array) -> Array:
+    return jnp.einsum(
+      'btkgh,bksh->bkgts', q, keys, preferred_element_type=jnp.float32
+    )
+
+  mix = functools.partial(jnp.einsum, 'bkgts,bksh->btkgh')
+  logits = jnp.where(attn_mask[:, None, None], scores(k), -jnp.inf)
+  if past is not None:
+    past_k, past_v, length = past
+    filled = jnp.arange(past_k.shape[2]) < length[:, None]  # [B, S]
+    past_logits = scores(past_k)
+    past_logits = jnp.where(filled[:, None, None, None], past_logits, -jnp.inf)
+    logits = jnp.concatenate([past_logits, logits], axis=-1)
+  probs = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
+  if past is None:
+    return mix(probs, v)
+  slots = past_k.shape[2]
+  past_v = jnp.where(filled[:, None, :, None], past_v, 0)
+  return mix(probs[..., :slots], past_v) + mix(probs[..., slots:], v)
+
+
+class MLP(nnx.Module):
+  """The gated MLP: down(act(gate(x)) * up(x))."""
+
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+    width, inner, bias = cfg.hidden_size, cfg.intermediate_size, cfg.mlp_bias
+    self.gate_proj = _linear(cfg, width, inner, bias, rngs)
+    self.up_proj = _linear(cfg, width, inner, bias, rngs)
+    self.down_proj = _linear(cfg, inner, width, bias, rngs)
+    self.act = cfg.hidden_act
+
+  def __call__(self, x: Float[Array, 'b t d']) -> Float[Array, 'b t d']:
+    act = ACTIVATIONS[self.act]
+    return self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))

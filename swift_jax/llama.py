@@ -1,0 +1,165 @@
+"""The Llama transformer, each sublayer behind a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from swift_jax import kv_cache
+from swift_jax.config import ModelConfig
+from swift_jax.kv_cache import KVCache
+from swift_jax.layers import MLP, Attention, RMSNorm, rope_tables
+from swift_jax.skip_mask import SkipMask
+from swift_jax.typing import Array, Bool, Float, Int
+
+Params = nnx.State
+GraphDef = nnx.GraphDef
+
+
+def gate(skip: Bool[Array, ''], sublayer: Callable[[], object]) -> object:
+  """`sublayer()`, or zeros of its shapes where `skip` holds.
+
+  A sublayer returns only what it adds, never the cache: a cache passed through
+  the branch would be copied, and then skipping half the sublayers is slower than
+  skipping none. Under vmap the branch becomes a select and both sides run.
+  """
+  shapes = jax.eval_shape(sublayer)
+  # For training only: a skipped branch must return zeros for every residual of
+  # the branch not taken, so keep few of them and recompute the rest.
+  sublayer = jax.checkpoint(
+    sublayer,
+    policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+  )
+
+  def zeros() -> object:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  return jax.lax.cond(skip, zeros, sublayer)
+
+
+class DecoderLayer(nnx.Module):
+  """One layer: two gated sublayers, each with its norm, added to the stream."""
+
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+    norm = functools.partial(
+      RMSNorm, cfg.hidden_size, cfg.rms_norm_eps, cfg.jax_dtype
+    )
+    self.input_layernorm = norm()
+    self.self_attn = Attention(cfg, rngs)
+    self.post_attention_layernorm = norm()
+    self.mlp = MLP(cfg, rngs)
+
+  def __call__(
+    self,
+    x: Float[Array, 'b t d'],
+    rope: tuple[Array, Array],
+    attn_mask: Bool[Array, '#b t t'],
+    past: tuple[Array, Array, Array] | None,
+    skip_attn: Bool[Array, ''],
+    skip_mlp: Bool[Array, ''],
+  ) -> tuple[Array, tuple[Array, Array]]:
+    def attn() -> tuple[Array, Array, Array]:
+      return self.self_attn(self.input_layernorm(x), rope, attn_mask, past)
+
+    def mlp() -> Array:
+      return self.mlp(self.post_attention_layernorm(x))
+
+    delta, k, v = gate(skip_attn, attn)
+    x = x + delta
+    x = x + gate(skip_mlp, mlp)
+    return x, (k, v)
+
+
+class Llama(nnx.Module):
+  """`LlamaForCausalLM`: embedding, layers, norm and head."""
+
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+    self.cfg = cfg
+    self.embed_tokens = nnx.Embed(
+      cfg.vocab_size,
+      cfg.hidden_size,
+      dtype=cfg.jax_dtype,
+      param_dtype=cfg.jax_dtype,
+      embedding_init=nnx.initializers.normal(0.02),
+      rngs=rngs,
+    )
+    layers = [DecoderLayer(cfg, rngs) for _ in range(cfg.num_hidden_layers)]
+    self.layers = nnx.List(layers)
+    self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, cfg.jax_dtype)
+    if not cfg.tie_word_embeddings:
+      self.lm_head = nnx.Linear(
+        cfg.hidden_size,
+        cfg.vocab_size,
+        use_bias=False,
+        dtype=cfg.jax_dtype,
+        param_dtype=cfg.jax_dtype,
+        kernel_init=nnx.initializers.normal(0.02),
+        rngs=rngs,
+      )
+
+  def __call__(
+    self,
+    tokens: Int[Array, 'b t'],
+    skip_mask: SkipMask,
+    positions: Int[Array, '#b t'] | None = None,
+    attn_mask: Bool[Array, '#b t t'] | None = None,
+    cache: KVCache | None = None,
+  ) -> tuple[Float[Array, 'b t d'], kv_cache.Updates]:
+    """Runs T new tokens on top of `cache`.
+
+    Args:
+      tokens: token ids.
+      skip_mask: sublayers to skip, traced; `none_skipped` is the full model.
+      positions: the tokens' positions; after the filled slots if None.
+      attn_mask: which new tokens each new token sees; causal if None.
+      cache: read, not written: `cache.write(updates)` does that.
+
+    Returns:
+      Normed hidden states, and each layer's new (k, v) [B, K, T, H].
+    """
+    t = tokens.shape[1]
+    if positions is None:
+      start = 0 if cache is None else cache.length[:, None]
+      positions = start + jnp.arange(t, dtype=jnp.int32)[None]
+    if attn_mask is None:
+      attn_mask = jnp.tril(jnp.ones((1, t, t), bool))
+    rope = rope_tables(self.cfg, positions)
+    x = self.embed_tokens(tokens)
+    updates = []
+    for i, layer in enumerate(self.layers):
+      past = cache and (cache.k[i], cache.v[i], cache.length)
+      skip_attn, skip_mlp = skip_mask.attn[i], skip_mask.mlp[i]
+      x, update = layer(x, rope, attn_mask, past, skip_attn, skip_mlp)
+      updates.append(update)
+    return self.norm(x), tuple(updates)
+
+  def logits(self, hidden: Float[Array, '*t d']) -> Float[Array, '*t v']:
+    """The head, accumulated and returned in float32."""
+    if self.cfg.tie_word_embeddings:
+      kernel, dims = self.embed_tokens.embedding[...], 1
+    else:
+      kernel, dims = self.lm_head.kernel[...], 0
+    contract = (((hidden.ndim - 1,), (dims,)), ((), ()))
+    return jax.lax.dot_general(
+      hidden, kernel, contract, preferred_element_type=jnp.float32
+    )
+
+
+def abstract_model(cfg: ModelConfig) -> tuple[GraphDef, Params]:
+  """(graphdef, parameters as shapes): costs no memory, whatever the size."""
+  model = nnx.eval_shape(lambda: Llama(cfg, nnx.Rngs(0)))
+  return nnx.split(model)
+
+
+def init_model(cfg: ModelConfig, seed: int) -> tuple[GraphDef, Params]:
+  """(graphdef, random parameters)."""
+
+  @jax.jit
+  def init(key: Array) -> Params:
+    return nnx.split(Llama(cfg, nnx.Rngs(key)))[1]
+
+  return abstract_model(cfg)[0], init(jax.random.key(seed))

@@ -1,0 +1,167 @@
+"""Which attention and MLP sublayers the draft skips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import flax.struct
+import jax
+import numpy as np
+
+from swift_jax.errors import InputError
+from swift_jax.typing import Array, Bool
+
+
+@flax.struct.dataclass
+class SkipMask:
+  """Sublayers to skip when drafting; True = skipped. A pytree, so it is traced.
+
+  Attributes:
+    attn: attention sublayers, bool[L] (with leading axes: several masks).
+    mlp: MLP sublayers, bool[L].
+  """
+
+  attn: Bool[Array, '*c l']
+  mlp: Bool[Array, '*c l']
+
+  @property
+  def num_layers(self) -> int:
+    return self.attn.shape[-1]
+
+  def num_skipped(self) -> int:
+    return int(np.sum(np.asarray(self.attn)) + np.sum(np.asarray(self.mlp)))
+
+  def skip_ratio(self) -> float:
+    """Skipped sublayers over those that may be skipped, 2(L-2)."""
+    free = num_free(self.num_layers)
+    return self.num_skipped() / free if free else 0.0
+
+  def to_lists(self) -> dict[str, list[int]]:
+    """The official JSON form: `{'attention': [layer, ...], 'mlp': [...]}`."""
+    return {
+      'attention': np.flatnonzero(np.asarray(self.attn)).tolist(),
+      'mlp': np.flatnonzero(np.asarray(self.mlp)).tolist(),
+    }
+
+  def bits(self) -> np.ndarray:
+    """The free sublayers as one vector, attention first: bool[..., 2(L-2)]."""
+    attn, mlp = np.asarray(self.attn), np.asarray(self.mlp)
+    return np.concatenate([attn[..., 1:-1], mlp[..., 1:-1]], axis=-1)
+
+  def blocks(self) -> str:
+    """Two rows of blocks, a column a layer: full = runs, light = skipped."""
+    rows = (('attention', self.attn), ('mlp', self.mlp))
+    return '\n'.join(
+      f'{name:<9} ' + ''.join('░' if skip else '█' for skip in np.asarray(row))
+      for name, row in rows
+    )
+
+
+def num_free(num_layers: int) -> int:
+  """How many sublayers may be skipped: all but the first and last layer's."""
+  return max(0, 2 * (num_layers - 2))
+
+
+def num_to_skip(num_layers: int, skip_ratio: float) -> int:
+  """The paper's `int(2(L-2) * skip_ratio)`."""
+  return int(num_free(num_layers) * skip_ratio)
+
+
+def from_bits(bits: np.ndarray) -> SkipMask:
+  """The inverse of `SkipMask.bits`: bool[..., 2(L-2)] to a mask of L layers."""
+  attn, mlp = np.split(np.asarray(bits, bool), 2, axis=-1)
+  edge = [(0, 0)] * (attn.ndim - 1) + [(1, 1)]
+  return SkipMask(attn=np.pad(attn, edge), mlp=np.pad(mlp, edge))
+
+
+def none_skipped(num_layers: int) -> SkipMask:
+  """The full model."""
+  return SkipMask(
+    attn=np.zeros(num_layers, bool), mlp=np.zeros(num_layers, bool)
+  )
+
+
+def uniform(num_layers: int, skip_ratio: float) -> SkipMask:
+  """A start that respects the ratio: skips spread evenly over the depth.
+
+  Sublayers are taken in the model's order (attention, MLP, attention, ...), so
+  that both kinds and all depths get their share.
+  """
+  free, skipped = num_free(num_layers), num_to_skip(num_layers, skip_ratio)
+  in_order = np.zeros(free, bool)
+  if skipped:
+    in_order[np.floor((np.arange(skipped) + 0.5) * free / skipped).astype(int)] = (
+      True
+    )
+  return from_bits(np.concatenate([in_order[0::2], in_order[1::2]]))
+
+
+def random(
+  rng: np.random.Generator, num_layers: int, skip_ratio: float
+) -> SkipMask:
+  """A mask drawn uniformly among those that skip `num_to_skip` sublayers."""
+  bits = np.zeros(num_free(num_layers), bool)
+  skipped = num_to_skip(num_layers, skip_ratio)
+  bits[rng.permutation(bits.size)[:skipped]] = True
+  return from_bits(bits)
+
+
+def from_lists(
+  attention: Iterable[int], mlp: Iterable[int], num_layers: int
+) -> SkipMask:
+  """A mask from layer indices.
+
+  Raises:
+    InputError: an index is no layer that may be skipped, or comes twice.
+  """
+  mask = none_skipped(num_layers)
+  for name, indices, row in (
+    ('attention', attention, mask.attn),
+    ('mlp', mlp, mask.mlp),
+  ):
+    for index in indices:
+      if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+        raise InputError(f'skip set: {name} holds {index!r}, not a layer index')
+      if not 0 <= index < num_layers:
+        raise InputError(
+          f'skip set: {name} layer {index} is not in a model of {num_layers}'
+          ' layers'
+        )
+      if index in (0, num_layers - 1):
+        raise InputError(
+          f'skip set: {name} layer {index} is the first or the last layer,'
+          ' which is never skipped'
+        )
+      if row[index]:
+        raise InputError(f'skip set: {name} layer {index} comes twice')
+      row[index] = True
+  return mask
+
+
+def check(mask: SkipMask, num_layers: int) -> SkipMask:
+  """Returns `mask` with NumPy rows, refused if it does not fit the model.
+
+  Raises:
+    InputError: wrong length, or the first or last layer is skipped.
+  """
+  rows = {}
+  for name, row in (('attn', mask.attn), ('mlp', mask.mlp)):
+    row = np.asarray(row)
+    if row.dtype != bool or row.shape != (num_layers,):
+      raise InputError(
+        f'skip_mask.{name}: expected bool[{num_layers}], got'
+        f' {row.dtype}{list(row.shape)}'
+      )
+    if num_layers and (row[0] or row[-1]):
+      layer = 0 if row[0] else num_layers - 1
+      raise InputError(
+        f'skip_mask.{name}: layer {layer} is the first or the last layer,'
+        ' which is never skipped'
+      )
+    rows[name] = row
+  return SkipMask(**rows)
+
+
+def stack(masks: Sequence[SkipMask]) -> SkipMask:
+  """Masks with a leading candidate axis C."""
+  return jax.tree.map(lambda *rows: np.stack(rows), *masks)

@@ -1,0 +1,272 @@
+"""The trainer of the demo model: optax, stochastic depth, Orbax checkpoints.
+
+Stochastic depth (Huang et al. 1603.09382) is the published way to give a small
+model what large ones have by themselves: text that survives skipped sublayers.
+The sublayers of layer l are dropped with a probability that grows linearly with
+depth; the first and the last layer always run. The gates are real branches, so a
+dropped sublayer costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+from absl import logging
+from flax import nnx
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+from orbax.checkpoint.experimental import v1 as ocp
+import tqdm
+
+from swift_jax import llama, skip_mask
+from swift_jax.config import ModelConfig
+from swift_jax.errors import InputError
+from swift_jax.skip_mask import SkipMask
+from swift_jax.typing import Array, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """How the demo model is trained.
+
+  Attributes:
+    steps: updates in all; a finished run trained again with more goes on.
+    batch_size: rows a step.
+    seq_len: tokens a row.
+    optimizer: `muon` (matrices by Muon, the rest by Adam) or `adamw`.
+    matrix_lr, other_lr: peak learning rates of the matrices and of the rest.
+    warmup: steps of linear warm-up.
+    decay: share of the steps, at the end, over which the rates fall to zero.
+    max_drop_rate: drop probability that the last layer would have; layer l has
+      l / (L-1) of it.
+    eval_every, save_every: steps between evaluations and between checkpoints.
+    eval_rows: held-out rows an evaluation reads.
+    seed: of initial weights, row order and drops.
+  """
+
+  steps: int = 1200
+  batch_size: int = 16
+  seq_len: int = 256
+  optimizer: str = 'muon'
+  matrix_lr: float = 0.02
+  other_lr: float = 0.003
+  warmup: int = 40
+  decay: float = 0.4
+  max_drop_rate: float = 0.6
+  eval_every: int = 100
+  save_every: int = 100
+  eval_rows: int = 32
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.optimizer not in ('muon', 'adamw'):
+      raise InputError(
+        f'train.optimizer={self.optimizer!r}: expected muon or adamw'
+      )
+    if not 0 <= self.max_drop_rate < 1:
+      raise InputError(
+        f'train.max_drop_rate={self.max_drop_rate!r}: expected in [0, 1)'
+      )
+    for name in ('steps', 'batch_size', 'seq_len', 'eval_every', 'save_every'):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 1:
+        raise InputError(f'train.{name}={value!r}: expected an integer >= 1')
+
+
+def drop_mask(
+  cfg: TrainConfig, num_layers: int, step: int
+) -> SkipMask:
+  """The sublayers dropped in `step`: a function of seed and step alone."""
+  rng = np.random.default_rng((cfg.seed, step))
+  rates = cfg.max_drop_rate * np.arange(num_layers) / (num_layers - 1)
+  rates[[0, -1]] = 0.0
+  drop = rng.random((2, num_layers)) < rates
+  return SkipMask(attn=drop[0], mlp=drop[1])
+
+
+def rows(
+  tokens: np.ndarray, cfg: TrainConfig, step: int
+) -> Iterator[Int[np.ndarray, 'b t+1']]:
+  """Batches from `step` on: shuffled windows, cut anew in every epoch."""
+  length = cfg.seq_len + 1
+  per_epoch = (len(tokens) - length) // cfg.seq_len // cfg.batch_size
+  while True:
+    epoch, index = divmod(step, per_epoch)
+    rng = np.random.default_rng((cfg.seed, 1, epoch))
+    offset = rng.integers(cfg.seq_len)
+    order = rng.permutation((len(tokens) - length - offset) // cfg.seq_len)
+    for index in range(index, per_epoch):
+      picked = order[index * cfg.batch_size : (index + 1) * cfg.batch_size]
+      starts = offset + picked * cfg.seq_len
+      yield np.stack([tokens[s : s + length] for s in starts]).astype(np.int32)
+      step += 1
+
+
+def schedule(cfg: TrainConfig, peak: float) -> optax.Schedule:
+  """Linear warm-up, constant, linear decay to zero: 'trapezoidal'."""
+  decay_steps = max(1, int(cfg.steps * cfg.decay))
+  return optax.join_schedules(
+    [
+      optax.linear_schedule(0.0, peak, cfg.warmup),
+      optax.constant_schedule(peak),
+      optax.linear_schedule(peak, 0.0, decay_steps),
+    ],
+    [cfg.warmup, cfg.steps - decay_steps],
+  )
+
+
+def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
+  """Muon on the layers' matrices and Adam on the rest, or AdamW on all."""
+  if cfg.optimizer == 'adamw':
+    return optax.adamw(schedule(cfg, cfg.other_lr), b2=0.95, weight_decay=0.1)
+
+  def dimensions(params: Any) -> Any:
+    def spec(path: tuple[Any, ...], leaf: Array) -> Any:
+      in_layer = getattr(path[0], 'key', None) == 'layers'
+      if in_layer and leaf.ndim == 2:
+        return optax.contrib.MuonDimensionNumbers()
+      return None
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+  return optax.contrib.muon(
+    schedule(cfg, cfg.matrix_lr),
+    adam_learning_rate=schedule(cfg, cfg.other_lr),
+    adam_b2=0.95,
+    ns_steps=4,
+    preconditioning='aol',
+    muon_weight_dimension_numbers=dimensions,
+  )
+
+
+def make_loss(graphdef: llama.GraphDef) -> Callable[..., Array]:
+  """Mean cross-entropy, in nats a token, of rows int[B, T+1]."""
+
+  def loss(params: Any, rows: Int[Array, 'b t'], mask: SkipMask) -> Array:
+    model = nnx.merge(graphdef, params)
+    hidden, _ = model(rows[:, :-1], mask)
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      model.logits(hidden), rows[:, 1:]
+    )
+    return losses.mean()
+
+  return loss
+
+
+def evaluate(
+  loss: Callable[..., Array], params: Any, held_out: np.ndarray, mask: SkipMask
+) -> float:
+  """Mean loss over held-out rows int[R, T+1], eight at a time."""
+  losses = [
+    loss(params, held_out[i : i + 8], mask) for i in range(0, len(held_out), 8)
+  ]
+  return float(np.mean(jax.device_get(losses)))
+
+
+def train(
+  model_cfg: ModelConfig,
+  cfg: TrainConfig,
+  tokens: np.ndarray,
+  held_out: np.ndarray,
+  directory: pathlib.Path,
+) -> tuple[llama.GraphDef, Any, dict[str, Any]]:
+  """Trains, or goes on where the checkpoints in `directory` stopped.
+
+  Rows are split over all devices; the optimizer, whose matrix products already
+  use every core of a CPU, runs on the first.
+
+  Args:
+    model_cfg: the model; float32 while training.
+    cfg: the run.
+    tokens: training text, int[n].
+    held_out: text for evaluation, int[m].
+    directory: Orbax checkpoints.
+
+  Returns:
+    graphdef, parameters as a nested dict, and the figures of the last
+    evaluation.
+  """
+  graphdef, params = llama.init_model(model_cfg, cfg.seed)
+  params = nnx.to_pure_dict(params)
+  optimizer = make_optimizer(cfg)
+  state = {
+    'params': params,
+    'opt_state': jax.jit(optimizer.init)(params),
+    'seconds': np.float64(0),
+  }
+  mesh = jax.make_mesh(
+    (jax.device_count(),), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
+  )
+  everywhere = NamedSharding(mesh, PartitionSpec())
+  by_row = NamedSharding(mesh, PartitionSpec('data'))
+  loss = make_loss(graphdef)
+  grad = jax.jit(
+    jax.value_and_grad(loss), out_shardings=(everywhere, everywhere)
+  )
+  eval_loss = jax.jit(loss)
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def update(params: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  held = (len(held_out) - 1) // cfg.seq_len
+  picked = np.linspace(0, held - 1, min(cfg.eval_rows, held)).astype(int)
+  held_rows = np.stack(
+    [held_out[i * cfg.seq_len :][: cfg.seq_len + 1] for i in picked]
+  ).astype(np.int32)
+  masks = {
+    'loss': skip_mask.none_skipped(model_cfg.num_hidden_layers),
+    'loss_skipped': skip_mask.uniform(model_cfg.num_hidden_layers, 0.45),
+  }
+  figures: dict[str, Any] = {}
+  with ocp.training.Checkpointer(
+    directory,
+    preservation_policy=ocp.training.preservation_policies.LatestN(2),
+  ) as checkpointer:
+    step = 0
+    if checkpointer.latest is not None:
+      step = checkpointer.latest.step
+      state = checkpointer.load(step, state)
+      logging.info('going on at step %d', step)
+    bar = tqdm.tqdm(total=cfg.steps, initial=step, unit='step', mininterval=5)
+    started = time.perf_counter() - float(state['seconds'])
+    batches = rows(tokens, cfg, step)
+    while step < cfg.steps:
+      batch = jax.device_put(next(batches), by_row)
+      mask = drop_mask(cfg, model_cfg.num_hidden_layers, step)
+      params = jax.device_put(state['params'], everywhere)
+      train_loss, grads = grad(params, batch, mask)
+      grads = jax.device_put(grads, jax.devices()[0])
+      state['params'], state['opt_state'] = update(
+        state['params'], state['opt_state'], grads
+      )
+      step += 1
+      bar.set_postfix_str(f'loss {float(train_loss):.3f}', refresh=False)
+      bar.update()
+      if step % cfg.eval_every == 0 or step == cfg.steps:
+        figures = {
+          name: evaluate(eval_loss, state['params'], held_rows, mask)
+          for name, mask in masks.items()
+        }
+        bar.write(f'step {step}: held-out {figures}')
+      if step % cfg.save_every == 0 or step == cfg.steps:
+        state['seconds'] = np.float64(time.perf_counter() - started)
+        checkpointer.save(step, state, overwrite=True)
+    if not figures:
+      figures = {
+        name: evaluate(eval_loss, state['params'], held_rows, mask)
+        for name, mask in masks.items()
+      }
+  figures['seconds'] = float(state['seconds'])
+  figures['tokens'] = step * cfg.batch_size * cfg.seq_len
+  return graphdef, state['params'], figures
