@@ -45,17 +45,6 @@ class KVCache:
     v = tuple(_write(c, u, self.length) for c, (_, u) in zip(self.v, updates))
     return self.replace(k=k, v=v)
 
-  def move_row(self, source: Int[Array, 'b'], target: Int[Array, 'b']) -> KVCache:
-    """Copies slot `source[b]` onto slot `target[b]` in every layer."""
-
-    def move(cache: Array) -> Array:
-      row = jnp.take_along_axis(cache, source[:, None, None, None], axis=2)
-      return _write(cache, row, target)
-
-    return self.replace(
-      k=tuple(map(move, self.k)), v=tuple(map(move, self.v))
-    )
-
   def rollback(self, length: Int[Array, 'b']) -> KVCache:
     """The same cache with `length` filled slots; slots after them are dead."""
     return self.replace(length=length)

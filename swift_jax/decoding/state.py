@@ -1,0 +1,129 @@
+"""What a batch carries from round to round."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax.numpy as jnp
+
+from swift_jax.kv_cache import KVCache
+from swift_jax.typing import Array, Bool, Int
+
+
+@flax.struct.dataclass
+class Counts:
+  """What the rounds did, a row each; int32[B].
+
+  Attributes:
+    verify_passes: passes of the whole model.
+    drafted: drafted chain tokens that were verified.
+    accepted: those that were committed.
+    leaf_hits: leaves that were committed.
+  """
+
+  verify_passes: Int[Array, 'b']
+  drafted: Int[Array, 'b']
+  accepted: Int[Array, 'b']
+  leaf_hits: Int[Array, 'b']
+
+
+@flax.struct.dataclass
+class DecodeState:
+  """A batch in the middle of its text.
+
+  The newest committed token is not yet in the cache: every pass starts with it.
+
+  Attributes:
+    cache: keys and values of all committed tokens but the newest.
+    tokens: prompt and generated text, int32[B, S]; dead after `length`.
+    prompt_length: tokens of the prompt, int32[B].
+    end: committed tokens at which a row is full, int32[B].
+    done: rows that write no more, bool[B].
+    finite: no NaN or infinite logit was seen, bool[].
+    counts: what the rounds did.
+  """
+
+  cache: KVCache
+  tokens: Int[Array, 'b s']
+  prompt_length: Int[Array, 'b']
+  end: Int[Array, 'b']
+  done: Bool[Array, 'b']
+  finite: Bool[Array, '']
+  counts: Counts
+
+  @property
+  def length(self) -> Int[Array, 'b']:
+    """Committed tokens of each row, the prompt's included."""
+    return self.cache.length + 1
+
+  @property
+  def last_token(self) -> Int[Array, 'b']:
+    """The newest committed token, which the next pass begins with."""
+    index = self.cache.length[:, None]
+    return jnp.take_along_axis(self.tokens, index, axis=1)[:, 0]
+
+
+@flax.struct.dataclass
+class StopRules:
+  """When a row ends; traced, so that new rules compile nothing.
+
+  Attributes:
+    token_ids: end-of-text tokens, int32[E], padded with -1.
+  """
+
+  token_ids: Int[Array, 'e']
+
+
+def start(
+  cache: KVCache,
+  prompts: Int[Array, 'b s'],
+  prompt_length: Int[Array, 'b'],
+  max_new_tokens: Int[Array, 'b'],
+) -> DecodeState:
+  """The state before prefill; a row with `max_new_tokens` 0 is done at once."""
+  batch = prompts.shape[0]
+
+  def zeros() -> Array:
+    return jnp.zeros(batch, jnp.int32)
+
+  return DecodeState(
+    cache=cache,
+    tokens=prompts,
+    prompt_length=prompt_length,
+    end=prompt_length + max_new_tokens,
+    done=max_new_tokens <= 0,
+    finite=jnp.asarray(True),
+    counts=Counts(zeros(), zeros(), zeros(), zeros()),
+  )
+
+
+def commit(
+  state: DecodeState,
+  block: Int[Array, 'b w'],
+  block_length: Int[Array, 'b'],
+  stops: StopRules,
+) -> tuple[DecodeState, Int[Array, 'b']]:
+  """Appends `block[b, :block_length[b]]`, cut where plain decoding would end.
+
+  A row is cut after its first end-of-text token and at `end`; a row that was
+  done gets nothing. The block's keys and values must be in the cache already.
+
+  Returns:
+    The state with rolled cache, and the tokens that each row kept, int32[B].
+  """
+  index = jnp.arange(block.shape[1])[None]  # [1, W]
+  kept = jnp.minimum(block_length, state.end - state.length)
+  is_stop = (block[..., None] == stops.token_ids).any(-1) & (
+    index < kept[:, None]
+  )
+  has_stop = is_stop.any(-1)
+  kept = jnp.where(has_stop, jnp.argmax(is_stop, axis=-1) + 1, kept)
+  kept = jnp.where(state.done, 0, kept)
+  slots = state.length[:, None] + index  # [B, W]
+  # Tokens past `kept` must not be written: a full row has no room for them.
+  slots = jnp.where(index < kept[:, None], slots, state.tokens.shape[1])
+  rows = jnp.arange(block.shape[0])[:, None]
+  tokens = state.tokens.at[rows, slots].set(block, mode='drop')
+  cache = state.cache.rollback(state.cache.length + kept)
+  state = state.replace(tokens=tokens, cache=cache)
+  done = state.done | has_stop | (state.length >= state.end)
+  return state.replace(done=done), kept

@@ -1,0 +1,120 @@
+"""The verification tree: a chain with leaves.
+
+Nodes of a row stand in this order: the root (the newest committed token), the
+drafted chain, then leaves, the likeliest first. So an accepted path is a prefix
+of the nodes and at most one leaf, and verify of any width takes the first nodes.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from swift_jax.decoding.drafting import Draft, DraftSettings, DraftShapes
+from swift_jax.typing import Array, Bool, Int
+
+
+@flax.struct.dataclass
+class Tree:
+  """Nodes to verify.
+
+  Attributes:
+    tokens: int32[B, W].
+    ancestor: a node's last chain ancestor, itself for root and chain,
+      int32[B, W].
+    depth: distance from the root, int32[B, W].
+    num_chain: root and chain nodes of each row, int32[B].
+    num_nodes: live nodes of each row; those after are padding, int32[B].
+  """
+
+  tokens: Int[Array, 'b w']
+  ancestor: Int[Array, 'b w']
+  depth: Int[Array, 'b w']
+  num_chain: Int[Array, 'b']
+  num_nodes: Int[Array, 'b']
+
+  @property
+  def is_leaf(self) -> Bool[Array, 'b w']:
+    index = jnp.arange(self.tokens.shape[1])
+    after_chain = index >= self.num_chain[:, None]
+    return after_chain & (index < self.num_nodes[:, None])
+
+  def attn_mask(self) -> Bool[Array, 'b w w']:
+    """A node sees its chain ancestors and itself."""
+    index = jnp.arange(self.tokens.shape[1])
+    itself = index[:, None] == index
+    return itself | (index <= self.ancestor[..., None])
+
+  def first(self, width: int) -> Tree:
+    """The tree of the first `width` nodes."""
+    return self.replace(
+      tokens=self.tokens[:, :width],
+      ancestor=self.ancestor[:, :width],
+      depth=self.depth[:, :width],
+      num_nodes=jnp.minimum(self.num_nodes, width),
+    )
+
+
+def build(
+  root: Int[Array, 'b'],
+  draft: Draft,
+  settings: DraftSettings,
+  shapes: DraftShapes,
+) -> Tree:
+  """The tree of a draft, at the largest width."""
+  width = shapes.max_width
+  index = jnp.arange(width)[None]  # [1, W]
+  num_chain = draft.length + 1
+  chain = jnp.concatenate([root[:, None], draft.tokens], axis=1)  # [B, W]
+  in_chain = index < num_chain[:, None]
+  if not shapes.num_leaves:
+    return Tree(
+      tokens=jnp.where(in_chain, chain, 0),
+      ancestor=jnp.where(in_chain, index, 0),
+      depth=jnp.where(in_chain, index, 0),
+      num_chain=num_chain,
+      num_nodes=num_chain,
+    )
+  leaf_tokens, leaf_depth, num_leaves = _leaves(draft, settings, width - 1)
+  at = jnp.clip(index - num_chain[:, None], 0, width - 2)
+  num_nodes = jnp.minimum(num_chain + num_leaves, width)
+  is_leaf = ~in_chain & (index < num_nodes[:, None])
+  depth = jnp.take_along_axis(leaf_depth, at, axis=1)
+  depth = jnp.where(is_leaf, depth, 0)
+  leaf = jnp.where(is_leaf, jnp.take_along_axis(leaf_tokens, at, axis=1), 0)
+  return Tree(
+    tokens=jnp.where(in_chain, chain, leaf),
+    ancestor=jnp.where(in_chain, index, jnp.maximum(depth - 1, 0)),
+    depth=jnp.where(in_chain, index, depth),
+    num_chain=num_chain,
+    num_nodes=num_nodes,
+  )
+
+
+def _leaves(
+  draft: Draft, settings: DraftSettings, most: int
+) -> tuple[Array, Array, Array]:
+  """The `most` likeliest leaves: tokens [B, M], depths [B, M], how many [B].
+
+  At depth t the paper takes the top k by the confidence there: the chain's token
+  and k-1 leaves beside it. A leaf's likelihood is that of its whole path.
+  """
+  depth = jnp.arange(draft.tokens.shape[1])
+  live = depth < draft.length[:, None]  # [B, D]
+  k = settings.tree_widths[
+    jnp.searchsorted(settings.tree_bounds, draft.confidence, side='left')
+  ]
+  rank = jnp.arange(draft.leaf_tokens.shape[2]) + 1
+  wanted = live[..., None] & (rank < k[..., None])  # [B, D, A]
+  log_path = jnp.cumsum(jnp.log(draft.confidence), axis=1)
+  log_path = jnp.pad(log_path[:, :-1], ((0, 0), (1, 0)))
+  score = log_path[..., None] + jnp.log(draft.leaf_probs)
+  # A leaf that is wanted stays ahead of padding even at probability 0.
+  score = jnp.where(wanted, jnp.maximum(score, -1e9), -jnp.inf)
+  flat = score.reshape(score.shape[0], -1)
+  _, picked = jax.lax.top_k(flat, min(most, flat.shape[1]))
+  tokens = draft.leaf_tokens.reshape(flat.shape)
+  tokens = jnp.take_along_axis(tokens, picked, axis=1)
+  depths = picked // draft.leaf_tokens.shape[2] + 1
+  return tokens, depths, jnp.minimum(wanted.sum((1, 2)), picked.shape[1])

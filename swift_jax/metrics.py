@@ -1,0 +1,57 @@
+"""What a generated text cost, with one definition a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+  """Figures of one prompt. Times are those of the batch it rode in.
+
+  Attributes:
+    method: `plain` or `swift`.
+    new_tokens: tokens returned, an end-of-text token included.
+    prefill_s: seconds until the prompt was in the cache.
+    decode_s: seconds of plain steps or of drafting and verifying.
+    search_s: seconds of scoring candidates and choosing among them.
+    verify_passes: passes of the whole model after prefill.
+    drafted: drafted tokens that were verified on the chain.
+    accepted: those that were returned because the target agreed.
+    leaf_hits: tokens returned because a leaf beside the chain was right.
+    acceptance_rate: accepted / drafted; None where nothing was drafted.
+    mean_accepted_length: new_tokens / verify_passes (the paper's M).
+    skip_ratio: of the mask that drafted last; None for plain decoding.
+    matchness: that mask's share of hits when last scored; None before.
+    tokens_per_second: new_tokens over all three times.
+  """
+
+  method: str
+  new_tokens: int
+  prefill_s: float
+  decode_s: float
+  search_s: float
+  verify_passes: int
+  drafted: int
+  accepted: int
+  leaf_hits: int
+  acceptance_rate: float | None
+  mean_accepted_length: float | None
+  skip_ratio: float | None
+  matchness: float | None
+  tokens_per_second: float | None
+
+
+def ratio(numerator: float, denominator: float) -> float | None:
+  """The quotient, or None where it has no meaning."""
+  return numerator / denominator if denominator else None
+
+
+def distinct_ngrams(tokens: Sequence[int], n: int = 4) -> float | None:
+  """Share of distinct n-grams: 1 = no n-gram comes twice, near 0 = a loop.
+
+  None for a text shorter than n tokens.
+  """
+  grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+  return ratio(len(set(grams)), len(grams))
