@@ -11,14 +11,15 @@ import jax.numpy as jnp
 
 from swift_jax.decoding import drafting, tree, verification
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
+from swift_jax.decoding import state as states
 from swift_jax.decoding.state import DecodeState, StopRules, commit
 from swift_jax.llama import GraphDef, Llama, Params
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Int
 
-_jit = functools.partial(
-  jax.jit, static_argnames=('graphdef', 'shapes'), donate_argnames=('state',)
-)
+
+
+start = jax.jit(states.start, donate_argnames=('cache', 'prompts'))
 
 
 @functools.partial(
@@ -48,7 +49,9 @@ def prefill(
   return state.replace(cache=cache)
 
 
-@_jit
+@functools.partial(
+  jax.jit, static_argnames=('graphdef',), donate_argnames=('state',)
+)
 def plain_steps(
   graphdef: GraphDef,
   params: Params,
@@ -78,7 +81,9 @@ def plain_steps(
   return _repeat(step, state, num_steps)
 
 
-@_jit
+@functools.partial(
+  jax.jit, static_argnames=('graphdef', 'shapes'), donate_argnames=('state',)
+)
 def swift_rounds(
   graphdef: GraphDef,
   params: Params,

@@ -1,0 +1,252 @@
+"""The engine: a checkpoint, its tokenizer and the search, ready to write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from swift_jax import checkpoint
+from swift_jax.config import (
+  DecodeConfig,
+  DraftConfig,
+  ModelConfig,
+  SearchConfig,
+)
+from swift_jax.errors import InputError
+from swift_jax.llama import GraphDef, Params
+from swift_jax.metrics import Metrics, ratio
+from swift_jax.search import cached_sets
+from swift_jax.search.searcher import Searcher
+from swift_jax.session import MAX_EOS_IDS, Model, Row, Session
+from swift_jax.skip_mask import SkipMask
+
+Prompt = str | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What one prompt became.
+
+  Attributes:
+    prompt: as it was given.
+    text: the generated text, without end-of-text token and stop string.
+    tokens: generated token ids, the one that ended the text included.
+    finish_reason: `eos`, `stop` (a stop string) or `length`.
+    metrics: what it cost.
+  """
+
+  prompt: Prompt
+  text: str
+  tokens: list[int]
+  finish_reason: str
+  metrics: Metrics
+
+
+class Engine:
+  """Generates text, plainly or with SWIFT; the text is the same.
+
+  The search goes on from call to call: what it found drafts the next prompt.
+
+  Attributes:
+    cfg: the model's shape.
+    tokenizer: a transformers tokenizer; None where prompts are token ids.
+    searcher: the search and its incumbent.
+  """
+
+  def __init__(
+    self,
+    cfg: ModelConfig,
+    graphdef: GraphDef,
+    params: Params,
+    tokenizer: Any = None,
+    eos_token_ids: Sequence[int] = (),
+    draft: DraftConfig | None = None,
+    search: SearchConfig | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    if len(eos_token_ids) > MAX_EOS_IDS:
+      raise InputError(
+        f'eos_token_id={list(eos_token_ids)}: expected at most {MAX_EOS_IDS}'
+      )
+    search = search or SearchConfig()
+    self.cfg = cfg
+    self.tokenizer = tokenizer
+    self.searcher = Searcher(search, cfg.num_hidden_layers)
+    if search.cache:
+      layers = cfg.num_hidden_layers
+      mask = cached_sets.load(search.cache, search.cache_name, layers)
+      self.searcher.start_from(mask)
+    self._eos = tuple(eos_token_ids)
+    self._model = Model(cfg, graphdef, params, draft or DraftConfig(), mesh)
+
+  @classmethod
+  def from_pretrained(
+    cls,
+    path: str,
+    dtype: str | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    draft: DraftConfig | None = None,
+    search: SearchConfig | None = None,
+  ) -> Engine:
+    """Loads a Hugging Face Llama checkpoint.
+
+    Args:
+      path: a local folder or a hub id.
+      dtype: bfloat16, float16 or float32; the checkpoint's own if None.
+      mesh: devices with axes `data` and `tensor`; one device if None.
+      draft: how blocks are drafted.
+      search: how the skip mask is found.
+
+    Raises:
+      InputError: something about the checkpoint is wrong or not supported.
+    """
+    folder = checkpoint.resolve(path)
+    cfg = checkpoint.load_config(folder, dtype)
+    tokenizer = checkpoint.load_tokenizer(folder, cfg)
+    eos = sorted(checkpoint.eos_token_ids(folder))
+    graphdef, params = checkpoint.load_params(folder, cfg, mesh)
+    return cls(cfg, graphdef, params, tokenizer, eos, draft, search, mesh)
+
+  @property
+  def skip_mask(self) -> SkipMask:
+    """The mask that drafts at present."""
+    return self.searcher.incumbent
+
+  @property
+  def matchness(self) -> float | None:
+    """That mask's share of hits when it was last scored."""
+    return self.searcher.matchness
+
+  def set_skip_mask(self, mask: SkipMask) -> None:
+    """Drafts with `mask` from now on; the search rests."""
+    self.searcher.start_from(mask)
+
+  def generate(
+    self,
+    prompts: Prompt | Sequence[Prompt],
+    decode: DecodeConfig | None = None,
+    on_text: Callable[[int, str], None] | None = None,
+  ) -> list[Result]:
+    """Continues one or many prompts.
+
+    Args:
+      prompts: strings, or token ids.
+      decode: method, limits, batch size.
+      on_text: called with a prompt's index and a piece of its text as it comes.
+
+    Returns:
+      A result a prompt, in order.
+
+    Raises:
+      InputError: an empty prompt, one longer than the context, a token outside
+        the vocabulary, or logits that are not finite.
+    """
+    decode = decode or DecodeConfig()
+    if isinstance(prompts, str) or (
+      len(prompts) and isinstance(prompts[0], (int, np.integer))
+    ):
+      prompts = [prompts]
+    encoded = [self._encode(i, prompt) for i, prompt in enumerate(prompts)]
+    results: list[Result] = []
+    for at in range(0, len(encoded), decode.batch_size):
+      session = self._session(encoded[at : at + decode.batch_size], decode)
+
+      def hand_on(row: int, piece: str, at: int = at) -> None:
+        if on_text is not None:
+          on_text(at + row, piece)
+
+      session.run(hand_on)
+      results += [
+        self._result(prompts[at + b], row, session)
+        for b, row in enumerate(session.rows)
+      ]
+    return results
+
+  def warmup(
+    self, decode: DecodeConfig | None = None, prompt_length: int = 2
+  ) -> None:
+    """Compiles what `generate` runs for prompts up to this length."""
+    decode = decode or DecodeConfig()
+    prompts = [[0] * prompt_length] * decode.batch_size
+    session = self._session(prompts, decode)
+    if decode.method == 'swift' and self.searcher.active:
+      # A searcher of its own: compiling must not move the search.
+      spare = Searcher(self.searcher.cfg, self.cfg.num_hidden_layers)
+      jax.block_until_ready(session.score(spare.candidates()))
+    jax.block_until_ready(session.advance(1))
+
+  def _session(
+    self, prompts: Sequence[Sequence[int]], decode: DecodeConfig
+  ) -> Session:
+    return Session(
+      self._model,
+      self.searcher,
+      self._eos,
+      prompts,
+      self._detokenize,
+      decode,
+    )
+
+  def _encode(self, index: int, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt, checked."""
+    if isinstance(prompt, str) and prompt:
+      if self.tokenizer is None:
+        raise InputError(f'prompt {index}: the engine has no tokenizer')
+      ids = list(self.tokenizer(prompt)['input_ids'])
+    else:
+      ids = [int(token) for token in prompt]
+    if not ids:
+      raise InputError(f'prompt {index} is empty: {prompt!r}')
+    for token in ids:
+      if not 0 <= token < self.cfg.vocab_size:
+        raise InputError(
+          f'prompt {index}: token {token} is outside the vocabulary of'
+          f' {self.cfg.vocab_size}'
+        )
+    context = self.cfg.max_position_embeddings
+    if len(ids) > context:
+      raise InputError(
+        f'prompt {index} has {len(ids)} tokens, but the context holds'
+        f' max_position_embeddings={context}'
+      )
+    return ids
+
+  def _detokenize(self, tokens: Sequence[int]) -> str:
+    if self.tokenizer is None:
+      return ''
+    return self.tokenizer.decode(
+      tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+  def _result(self, prompt: Prompt, row: Row, session: Session) -> Result:
+    tokens, counts, seconds = row.text.tokens, row.counts, session.seconds
+    finish_reason = 'length'
+    if row.text.stopped:
+      finish_reason = 'stop'
+    elif tokens and tokens[-1] in self._eos and not session.decode.ignore_eos:
+      finish_reason = 'eos'
+    is_swift = session.decode.method == 'swift'
+    total = seconds.prefill + seconds.decode + seconds.search
+    return Result(
+      prompt=prompt,
+      text=row.text.text,
+      tokens=tokens,
+      finish_reason=finish_reason,
+      metrics=Metrics(
+        method=session.decode.method,
+        new_tokens=len(tokens),
+        prefill_s=seconds.prefill,
+        decode_s=seconds.decode,
+        search_s=seconds.search,
+        **counts,
+        acceptance_rate=ratio(counts['accepted'], counts['drafted']),
+        mean_accepted_length=ratio(len(tokens), counts['verify_passes']),
+        skip_ratio=self.skip_mask.skip_ratio() if is_swift else None,
+        matchness=self.matchness if is_swift else None,
+        tokens_per_second=ratio(len(tokens), total),
+      ),
+    )

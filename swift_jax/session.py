@@ -1,0 +1,296 @@
+"""One batch from prompt to end: where decoding and search meet.
+
+Everything here runs on the host between dispatches. A dispatch runs several
+rounds on the device; then the host reads what it needs in one transfer, hands
+text on, looks for stop strings and lets the search have its turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from swift_jax import kv_cache, sharding
+from swift_jax import skip_mask as skip_masks
+from swift_jax.config import DecodeConfig, DraftConfig, ModelConfig
+from swift_jax.decoding import drafting, rounds
+from swift_jax.decoding import state as states
+from swift_jax.decoding.state import DecodeState
+from swift_jax.detokenizer import Detokenizer
+from swift_jax.errors import InputError
+from swift_jax.llama import GraphDef, Params
+from swift_jax.search import matchness
+from swift_jax.search.searcher import Searcher
+
+MAX_EOS_IDS = 8
+_MIN_CAPACITY = 128
+
+
+class Model:
+  """The target on its devices, with what every dispatch needs beside it."""
+
+  def __init__(
+    self,
+    cfg: ModelConfig,
+    graphdef: GraphDef,
+    params: Params,
+    draft: DraftConfig,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    self.cfg, self.graphdef, self.params = cfg, graphdef, params
+    self.mesh = mesh
+    self.shapes, settings = drafting.split_config(draft)
+    self.settings = self.put(settings)
+    self.full = self.put(skip_masks.none_skipped(cfg.num_hidden_layers))
+
+  def put(self, tree: Any) -> Any:
+    """Arrays on the device, replicated over a mesh. Every upload goes here."""
+    return jax.device_put(tree, sharding.replicated(self.mesh))
+
+  def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
+    cfg = self.cfg
+    cache = kv_cache.empty(
+      cfg.num_hidden_layers,
+      batch,
+      cfg.num_key_value_heads,
+      capacity,
+      cfg.head_dim,
+      cfg.jax_dtype,
+    )
+    return jax.device_put(cache, sharding.cache_shardings(cache, self.mesh))
+
+
+class Seen(NamedTuple):
+  """What the host reads after a dispatch, in one transfer.
+
+  Attributes:
+    tokens: int32[B, S].
+    length: committed tokens, int32[B].
+    done: bool[B].
+    finite: bool[].
+    counts: of int32[B].
+  """
+
+  tokens: np.ndarray
+  length: np.ndarray
+  done: np.ndarray
+  finite: np.ndarray
+  counts: states.Counts
+
+
+@dataclasses.dataclass
+class Seconds:
+  """Time of a batch by phase."""
+
+  prefill: float = 0.0
+  decode: float = 0.0
+  search: float = 0.0
+
+
+@dataclasses.dataclass
+class Row:
+  """One prompt of the batch.
+
+  Attributes:
+    prompt: token ids.
+    text: its tokens and text so far.
+    counts: what it took, by the names of `Counts`; frozen once it is done.
+    done: nothing more comes.
+  """
+
+  prompt: Sequence[int]
+  text: Detokenizer
+  counts: dict[str, int]
+  done: bool = False
+
+
+class Session:
+  """A batch being written."""
+
+  def __init__(
+    self,
+    model: Model,
+    searcher: Searcher,
+    eos_token_ids: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    detokenize: Callable[[Sequence[int]], str],
+    decode: DecodeConfig,
+  ):
+    self.model, self.searcher, self.decode = model, searcher, decode
+    self.seconds = Seconds()
+    names = [f.name for f in dataclasses.fields(states.Counts)]
+    self.rows = [
+      Row(
+        prompt,
+        Detokenizer(detokenize, decode.stop_strings),
+        dict.fromkeys(names, 0),
+      )
+      for prompt in prompts
+    ]
+    stop_ids = np.full(MAX_EOS_IDS, -1, np.int32)
+    if not decode.ignore_eos:
+      stop_ids[: len(eos_token_ids)] = eos_token_ids
+    self._stops = states.StopRules(model.put(stop_ids))
+    started = time.perf_counter()
+    self.state = self._prefill()
+    self.seconds.prefill = time.perf_counter() - started
+
+  def _prefill(self) -> DecodeState:
+    """Uploads the prompts and fills the cache; spare rows are done at once."""
+    batch, chunk = self.decode.batch_size, self.decode.prefill_chunk
+    lengths = np.ones(batch, np.int32)
+    limits = np.zeros(batch, np.int32)
+    for b, row in enumerate(self.rows):
+      lengths[b] = len(row.prompt)
+      room = self.model.cfg.max_position_embeddings - len(row.prompt)
+      limits[b] = min(self.decode.max_new_tokens, room)
+    chunks = -(-(int(lengths.max()) - 1) // chunk)
+    # A pass may write a whole tree behind the last token that counts.
+    longest = int((lengths + limits).max()) + self.model.shapes.max_width + 1
+    capacity = _MIN_CAPACITY
+    while capacity < max(chunks * chunk, longest):
+      capacity *= 2
+    tokens = np.zeros((batch, capacity), np.int32)
+    for b, row in enumerate(self.rows):
+      tokens[b, : len(row.prompt)] = row.prompt
+    cache = self.model.empty_cache(batch, capacity)
+    tokens, lengths, limits = self.model.put((tokens, lengths, limits))
+    state = rounds.start(cache, tokens, lengths, limits)
+    model = self.model
+    for i in range(chunks):
+      at = model.put(np.int32(i * chunk))
+      state = rounds.prefill(
+        model.graphdef, model.params, state, model.full, at, chunk
+      )
+    return jax.block_until_ready(state)
+
+  def advance(self, count: int) -> DecodeState:
+    """One dispatch of `count` rounds, or of as many plain steps."""
+    model = self.model
+    num = model.put(np.int32(count))
+    if self.decode.method == 'plain':
+      return rounds.plain_steps(
+        model.graphdef, model.params, self.state, model.full, self._stops, num
+      )
+    return rounds.swift_rounds(
+      model.graphdef,
+      model.params,
+      self.state,
+      model.put(self.searcher.incumbent),
+      model.full,
+      model.settings,
+      self._stops,
+      num,
+      model.shapes,
+    )
+
+  def run(self, on_text: Callable[[int, str], None]) -> None:
+    """Writes until every row has ended; `on_text` gets row and piece.
+
+    Raises:
+      InputError: the logits are not finite.
+    """
+    is_swift = self.decode.method == 'swift'
+    per_dispatch = self.decode.rounds_per_dispatch
+    if self.decode.stop_strings:
+      per_dispatch = 1  # so that counts end where the text does
+    due = self.searcher.cfg.opt_interval
+    while not all(row.done for row in self.rows):
+      searching = is_swift and self.searcher.active
+      count = min(per_dispatch, due) if searching else per_dispatch
+      started = time.perf_counter()
+      self.state = self.advance(count)
+      seen = Seen(
+        *jax.device_get(
+          (
+            self.state.tokens,
+            self.state.length,
+            self.state.done,
+            self.state.finite,
+            self.state.counts,
+          )
+        )
+      )
+      self.seconds.decode += time.perf_counter() - started
+      if not seen.finite:
+        raise InputError(
+          'the model gives logits that are not finite (NaN or infinity): the'
+          f' weights are damaged, or dtype={self.model.cfg.dtype!r} overflows'
+        )
+      self._read(seen, on_text)
+      due -= count
+      if searching and due <= 0 and self._search(seen):
+        due = self.searcher.cfg.opt_interval
+      due = max(due, 1)
+
+  def _read(self, seen: Seen, on_text: Callable[[int, str], None]) -> None:
+    """Takes each row's new tokens, looks for stop strings, hands text on."""
+    stopped = []
+    for b, row in enumerate(self.rows):
+      if row.done:
+        continue
+      have = len(row.prompt) + len(row.text.tokens)
+      fresh = seen.tokens[b, have : seen.length[b]].tolist()
+      piece = row.text.push(fresh)
+      counts = {name: int(getattr(seen.counts, name)[b]) for name in row.counts}
+      if row.text.stopped:
+        returned = len(row.prompt) + len(row.text.tokens) - have
+        counts = _counts_up_to(row.counts, counts, returned)
+        stopped.append(b)
+      row.counts = counts
+      row.done = bool(seen.done[b]) or row.text.stopped
+      if row.done:
+        piece += row.text.finish()
+      if piece:
+        on_text(b, piece)
+    if stopped and not all(row.done for row in self.rows):
+      done = np.array(seen.done)
+      done[stopped] = True
+      self.state = self.state.replace(done=self.model.put(done))
+
+  def _search(self, seen: Seen) -> bool:
+    """One scoring pass, if there is a window of fresh text; says whether."""
+    cfg = self.searcher.cfg
+    written = sum(len(row.text.tokens) for row in self.rows)
+    if written < cfg.context_window or all(row.done for row in self.rows):
+      return False
+    started = time.perf_counter()
+    candidates = self.searcher.candidates()
+    hits, positions = jax.device_get(self.score(candidates))
+    self.searcher.observe(candidates, hits, int(positions))
+    self.seconds.search += time.perf_counter() - started
+    return True
+
+  def score(self, candidates: skip_masks.SkipMask) -> matchness.Scores:
+    """Hits of each candidate on the batch's newest text."""
+    return matchness.score(
+      self.model.graphdef,
+      self.model.params,
+      self.state.cache,
+      self.state.tokens,
+      self.state.prompt_length,
+      self.model.put(candidates),
+      self.searcher.cfg.context_window,
+    )
+
+
+def _counts_up_to(
+  before: dict[str, int], after: dict[str, int], returned: int
+) -> dict[str, int]:
+  """Counts of a row whose last round was cut to `returned` tokens on the host.
+
+  As on the device: what was drafted and verified stays, what was accepted counts
+  only if it was returned.
+  """
+  accepted = after['accepted'] - before['accepted']
+  leaf_hits = after['leaf_hits'] - before['leaf_hits']
+  return {
+    **after,
+    'accepted': before['accepted'] + min(accepted, returned),
+    'leaf_hits': before['leaf_hits'] + (leaf_hits if returned > accepted else 0),
+  }
