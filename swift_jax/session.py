@@ -53,8 +53,14 @@ class Model:
     return jax.device_put(tree, sharding.replicated(self.mesh))
 
   def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
+    """A cache made where it will live: no device holds another's heads."""
     cfg = self.cfg
-    cache = kv_cache.empty(
+    empty = jax.jit(
+      kv_cache.empty,
+      static_argnums=range(6),
+      out_shardings=sharding.cache_shardings(self.mesh),
+    )
+    return empty(
       cfg.num_hidden_layers,
       batch,
       cfg.num_key_value_heads,
@@ -62,7 +68,6 @@ class Model:
       cfg.head_dim,
       cfg.jax_dtype,
     )
-    return jax.device_put(cache, sharding.cache_shardings(cache, self.mesh))
 
 
 class Seen(NamedTuple):
@@ -81,6 +86,20 @@ class Seen(NamedTuple):
   done: np.ndarray
   finite: np.ndarray
   counts: states.Counts
+
+  @classmethod
+  def of(cls, state: DecodeState) -> Seen:
+    cached, *rest = jax.device_get(
+      (
+        state.cache.length,
+        state.tokens,
+        state.done,
+        state.finite,
+        state.counts,
+      )
+    )
+    tokens, done, finite, counts = rest
+    return cls(tokens, cached + 1, done, finite, counts)
 
 
 @dataclasses.dataclass
@@ -205,17 +224,7 @@ class Session:
       count = min(per_dispatch, due) if searching else per_dispatch
       started = time.perf_counter()
       self.state = self.advance(count)
-      seen = Seen(
-        *jax.device_get(
-          (
-            self.state.tokens,
-            self.state.length,
-            self.state.done,
-            self.state.finite,
-            self.state.counts,
-          )
-        )
-      )
+      seen = Seen.of(self.state)
       self.seconds.decode += time.perf_counter() - started
       if not seen.finite:
         raise InputError(

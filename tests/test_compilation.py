@@ -1,0 +1,51 @@
+"""After warm-up nothing compiles again, and nothing moves in secret."""
+
+import jax
+import numpy as np
+import tiny_model
+from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
+
+from swift_jax import skip_mask as skip_masks
+
+
+class Compilations:
+  """Counts XLA compilations in this process from now on."""
+
+  def __init__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._on_event)
+
+  def _on_event(self, name, *_, **__):
+    self.count += name == '/jax/core/compile/backend_compile_duration'
+
+
+def test_new_settings_compile_nothing():
+  rng = np.random.default_rng(0)
+  compilations = Compilations()
+  tiny_model.engine(confidence_threshold=0.3).warmup(tiny_model.decode(), 12)
+  tiny_model.engine().warmup(tiny_model.decode('plain'), 12)
+  warm = compilations.count
+  assert warm > 0
+  engine = tiny_model.engine(confidence_threshold=0.3)
+  engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
+  for limit, threshold, cap in ((3, 0.0, 1), (40, 0.7, 25), (17, 1.0, 4)):
+    engine = tiny_model.engine(
+      skip_masks.random(rng, CFG.num_hidden_layers, 0.4),
+      (int(rng.integers(CFG.vocab_size)),),
+      confidence_threshold=threshold,
+      max_draft_length=cap,
+    )
+    prompts = [
+      rng.integers(0, CFG.vocab_size, size).tolist()
+      for size in rng.integers(1, 30, 2)
+    ]
+    for method in ('plain', 'swift'):
+      engine.generate(prompts, tiny_model.decode(method, max_new_tokens=limit))
+  assert compilations.count == warm
+
+
+def test_every_transfer_is_explicit():
+  engine = tiny_model.engine()
+  with jax.transfer_guard('disallow'):
+    engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
+  assert engine.searcher.iterations > 0  # the search's transfers too

@@ -1,0 +1,181 @@
+"""SWIFT's greedy text is plain greedy text, whatever the draft does."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+import tiny_model
+from tiny_model import CFG, CHUNK
+
+from swift_jax import skip_mask as skip_masks
+
+RNG = np.random.default_rng(0)
+PROMPTS = [
+  [3],  # nothing to prefill
+  RNG.integers(0, CFG.vocab_size, CHUNK).tolist(),  # exactly a chunk
+  RNG.integers(0, CFG.vocab_size, 2 * CHUNK + 3).tolist(),
+]
+NOTHING = skip_masks.none_skipped(CFG.num_hidden_layers)
+EVERYTHING = skip_masks.uniform(CFG.num_hidden_layers, 1.0)
+HALF = skip_masks.random(RNG, CFG.num_hidden_layers, 0.5)
+MASKS = {'nothing': NOTHING, 'everything': EVERYTHING, 'half': HALF}
+
+
+def tokens(engine, prompts, **decode):
+  results = engine.generate(prompts, tiny_model.decode(**decode))
+  return [result.tokens for result in results]
+
+
+def test_plain_decoding_is_a_full_pass_a_token():
+  wanted = [tiny_model.reference(prompt, 40) for prompt in PROMPTS]
+  assert tokens(tiny_model.engine(), PROMPTS, method='plain') == wanted
+  # The text must have something to get wrong.
+  assert all(len(set(row)) > 8 for row in wanted)
+
+
+@pytest.mark.parametrize('tree', [True, False])
+@pytest.mark.parametrize('threshold', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize('cap', [1, 25])
+@pytest.mark.parametrize('mask', MASKS)
+def test_grid(mask, cap, threshold, tree):
+  engine = tiny_model.engine(
+    MASKS[mask],
+    max_draft_length=cap,
+    confidence_threshold=threshold,
+    tree=tree,
+  )
+  wanted = [tiny_model.reference(prompt, 40) for prompt in PROMPTS]
+  assert tokens(engine, PROMPTS) == wanted
+
+
+def test_batch_of_one_is_the_same():
+  engine = tiny_model.engine(HALF, confidence_threshold=0.2)
+  wanted = [tiny_model.reference(prompt, 40) for prompt in PROMPTS]
+  assert tokens(engine, PROMPTS, batch_size=1) == wanted
+
+
+def test_drafts_are_accepted_and_rejected():
+  """The grid must reach every branch of a round, or equality proves little."""
+  engine = tiny_model.engine(HALF, confidence_threshold=0.0, max_draft_length=6)
+  results = engine.generate(PROMPTS, tiny_model.decode())
+  total = {
+    name: sum(getattr(result.metrics, name) for result in results)
+    for name in ('drafted', 'accepted', 'leaf_hits')
+  }
+  assert 0 < total['accepted'] < total['drafted']
+  assert total['leaf_hits'] > 0
+  # A draft that skips nothing is always right.
+  engine = tiny_model.engine(NOTHING, confidence_threshold=0.0, tree=False)
+  for result in engine.generate(PROMPTS, tiny_model.decode()):
+    assert result.metrics.accepted == result.metrics.drafted > 30
+
+
+@pytest.mark.parametrize('method', ['plain', 'swift'])
+@pytest.mark.parametrize('limit', [0, 1, 2])
+def test_short_limits(method, limit):
+  engine = tiny_model.engine(NOTHING, confidence_threshold=0.0)
+  got = tokens(engine, PROMPTS, method=method, max_new_tokens=limit)
+  assert got == [tiny_model.reference(prompt, limit) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize('method', ['plain', 'swift'])
+def test_context_is_filled_exactly(method):
+  engine = tiny_model.engine(NOTHING, confidence_threshold=0.0)
+  full = RNG.integers(0, CFG.vocab_size, CFG.max_position_embeddings).tolist()
+  prompts = [full[:-1], full, full[:-5]]
+  results = engine.generate(
+    prompts, tiny_model.decode(method, max_new_tokens=1000)
+  )
+  assert [len(result.tokens) for result in results] == [1, 0, 5]
+  assert [result.finish_reason for result in results] == ['length'] * 3
+  for prompt, result in zip(prompts, results, strict=True):
+    assert result.tokens == tiny_model.reference(prompt, 1000)
+
+
+def test_rows_end_at_different_times_in_the_middle_of_a_block():
+  texts = [tiny_model.reference(prompt, 40) for prompt in PROMPTS]
+  for position in (0, 1, 4, 9):
+    eos = [texts[1][position], texts[2][position + 2]]
+    wanted = [tiny_model.reference(prompt, 40, eos) for prompt in PROMPTS]
+    engine = tiny_model.engine(NOTHING, eos, confidence_threshold=0.0)
+    for method in ('plain', 'swift'):
+      results = engine.generate(PROMPTS, tiny_model.decode(method))
+      assert [result.tokens for result in results] == wanted
+      for result in results:
+        ended = result.tokens[-1] in eos
+        assert result.finish_reason == ('eos' if ended else 'length')
+        assert result.metrics.new_tokens == len(result.tokens)
+    assert tokens(engine, PROMPTS, ignore_eos=True) == texts
+
+
+class Letters:
+  """A tokenizer of one or two letters a token; enough for stop strings."""
+
+  def decode(self, ids, **_):
+    return ''.join(chr(ord('a') + i % 23) + 'xyz'[i % 3] * (i % 2) for i in ids)
+
+
+@pytest.mark.parametrize('span', [1, 2, 5])
+def test_stop_strings_cut_where_plain_decoding_cuts(span):
+  letters = Letters()
+  texts = [
+    letters.decode(tiny_model.reference(prompt, 40)) for prompt in PROMPTS
+  ]
+  stops = [texts[0][7 : 7 + span], texts[2][21 : 21 + span]]
+  engine = tiny_model.engine(
+    NOTHING, (), Letters(), confidence_threshold=0.0, max_draft_length=25
+  )
+  plain, swift = (
+    engine.generate(PROMPTS, tiny_model.decode(method, stop_strings=stops))
+    for method in ('plain', 'swift')
+  )
+  for text, a, b in zip(texts, plain, swift, strict=True):
+    found = [text.find(stop) for stop in stops if stop in text]
+    wanted = text[: min(found)] if found else text
+    assert a.text == b.text == wanted
+    assert a.tokens == b.tokens
+    assert a.finish_reason == b.finish_reason == ('stop' if found else 'length')
+    assert b.metrics.new_tokens == len(b.tokens)
+    assert b.metrics.accepted + b.metrics.leaf_hits <= len(b.tokens)
+    assert a.metrics.verify_passes == len(a.tokens)
+
+
+def test_search_while_decoding_changes_nothing():
+  engine = tiny_model.engine(confidence_threshold=0.0, max_draft_length=6)
+  wanted = [tiny_model.reference(prompt, 60) for prompt in PROMPTS]
+  assert tokens(engine, PROMPTS, max_new_tokens=60) == wanted
+  assert engine.searcher.iterations > 0
+  assert engine.matchness is not None
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+  bits=st.lists(st.booleans(), min_size=6, max_size=6),
+  prompts=st.lists(
+    st.lists(st.integers(0, CFG.vocab_size - 1), min_size=1, max_size=25),
+    min_size=1,
+    max_size=3,
+  ),
+  cap=st.integers(1, 25),
+  threshold=st.floats(0, 1),
+  limit=st.integers(0, 45),
+  eos=st.lists(st.integers(0, CFG.vocab_size - 1), max_size=8),
+  bounds=st.lists(st.floats(0, 1, width=16), min_size=3, max_size=3, unique=True),
+  widths=st.permutations([10, 5, 3, 1]),
+  rounds=st.integers(1, 9),
+)
+def test_any_setting(
+  bits, prompts, cap, threshold, limit, eos, bounds, widths, rounds
+):
+  engine = tiny_model.engine(
+    skip_masks.from_bits(np.array(bits)),
+    eos,
+    max_draft_length=cap,
+    confidence_threshold=threshold,
+    tree_bounds=tuple(sorted(bounds)),
+    tree_widths=tuple(widths),
+  )
+  got = tokens(
+    engine, prompts, max_new_tokens=limit, rounds_per_dispatch=rounds
+  )
+  assert got == [tiny_model.reference(prompt, limit, eos) for prompt in prompts]

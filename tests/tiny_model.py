@@ -1,0 +1,90 @@
+"""A small random model whose greedy text does not settle into a loop at once.
+
+Dimensions are different primes or so, so that a transposed axis cannot pass.
+"""
+
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swift_jax import llama
+from swift_jax.config import DecodeConfig, DraftConfig, ModelConfig, SearchConfig
+from swift_jax.engine import Engine
+from swift_jax.skip_mask import SkipMask
+
+CFG = ModelConfig(
+  vocab_size=101,
+  hidden_size=22,
+  intermediate_size=37,
+  num_hidden_layers=5,
+  num_attention_heads=6,
+  num_key_value_heads=3,
+  head_dim=8,
+  max_position_embeddings=90,
+)
+CHUNK = 7
+
+
+@functools.cache
+def weights(cfg: ModelConfig = CFG, seed: int = 0):
+  """(graphdef, parameters) with sublayers that matter but do not dominate."""
+  graphdef, params = llama.init_model(cfg, seed)
+  params = nnx.to_pure_dict(params)
+
+  def scale(path, leaf):
+    names = [str(getattr(p, 'key', p)) for p in path]
+    if 'embedding' in names or 'lm_head' in names:
+      return leaf * 25
+    return leaf * 25 if names[-1] == 'kernel' else leaf
+
+  return graphdef, jax.tree_util.tree_map_with_path(scale, params)
+
+
+def engine(
+  mask: SkipMask | None = None, eos=(), tokenizer=None, **draft
+) -> Engine:
+  """An engine on the tiny model; drafts with `mask`, else searches."""
+  draft = DraftConfig(verify_widths=(4, 8, 32), **draft)
+  search = SearchConfig(context_window=11, num_candidates=3, skip_ratio=0.5)
+  made = Engine(CFG, *weights(), tokenizer, eos, draft, search)
+  if mask is not None:
+    made.set_skip_mask(mask)
+  return made
+
+
+def decode(method='swift', **changes) -> DecodeConfig:
+  settings = {'batch_size': 3, 'prefill_chunk': CHUNK, 'max_new_tokens': 40}
+  return DecodeConfig(method=method, **{**settings, **changes})
+
+
+@functools.cache
+def _next_token():
+  graphdef, params = weights()
+
+  @jax.jit
+  def next_token(tokens, length, skip_mask):
+    model = nnx.merge(graphdef, params)
+    hidden, _ = model(tokens[None], skip_mask)
+    return jnp.argmax(model.logits(hidden[0, length - 1]))
+
+  return next_token
+
+
+def reference(prompt, max_new_tokens, eos=()) -> list[int]:
+  """Greedy text by a full pass a token: no cache, no rounds, no batch."""
+  tokens = np.zeros(CFG.max_position_embeddings, np.int32)
+  tokens[: len(prompt)] = prompt
+  mask = SkipMask(np.zeros(5, bool), np.zeros(5, bool))
+  end = min(len(prompt) + max_new_tokens, CFG.max_position_embeddings)
+  for length in range(len(prompt), end):
+    tokens[length] = _next_token()(tokens, length, mask)
+    if tokens[length] in eos:
+      end = length + 1
+      break
+  return tokens[len(prompt) : end].tolist()
+
+
+PROMPTS_OF_DIFFERENT_LENGTH = [[5], [9, 8, 7, 6, 5, 4, 3], list(range(20, 40))]
