@@ -1,0 +1,114 @@
+"""Where each array lives: a mesh of `data` x `tensor`, and specs by name.
+
+Tensor parallelism after Megatron-LM (1909.08053): q, k, v, gate and up are split
+on their output, o and down on their input, so that a sublayer needs one
+all-reduce; embedding and head are split on the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from swift_jax.config import ModelConfig
+from swift_jax.errors import InputError
+from swift_jax.kv_cache import KVCache
+
+AXES = ('data', 'tensor')
+_SPLIT_OUTPUT = ('q_proj', 'k_proj', 'v_proj', 'gate_proj', 'up_proj')
+_SPLIT_INPUT = ('o_proj', 'down_proj')
+
+
+def make_mesh(data: int, tensor: int) -> Mesh:
+  """A mesh of the first data * tensor devices.
+
+  Args:
+    data: parts of the batch.
+    tensor: parts of each weight.
+
+  Raises:
+    InputError: not positive, or more devices than there are.
+  """
+  for name, value in (('data', data), ('tensor', tensor)):
+    if not isinstance(value, int) or value < 1:
+      raise InputError(f'mesh.{name}={value!r}: expected an integer >= 1')
+  devices = jax.devices()
+  if data * tensor > len(devices):
+    raise InputError(
+      f'mesh.data={data}, mesh.tensor={tensor}: {data * tensor} devices wanted,'
+      f' {len(devices)} found'
+    )
+  return jax.make_mesh(
+    (data, tensor),
+    AXES,
+    # GSPMD places the collectives; make_mesh's own default is Explicit.
+    axis_types=(AxisType.Auto, AxisType.Auto),
+    devices=devices[: data * tensor],
+  )
+
+
+def check_mesh(cfg: ModelConfig, mesh: Mesh | None) -> None:
+  """Refuses a mesh that does not divide the model, naming every field."""
+  if mesh is None:
+    return
+  if tuple(mesh.axis_names) != AXES:
+    raise InputError(f'mesh axes {mesh.axis_names}: expected {AXES}')
+  parts = mesh.shape['tensor']
+  odd = [
+    f'{name}={getattr(cfg, name)}'
+    for name in (
+      'num_attention_heads',
+      'num_key_value_heads',
+      'intermediate_size',
+      'vocab_size',
+    )
+    if getattr(cfg, name) % parts
+  ]
+  if odd:
+    raise InputError(f'mesh.tensor={parts} does not divide {", ".join(odd)}')
+
+
+def param_spec(path: tuple[str | int, ...]) -> PartitionSpec:
+  """How the parameter at `path`, say (..., 'q_proj', 'kernel'), is split.
+
+  Kernels are [in, out], the embedding is [V, D].
+  """
+  module, leaf = path[-2], path[-1]
+  if module == 'embed_tokens':
+    return PartitionSpec('tensor', None)
+  if module == 'lm_head':
+    return PartitionSpec(None, 'tensor')
+  if module in _SPLIT_OUTPUT:
+    split = (None, 'tensor') if leaf == 'kernel' else ('tensor',)
+    return PartitionSpec(*split)
+  if module in _SPLIT_INPUT and leaf == 'kernel':
+    return PartitionSpec('tensor', None)
+  return PartitionSpec()
+
+
+def _place(mesh: Mesh | None, spec: PartitionSpec) -> Sharding:
+  if mesh is None:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return NamedSharding(mesh, spec)
+
+
+def replicated(mesh: Mesh | None) -> Sharding:
+  """Whole on every device of the mesh; the one default device if None."""
+  return _place(mesh, PartitionSpec())
+
+
+def param_shardings(abstract_params: Any, mesh: Mesh | None) -> Any:
+  """The tree of shardings for a nested dict of parameters (shapes do)."""
+
+  def sharding(path: tuple[Any, ...], _: Any) -> Sharding:
+    return _place(mesh, param_spec(tuple(entry.key for entry in path)))
+
+  return jax.tree_util.tree_map_with_path(sharding, abstract_params)
+
+
+def cache_shardings(mesh: Mesh | None) -> KVCache:
+  """Shardings of a cache, a prefix of its tree: k and v [B, K, S, H]."""
+  slots = _place(mesh, PartitionSpec('data', 'tensor'))
+  return KVCache(k=slots, v=slots, length=replicated(mesh))
