@@ -37,6 +37,10 @@ def _require_number(name: str, value: object, low: float, high: float) -> None:
   _require(ok, name, value, wanted)
 
 
+def _require_bool(name: str, value: object) -> None:
+  _require(isinstance(value, bool), name, value, 'a boolean')
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
   """Rotary embedding; names and meaning are Hugging Face's `rope_parameters`."""
@@ -61,10 +65,40 @@ class RopeConfig:
       self.rope_type,
       f'one of {", ".join(ROPE_TYPES)}',
     )
-    for name in ('rope_theta', 'factor', 'beta_fast', 'beta_slow'):
+    for name in (
+      'rope_theta',
+      'factor',
+      'low_freq_factor',
+      'high_freq_factor',
+      'beta_fast',
+      'beta_slow',
+    ):
       value = getattr(self, name)
       _require_number(f'rope_parameters.{name}', value, 0, math.inf)
       _require(value > 0, f'rope_parameters.{name}', value, 'a number > 0')
+    for name in ('attention_factor', 'mscale', 'mscale_all_dim'):
+      value = getattr(self, name)
+      if value is not None:
+        _require_number(f'rope_parameters.{name}', value, 0, math.inf)
+    _require_int(
+      'rope_parameters.original_max_position_embeddings',
+      self.original_max_position_embeddings,
+      1,
+    )
+    _require_bool('rope_parameters.truncate', self.truncate)
+    # Both types divide by what is refused here.
+    _require(
+      self.rope_type != 'llama3' or self.high_freq_factor > self.low_freq_factor,
+      'rope_parameters.high_freq_factor',
+      self.high_freq_factor,
+      f'a number > low_freq_factor={self.low_freq_factor}',
+    )
+    _require(
+      self.rope_type != 'yarn' or self.rope_theta > 1,
+      'rope_parameters.rope_theta',
+      self.rope_theta,
+      'a number > 1 for yarn',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +141,8 @@ class ModelConfig:
     )
     _require(self.head_dim % 2 == 0, 'head_dim', self.head_dim, 'an even number')
     _require_number('rms_norm_eps', self.rms_norm_eps, 0, 1)
+    for name in ('tie_word_embeddings', 'attention_bias', 'mlp_bias'):
+      _require_bool(name, getattr(self, name))
     _require(
       self.hidden_act in ACTIVATIONS,
       'hidden_act',
