@@ -44,12 +44,13 @@ def weights(cfg: ModelConfig = CFG, seed: int = 0):
 
 
 def engine(
-  mask: SkipMask | None = None, eos=(), tokenizer=None, **draft
+  mask: SkipMask | None = None, eos=(), tokenizer=None, search=None, **draft
 ) -> Engine:
   """An engine on the tiny model; drafts with `mask`, else searches."""
-  draft = DraftConfig(verify_widths=(4, 8, 32), **draft)
-  search = SearchConfig(context_window=11, num_candidates=3, skip_ratio=0.5)
-  made = Engine(CFG, *weights(), tokenizer, eos, draft, search)
+  searching = {'context_window': 11, 'num_candidates': 3, 'skip_ratio': 0.5}
+  searching = SearchConfig(**{**searching, **(search or {})})
+  drafting = DraftConfig(verify_widths=(4, 8, 32), **draft)
+  made = Engine(CFG, *weights(), tokenizer, eos, drafting, searching)
   if mask is not None:
     made.set_skip_mask(mask)
   return made

@@ -1,0 +1,214 @@
+"""Scoring against one by one, the search's rules, files of skip sets."""
+
+import json
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+from tiny_model import CFG
+
+from swift_jax import kv_cache
+from swift_jax import skip_mask as skip_masks
+from swift_jax.config import SearchConfig
+from swift_jax.errors import InputError
+from swift_jax.search import cached_sets, matchness
+from swift_jax.search.searcher import Searcher
+
+LAYERS = CFG.num_hidden_layers
+FLOAT32 = jnp.dtype('float32')
+WINDOW = 11
+
+
+@jax.jit
+def run(tokens, mask, cache):
+  graphdef, params = tiny_model.weights()
+  model = nnx.merge(graphdef, params)
+  hidden, updates = model(tokens, mask, cache=cache)
+  return jnp.argmax(model.logits(hidden), -1), updates
+
+
+def text_cache(texts, filled):
+  """The target's keys and values of `texts` [B, S], `filled` [B] of them."""
+  batch, slots = texts.shape
+  cache = kv_cache.empty(LAYERS, batch, 3, slots, 8, FLOAT32)
+  whole = skip_masks.none_skipped(LAYERS)
+  _, updates = run(jnp.asarray(texts), whole, cache)
+  return cache.write(updates).rollback(jnp.asarray(filled))
+
+
+def full_hits(text, prompt, length, mask) -> int:
+  """Hits of one mask on one text, by a pass of its own over all 64 tokens: the
+  gated model reads the window on top of the target's cache before it."""
+  begin = max(length - 1 - WINDOW, 0)
+  prefix = text_cache(text[None], [begin])
+  padded = np.pad(text[begin:], (0, begin))[None]
+  best = np.asarray(run(jnp.asarray(padded), mask, prefix)[0])[0]
+  return sum(
+    int(best[at - 1 - begin] == text[at])
+    for at in range(max(prompt, begin + 1), length)
+  )
+
+
+def test_vmapped_scores_are_those_of_one_by_one():
+  graphdef, params = tiny_model.weights()
+  rng = np.random.default_rng(0)
+  masks = [skip_masks.random(rng, LAYERS, ratio) for ratio in (0, 0.4, 0.5, 1)]
+  prompts = [3, 5, 2]
+  lengths = [30, 9, 2]  # a full window, a short one, none
+  texts = rng.integers(0, CFG.vocab_size, (3, 64)).astype(np.int32)
+  for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+    made = tiny_model.reference(texts[row, :prompt].tolist(), length - prompt)
+    texts[row, prompt:length] = made
+  cache = text_cache(texts, np.array(lengths) - 1)
+  scores = matchness.score(
+    graphdef,
+    params,
+    cache,
+    jnp.asarray(texts),
+    jnp.asarray(prompts),
+    skip_masks.stack(masks),
+    WINDOW,
+  )
+  compared = [min(n - p, WINDOW) for p, n in zip(prompts, lengths, strict=True)]
+  assert int(scores.positions) == sum(compared) == 15
+  for mask, hits in zip(masks, scores.hits.tolist(), strict=True):
+    one_by_one = sum(
+      full_hits(texts[row], prompts[row], lengths[row], mask)
+      for row in range(3)
+    )
+    assert hits == one_by_one
+  # The full model hits everything: the text is its own.
+  assert int(scores.hits[0]) == int(scores.positions)
+  assert int(scores.hits[3]) < int(scores.positions)
+
+
+def searcher(**changes) -> Searcher:
+  return Searcher(SearchConfig(num_candidates=4, **changes), 12)
+
+
+def best_bit_hits(candidates) -> np.ndarray:
+  """A score that a known set maximises: the first sublayers skipped."""
+  return candidates.bits()[:, :9].sum(1)
+
+
+def test_search_finds_a_better_set_and_keeps_the_ratio():
+  search = searcher(max_iterations=200)
+  start = best_bit_hits(skip_masks.stack([search.incumbent]))[0]
+  while search.active:
+    candidates = search.candidates()
+    assert candidates.attn.shape == (4, 12)
+    assert (candidates.bits().sum(1) == 9).all()
+    assert (candidates.bits()[0] == search.incumbent.bits()).all()
+    search.observe(candidates, best_bit_hits(candidates), 9)
+  assert best_bit_hits(skip_masks.stack([search.incumbent]))[0] > start + 1
+
+
+def test_incumbent_yields_only_to_a_better_score_on_the_same_text():
+  search = searcher()
+  before = search.incumbent
+  candidates = search.candidates()
+  search.observe(candidates, np.array([5, 5, 3, 5]), 50)
+  assert search.incumbent is before
+  search.observe(candidates, np.array([5, 5, 6, 5]), 50)
+  assert (search.incumbent.bits() == candidates.bits()[2]).all()
+  assert search.matchness == 6 / 50
+
+
+def test_stops():
+  search = searcher(target_matchness=0.5)
+  search.observe(search.candidates(), np.array([25, 0, 0, 0]), 50)
+  assert search.active  # at the target is not above it
+  search.observe(search.candidates(), np.array([26, 0, 0, 0]), 50)
+  assert not search.active
+  search = searcher(patience=2)
+  for hits in ([1, 2, 0, 0], [2, 1, 0, 0], [2, 2, 0, 0]):
+    assert search.active
+    search.observe(search.candidates(), np.array(hits), 50)
+  assert not search.active
+  assert not searcher(max_iterations=0).active
+  assert not searcher(enabled=False).active
+  assert not searcher(skip_ratio=0.0).active  # no two masks to choose from
+  search = searcher()
+  search.observe(search.candidates(), np.zeros(4, int), 0)
+  assert search.iterations == 0  # nothing was compared
+
+
+def test_same_seed_same_candidates():
+  one, two, other = searcher(), searcher(), searcher(seed=1)
+  for _ in range(3):
+    a, b, c = (s.candidates().bits() for s in (one, two, other))
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+def test_published_sets_fit_their_models():
+  sizes = {
+    'llama-2-13b/cnndm': (40, 34),
+    'llama-2-13b-chat/cnndm': (40, 34),
+    'llama-2-70b/cnndm': (80, 78),
+    'codellama-13b/humaneval': (40, 34),
+    'codellama-34b/humaneval': (48, 46),
+  }
+  assert set(cached_sets.read('published')) == set(sizes)
+  for name, (layers, skipped) in sizes.items():
+    mask = cached_sets.load('published', name, layers)
+    assert mask.num_skipped() == skipped
+    assert mask.to_lists() == cached_sets.read('published')[name]
+
+
+def test_engine_starts_from_a_file(tmp_path):
+  file = tmp_path / 'sets.json'
+  file.write_text(json.dumps({'mine': {'attention': [1], 'mlp': [2, 3]}}))
+  engine = tiny_model.engine(search={'cache': str(file)})
+  assert engine.skip_mask.to_lists() == {'attention': [1], 'mlp': [2, 3]}
+  assert not engine.searcher.active
+  engine.generate([[1, 2]], tiny_model.decode())
+  assert engine.searcher.iterations == 0
+
+
+@pytest.mark.parametrize(
+  'content, named',
+  [
+    ('{', 'not JSON'),
+    ('[]', 'object of named sets'),
+    ('{"a": {"attention": [1]}}', "'a'"),
+    ('{"a": {"attention": [1], "mlp": "2"}}', "'a'"),
+    ('{"a": {"attention": [0], "mlp": []}}', 'layer 0'),
+    ('{"a": {"attention": [], "mlp": [4]}}', 'layer 4'),
+    ('{"a": {"attention": [7], "mlp": []}}', 'layer 7'),
+    ('{"a": {"attention": [1, 1], "mlp": []}}', 'layer 1 comes twice'),
+    ('{"a": {"attention": [1.5], "mlp": []}}', '1.5'),
+  ],
+)
+def test_bad_files_are_refused(tmp_path, content, named):
+  file = tmp_path / 'sets.json'
+  file.write_text(content)
+  with pytest.raises(InputError, match='sets.json') as error:
+    cached_sets.load(str(file), '', LAYERS)
+  assert named in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_unknown_names_and_missing_files():
+  with pytest.raises(InputError, match='nowhere.json'):
+    cached_sets.load('nowhere.json', '', LAYERS)
+  with pytest.raises(InputError, match="cache_name='llama'"):
+    cached_sets.load('published', 'llama', 40)
+  with pytest.raises(InputError, match='holds 5 sets'):
+    cached_sets.load('published', '', 40)
+
+
+def test_scoring_reads_the_cache_and_leaves_it():
+  """No candidate returns a cache: the program's outputs are a few integers."""
+  graphdef, params = tiny_model.weights()
+  abstract = jax.eval_shape(
+    lambda c, m: matchness.score(
+      graphdef, params, c, jnp.zeros((1, 64), int), jnp.ones(1, int), m, 5
+    ),
+    kv_cache.empty(LAYERS, 1, 3, 64, 8, FLOAT32),
+    skip_masks.stack([skip_masks.none_skipped(LAYERS)] * 2),
+  )
+  assert [leaf.shape for leaf in jax.tree.leaves(abstract)] == [(2,), ()]
