@@ -1,7 +1,7 @@
 """Where each array lives: a mesh of `data` x `tensor`, and specs by name.
 
-Tensor parallelism after Megatron-LM (1909.08053): q, k, v, gate and up are split
-on their output, o and down on their input, so that a sublayer needs one
+Tensor parallelism after Megatron-LM (1909.08053): q, k, v, gate and up are
+split on their output, o and down on their input, so that a sublayer needs one
 all-reduce; embedding and head are split on the vocabulary.
 """
 

@@ -1,0 +1,250 @@
+"""Checkpoints into sharded arrays: Hugging Face's, and Orbax both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from flax import nnx, traverse_util
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from orbax.checkpoint.experimental import v1 as ocp
+
+from swift_jax import llama, sharding, weight_files
+from swift_jax.config import ModelConfig
+from swift_jax.errors import InputError
+from swift_jax.export import export_hf
+from swift_jax.hf_config import eos_token_ids, load_config, one_line
+from swift_jax.hub import load_tokenizer, resolve
+from swift_jax.typing import Array
+
+__all__ = [
+  'eos_token_ids',
+  'export_hf',
+  'fingerprint',
+  'load_config',
+  'load_params',
+  'load_tokenizer',
+  'resolve',
+  'restore_params',
+  'save_params',
+]
+
+_FLOATS = ('F16', 'BF16', 'F32', 'F64')
+# Buffers that old transformers versions saved; a function of the config.
+_IGNORED = re.compile(r'.*\.rotary_emb\.inv_freq')
+
+
+class Weight(NamedTuple):
+  """A parameter as it must lie in a Hugging Face file, and where it goes.
+
+  Attributes:
+    path: in our tree of parameters.
+    shape, in_file: shape and sharding in the file's axis order.
+    target: sharding of the parameter.
+  """
+
+  path: weight_files.Path
+  shape: tuple[int, ...]
+  in_file: Sharding
+  target: Sharding
+
+
+def _flat_abstract(cfg: ModelConfig) -> tuple[llama.GraphDef, dict[Any, Any]]:
+  graphdef, abstract = llama.abstract_model(cfg)
+  return graphdef, traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
+
+
+def expected_weights(cfg: ModelConfig, mesh: Mesh | None) -> dict[str, Weight]:
+  """The tensors that a checkpoint of this model must hold, by their names."""
+  weights = {}
+  _, flat = _flat_abstract(cfg)
+  targets = sharding.param_shardings(traverse_util.unflatten_dict(flat), mesh)
+  for path, target in traverse_util.flatten_dict(targets).items():
+    shape, in_file = flat[path].shape, target
+    if weight_files.is_transposed(path):
+      shape = shape[::-1]
+      if isinstance(target, NamedSharding):
+        in_file = NamedSharding(target.mesh, PartitionSpec(*target.spec[::-1]))
+    weights[weight_files.hf_name(path)] = Weight(path, shape, in_file, target)
+  return weights
+
+
+def load_params(
+  folder: pathlib.Path, cfg: ModelConfig, mesh: Mesh | None = None
+) -> tuple[llama.GraphDef, dict[str, Any]]:
+  """Reads safetensors straight into (sharded) arrays of `cfg.dtype`.
+
+  Each process reads only the bytes that its devices hold. Files come one after
+  another, so that besides the parameters only one file's worth of tensors
+  waits on the devices to be transposed.
+
+  Args:
+    folder: model.safetensors, or shards with their index.
+    cfg: what `load_config` gave.
+    mesh: devices; the default device if None.
+
+  Returns:
+    graphdef and parameters as a nested dict; `nnx.merge` takes them.
+
+  Raises:
+    InputError: lists all tensors that are missing, too many or misshaped; or
+      names the file that cannot be read.
+  """
+  sharding.check_mesh(cfg, mesh)
+  folder = pathlib.Path(folder)
+  weights = expected_weights(cfg, mesh)
+  infos = weight_files.read_headers(folder)
+  _compare(folder, cfg, weights, infos)
+  by_file: dict[pathlib.Path, list[str]] = {}
+  for name in sorted(weights):
+    by_file.setdefault(infos[name].file, []).append(name)
+  params = {}
+  context = ocp.Context()
+  context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
+  for file, names in by_file.items():
+    abstract = {
+      name: jax.ShapeDtypeStruct(
+        weights[name].shape, cfg.jax_dtype, sharding=weights[name].in_file
+      )
+      for name in names
+    }
+    with context:
+      tensors = ocp.load(file.absolute(), abstract)
+    for name in names:
+      path, tensor = weights[name].path, tensors.pop(name)
+      if weight_files.is_transposed(path):
+        tensor = _transpose(weights[name].target)(tensor)
+      params[path] = tensor
+  graphdef, _ = llama.abstract_model(cfg)
+  return graphdef, traverse_util.unflatten_dict(params)
+
+
+@functools.cache
+def _transpose(target: Sharding) -> Any:
+  return jax.jit(jnp.transpose, out_shardings=target)
+
+
+def _compare(
+  folder: pathlib.Path,
+  cfg: ModelConfig,
+  weights: Mapping[str, Weight],
+  infos: Mapping[str, weight_files.TensorInfo],
+) -> None:
+  """Raises one error with everything that does not fit."""
+  odd = []
+  for name, weight in weights.items():
+    if name not in infos:
+      odd.append(f'missing {name} {list(weight.shape)}')
+    elif infos[name].shape != weight.shape:
+      found = list(infos[name].shape)
+      odd.append(f'{name}: expected {list(weight.shape)}, found {found}')
+    elif infos[name].dtype not in _FLOATS:
+      odd.append(
+        f'{name}: dtype {infos[name].dtype}, expected one of'
+        f' {", ".join(_FLOATS)}'
+      )
+  for name in sorted(infos.keys() - weights.keys()):
+    is_tied_head = name == 'lm_head.weight' and cfg.tie_word_embeddings
+    if not is_tied_head and not _IGNORED.fullmatch(name):
+      odd.append(f'unexpected {name} {list(infos[name].shape)}')
+  if odd:
+    raise InputError(
+      f'{folder}: {len(odd)} tensors do not fit config.json: {"; ".join(odd)}'
+    )
+
+
+def save_params(directory: pathlib.Path, params: Mapping[str, Any]) -> None:
+  """Saves parameters as an Orbax checkpoint; it appears only when complete.
+
+  Raises:
+    InputError: `directory` exists or cannot be written.
+  """
+  directory = pathlib.Path(directory).absolute()
+  if directory.exists():
+    raise InputError(f'{directory}: exists already')
+  try:
+    ocp.save(directory, params)
+  except OSError as error:
+    raise InputError(f'{directory}: {one_line(error)}') from error
+
+
+def restore_params(
+  directory: pathlib.Path, cfg: ModelConfig, mesh: Mesh | None = None
+) -> tuple[llama.GraphDef, dict[str, Any]]:
+  """Restores what `save_params` saved, into the shardings of this mesh.
+
+  Returns:
+    As `load_params`.
+
+  Raises:
+    InputError: no checkpoint there, or parameters that do not fit `cfg`, all
+      by name.
+  """
+  sharding.check_mesh(cfg, mesh)
+  directory = pathlib.Path(directory).absolute()
+  graphdef, flat = _flat_abstract(cfg)
+  try:
+    saved = ocp.metadata(directory).metadata
+  except (ValueError, OSError) as error:
+    raise InputError(
+      f'{directory}: not an Orbax checkpoint: {one_line(error)}'
+    ) from error
+  found = {
+    '/'.join(path): tuple(leaf.shape)
+    for path, leaf in traverse_util.flatten_dict(saved).items()
+  }
+  expected = {'/'.join(map(str, p)): leaf.shape for p, leaf in flat.items()}
+  odd = [
+    f'{name}: expected {expected.get(name)}, found {found.get(name)}'
+    for name in sorted(expected.keys() | found.keys())
+    if expected.get(name) != found.get(name)
+  ]
+  if odd:
+    raise InputError(f'{directory}: does not fit the model: {"; ".join(odd)}')
+  abstract = traverse_util.unflatten_dict(flat)
+  abstract = jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    abstract,
+    sharding.param_shardings(abstract, mesh),
+  )
+  return graphdef, ocp.load(directory, abstract)
+
+
+def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
+  """A hash that ties a skip set to a model, whatever mesh it is loaded on.
+
+  It covers the config, every parameter's name and shape, and the first
+  numbers of each, so it costs one small transfer for a model of any size.
+
+  Returns:
+    16 hexadecimal digits.
+  """
+  flat = traverse_util.flatten_dict(params)
+  paths = sorted(flat)
+  place = getattr(flat[paths[0]], 'sharding', None)
+  if isinstance(place, NamedSharding):
+    place = NamedSharding(place.mesh, PartitionSpec())
+
+  def sample(leaves: list[Array]) -> Array:
+    rows = [leaf[(0,) * (leaf.ndim - 1)] for leaf in leaves]
+    return jnp.concatenate([row[:16].astype(jnp.float32) for row in rows])
+
+  leaves = [flat[path] for path in paths]
+  numbers = jax.device_get(jax.jit(sample, out_shardings=place)(leaves))
+  facts = [
+    dataclasses.asdict(cfg),
+    [(weight_files.hf_name(path), flat[path].shape) for path in paths],
+  ]
+  digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+  digest.update(numbers.tobytes())
+  return digest.hexdigest()[:16]

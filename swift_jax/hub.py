@@ -1,0 +1,73 @@
+"""Where a checkpoint's files come from, and the tokenizer among them."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from typing import Any
+
+from swift_jax.config import ModelConfig
+from swift_jax.errors import InputError
+from swift_jax.hf_config import one_line
+
+# Never pickles: unpickling runs code.
+_HUB_FILES = ('*.json', '*.safetensors', 'tokenizer.model', '*.txt', '*.jinja')
+_HUB_COPIES = ('original/*', 'consolidated*')
+_HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*')
+
+
+def resolve(path: str) -> pathlib.Path:
+  """The local folder of a checkpoint, downloaded first if `path` is a hub id.
+
+  Raises:
+    InputError: neither, or the hub did not give it.
+  """
+  folder = pathlib.Path(path).expanduser()
+  if folder.is_dir():
+    return folder
+  if folder.exists():
+    raise InputError(f'{path}: a file; expected a folder or a hub id')
+  if not _HUB_ID.fullmatch(path):
+    raise InputError(f'{path}: no such folder')
+  import huggingface_hub
+
+  try:
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(
+        path, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_COPIES
+      )
+    )
+  # The hub's own errors, httpx's and the system's share no narrower base.
+  except Exception as error:
+    raise InputError(
+      f'{path}: no such folder, and not to be had from the hub:'
+      f' {one_line(error)}'
+    ) from error
+
+
+def load_tokenizer(folder: pathlib.Path, cfg: ModelConfig) -> Any:
+  """The transformers tokenizer in `folder`.
+
+  Raises:
+    InputError: missing or broken, or larger than the model's vocabulary.
+  """
+  from transformers import AutoTokenizer
+
+  if not any(folder.glob('tokenizer*')):
+    raise InputError(f'{folder}: no tokenizer.json found')
+  try:
+    tokenizer = AutoTokenizer.from_pretrained(
+      str(folder), local_files_only=True, trust_remote_code=False
+    )
+    largest = max(tokenizer.get_vocab().values())
+  # The tokenizers library raises plain Exceptions.
+  except Exception as error:
+    raise InputError(
+      f'{folder}: the tokenizer cannot be read: {one_line(error)}'
+    ) from error
+  if largest >= cfg.vocab_size:
+    raise InputError(
+      f'{folder}: the tokenizer has token {largest}, but the model has'
+      f' vocab_size={cfg.vocab_size}'
+    )
+  return tokenizer
