@@ -88,7 +88,8 @@ class RopeConfig:
     _require_bool('rope_parameters.truncate', self.truncate)
     # Both types divide by what is refused here.
     _require(
-      self.rope_type != 'llama3' or self.high_freq_factor > self.low_freq_factor,
+      self.rope_type != 'llama3'
+      or self.high_freq_factor > self.low_freq_factor,
       'rope_parameters.high_freq_factor',
       self.high_freq_factor,
       f'a number > low_freq_factor={self.low_freq_factor}',
@@ -139,7 +140,9 @@ class ModelConfig:
       self.num_key_value_heads,
       f'a divisor of num_attention_heads={self.num_attention_heads}',
     )
-    _require(self.head_dim % 2 == 0, 'head_dim', self.head_dim, 'an even number')
+    _require(
+      self.head_dim % 2 == 0, 'head_dim', self.head_dim, 'an even number'
+    )
     _require_number('rms_norm_eps', self.rms_norm_eps, 0, 1)
     for name in ('tie_word_embeddings', 'attention_bias', 'mlp_bias'):
       _require_bool(name, getattr(self, name))
@@ -257,7 +260,10 @@ class SearchConfig:
 
   def __post_init__(self):
     _require(
-      isinstance(self.enabled, bool), 'search.enabled', self.enabled, 'a boolean'
+      isinstance(self.enabled, bool),
+      'search.enabled',
+      self.enabled,
+      'a boolean',
     )
     _require_number('search.skip_ratio', self.skip_ratio, 0, 1)
     _require_number('search.target_matchness', self.target_matchness, 0, 1)

@@ -8,6 +8,8 @@ behind is never read.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,7 @@ class KVCache:
 
   k: tuple[Float[Array, 'b k s h'], ...]
   v: tuple[Float[Array, 'b k s h'], ...]
-  length: Int[Array, 'b']
+  length: Int[Array, b]
 
   @property
   def capacity(self) -> int:
@@ -41,11 +43,16 @@ class KVCache:
     `length` stays: the caller commits by setting it. The slots must exist
     (`length + T <= S`): XLA would otherwise shift the write to the left.
     """
-    k = tuple(_write(c, u, self.length) for c, (u, _) in zip(self.k, updates))
-    v = tuple(_write(c, u, self.length) for c, (_, u) in zip(self.v, updates))
-    return self.replace(k=k, v=v)
+    new_k, new_v = zip(*updates, strict=True)
+    start = self.length
 
-  def rollback(self, length: Int[Array, 'b']) -> KVCache:
+    def write(layers: tuple[Array, ...], new: tuple[Array, ...]) -> Any:
+      pairs = zip(layers, new, strict=True)
+      return tuple(_write(layer, part, start) for layer, part in pairs)
+
+    return self.replace(k=write(self.k, new_k), v=write(self.v, new_v))
+
+  def rollback(self, length: Int[Array, b]) -> KVCache:
     """The same cache with `length` filled slots; slots after them are dead."""
     return self.replace(length=length)
 

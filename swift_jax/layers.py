@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def rope_frequencies(
   rope: RopeConfig, head_dim: int
-) -> tuple[Float[np.ndarray, 'h/2'], float]:
+) -> tuple[Float[np.ndarray, h / 2], float]:
   """Inverse frequencies [H/2] and the factor on cos and sin.
 
   The four kinds and their constants are those of Hugging Face's
@@ -71,7 +71,9 @@ def _yarn_frequencies(
   low, high = max(low, 0), min(high, head_dim - 1)
   high += 0.001 if low == high else 0
   ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0.0, 1.0)
-  return inv_freq / rope.factor * ramp + inv_freq * (1 - ramp), _yarn_factor(rope)
+  return inv_freq / rope.factor * ramp + inv_freq * (1 - ramp), _yarn_factor(
+    rope
+  )
 
 
 def _yarn_factor(rope: RopeConfig) -> float:

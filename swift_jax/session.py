@@ -301,5 +301,6 @@ def _counts_up_to(
   return {
     **after,
     'accepted': before['accepted'] + min(accepted, returned),
-    'leaf_hits': before['leaf_hits'] + (leaf_hits if returned > accepted else 0),
+    'leaf_hits': before['leaf_hits']
+    + (leaf_hits if returned > accepted else 0),
   }

@@ -90,9 +90,9 @@ def uniform(num_layers: int, skip_ratio: float) -> SkipMask:
   free, skipped = num_free(num_layers), num_to_skip(num_layers, skip_ratio)
   in_order = np.zeros(free, bool)
   if skipped:
-    in_order[np.floor((np.arange(skipped) + 0.5) * free / skipped).astype(int)] = (
-      True
-    )
+    in_order[
+      np.floor((np.arange(skipped) + 0.5) * free / skipped).astype(int)
+    ] = True
   return from_bits(np.concatenate([in_order[0::2], in_order[1::2]]))
 
 

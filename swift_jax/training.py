@@ -20,7 +20,6 @@ from absl import logging
 from flax import nnx
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
@@ -82,9 +81,7 @@ class TrainConfig:
         raise InputError(f'train.{name}={value!r}: expected an integer >= 1')
 
 
-def drop_mask(
-  cfg: TrainConfig, num_layers: int, step: int
-) -> SkipMask:
+def drop_mask(cfg: TrainConfig, num_layers: int, step: int) -> SkipMask:
   """The sublayers dropped in `step`: a function of seed and step alone."""
   rng = np.random.default_rng((cfg.seed, step))
   rates = cfg.max_drop_rate * np.arange(num_layers) / (num_layers - 1)
@@ -100,11 +97,11 @@ def rows(
   length = cfg.seq_len + 1
   per_epoch = (len(tokens) - length) // cfg.seq_len // cfg.batch_size
   while True:
-    epoch, index = divmod(step, per_epoch)
+    epoch, first = divmod(step, per_epoch)
     rng = np.random.default_rng((cfg.seed, 1, epoch))
     offset = rng.integers(cfg.seq_len)
     order = rng.permutation((len(tokens) - length - offset) // cfg.seq_len)
-    for index in range(index, per_epoch):
+    for index in range(first, per_epoch):
       picked = order[index * cfg.batch_size : (index + 1) * cfg.batch_size]
       starts = offset + picked * cfg.seq_len
       yield np.stack([tokens[s : s + length] for s in starts]).astype(np.int32)

@@ -1,10 +1,10 @@
 """Array types and the letters that name their axes everywhere.
 
-  B  batch                 N  query heads            F  MLP width
-  T  new tokens            K  key/value heads        V  vocabulary
-  S  cache slots           G  N / K                  C  candidate masks
-  L  layers                H  head dimension         W  verify width
-  D  model width
+B  batch                 N  query heads            F  MLP width
+T  new tokens            K  key/value heads        V  vocabulary
+S  cache slots           G  N / K                  C  candidate masks
+L  layers                H  head dimension         W  verify width
+D  model width
 """
 
 from collections.abc import Callable

@@ -117,7 +117,9 @@ def test_left_over_cache_content_never_matters():
 
     def poisoned(batch, capacity):
       cache = empty(batch, capacity)
-      nan = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), (cache.k, cache.v))
+      nan = jax.tree.map(
+        lambda a: jnp.full_like(a, jnp.nan), (cache.k, cache.v)
+      )
       return cache.replace(k=nan[0], v=nan[1])
 
     if poison:

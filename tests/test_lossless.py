@@ -160,7 +160,9 @@ def test_search_while_decoding_changes_nothing():
   threshold=st.floats(0, 1),
   limit=st.integers(0, 45),
   eos=st.lists(st.integers(0, CFG.vocab_size - 1), max_size=8),
-  bounds=st.lists(st.floats(0, 1, width=16), min_size=3, max_size=3, unique=True),
+  bounds=st.lists(
+    st.floats(0, 1, width=16), min_size=3, max_size=3, unique=True
+  ),
   widths=st.permutations([10, 5, 3, 1]),
   rounds=st.integers(1, 9),
 )

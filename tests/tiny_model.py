@@ -11,7 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from swift_jax import llama
-from swift_jax.config import DecodeConfig, DraftConfig, ModelConfig, SearchConfig
+from swift_jax.config import (
+  DecodeConfig,
+  DraftConfig,
+  ModelConfig,
+  SearchConfig,
+)
 from swift_jax.engine import Engine
 from swift_jax.skip_mask import SkipMask
 

@@ -10,14 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from swift_jax.decoding import drafting, tree, verification
-from swift_jax.decoding.drafting import DraftSettings, DraftShapes
 from swift_jax.decoding import state as states
+from swift_jax.decoding.drafting import DraftSettings, DraftShapes
 from swift_jax.decoding.state import DecodeState, StopRules, commit
 from swift_jax.llama import GraphDef, Llama, Params
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Int
-
-
 
 start = jax.jit(states.start, donate_argnames=('cache', 'prompts'))
 
@@ -103,9 +101,7 @@ def swift_rounds(
   model = nnx.merge(graphdef, params)
 
   def one(state: DecodeState) -> DecodeState:
-    return swift_round(
-      model, state, skip_mask, full, settings, stops, shapes
-    )
+    return swift_round(model, state, skip_mask, full, settings, stops, shapes)
 
   return _repeat(one, state, num_rounds)
 
@@ -162,4 +158,3 @@ def _repeat(
     return count + 1, one(state)
 
   return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
-

@@ -1,6 +1,6 @@
 """Skip sets in files, in the official JSON form.
 
-  {"name": {"attention": [layer, ...], "mlp": [layer, ...]}, ...}
+{"name": {"attention": [layer, ...], "mlp": [layer, ...]}, ...}
 """
 
 from __future__ import annotations

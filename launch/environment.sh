@@ -1,0 +1,25 @@
+# Sourced by the other scripts: makes .venv if there is none and enters it.
+#   use_environment EXTRAS     e.g. use_environment test
+# Installs again only when pyproject.toml, the constraints or the extras change.
+
+use_environment() {
+  local extras="$1" stamp wanted
+  if [ ! -x .venv/bin/python ]; then
+    if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$0: python3 >= 3.11 is needed, found: $(python3 --version 2>&1 || true)" >&2
+      exit 2
+    fi
+    python3 -m venv .venv
+  fi
+  # shellcheck disable=SC1091
+  . .venv/bin/activate
+  stamp=.venv/.swift_jax_installed
+  touch "$stamp"
+  wanted="$(cat pyproject.toml constraints.txt | cksum)"
+  if ! grep -qxF "$extras $wanted" "$stamp"; then
+    echo "installing swift_jax[$extras] into .venv ..."
+    pip install --quiet --disable-pip-version-check \
+      --constraint constraints.txt --editable ".[$extras]"
+    echo "$extras $wanted" >>"$stamp"
+  fi
+}
