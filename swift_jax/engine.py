@@ -77,9 +77,7 @@ class Engine:
     self.tokenizer = tokenizer
     self.searcher = Searcher(search, cfg.num_hidden_layers)
     if search.cache:
-      layers = cfg.num_hidden_layers
-      mask = cached_sets.load(search.cache, search.cache_name, layers)
-      self.searcher.start_from(mask)
+      self.searcher.start_from(_cached_mask(search, cfg))
     self._eos = tuple(eos_token_ids)
     self._model = Model(cfg, graphdef, params, draft or DraftConfig(), mesh)
 
@@ -106,6 +104,8 @@ class Engine:
     """
     folder = checkpoint.resolve(path)
     cfg = checkpoint.load_config(folder, dtype)
+    if search is not None and search.cache:
+      _cached_mask(search, cfg)  # a bad file is refused before weights load
     tokenizer = checkpoint.load_tokenizer(folder, cfg)
     eos = sorted(checkpoint.eos_token_ids(folder))
     graphdef, params = checkpoint.load_params(folder, cfg, mesh)
@@ -150,7 +150,7 @@ class Engine:
       len(prompts) and isinstance(prompts[0], (int, np.integer))
     ):
       prompts = [prompts]
-    encoded = [self._encode(i, prompt) for i, prompt in enumerate(prompts)]
+    encoded = self.encode(prompts)
     results: list[Result] = []
     for at in range(0, len(encoded), decode.batch_size):
       session = self._session(encoded[at : at + decode.batch_size], decode)
@@ -191,8 +191,15 @@ class Engine:
       decode,
     )
 
+  def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of each prompt.
+
+    Raises:
+      InputError: as `generate`; names the prompt by its index.
+    """
+    return [self._encode(i, prompt) for i, prompt in enumerate(prompts)]
+
   def _encode(self, index: int, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt, checked."""
     if isinstance(prompt, str) and prompt:
       if self.tokenizer is None:
         raise InputError(f'prompt {index}: the engine has no tokenizer')
@@ -250,3 +257,8 @@ class Engine:
         tokens_per_second=ratio(len(tokens), total),
       ),
     )
+
+
+def _cached_mask(search: SearchConfig, cfg: ModelConfig) -> SkipMask:
+  layers = cfg.num_hidden_layers
+  return cached_sets.load(search.cache, search.cache_name, layers)

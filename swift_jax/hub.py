@@ -6,6 +6,7 @@ import pathlib
 import re
 from typing import Any
 
+from swift_jax import demo
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.hf_config import one_line
@@ -19,12 +20,16 @@ _HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*')
 def resolve(path: str) -> pathlib.Path:
   """The local folder of a checkpoint, downloaded first if `path` is a hub id.
 
+  `demo` is the model that comes with the package.
+
   Raises:
     InputError: neither, or the hub did not give it.
   """
   folder = pathlib.Path(path).expanduser()
   if folder.is_dir():
     return folder
+  if path == 'demo':
+    return demo.MODEL_DIR
   if folder.exists():
     raise InputError(f'{path}: a file; expected a folder or a hub id')
   if not _HUB_ID.fullmatch(path):

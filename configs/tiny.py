@@ -1,0 +1,16 @@
+"""Everything small: a few tokens of the demo model, for tests.
+
+  python launch/generate.py --config=configs/tiny.py --prompt='def '
+
+Expect eight tokens.
+"""
+
+import ml_collections
+
+
+def get_config():
+  config = ml_collections.ConfigDict()
+  config.decode = {'max_new_tokens': 8, 'prefill_chunk': 16}
+  config.draft = {'verify_widths': (4, 8), 'max_draft_length': 5}
+  config.search = {'enabled': False}
+  return config

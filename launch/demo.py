@@ -1,0 +1,141 @@
+"""Watch a real model write with SWIFT, and see what it cost and won.
+
+  launch/demo.sh
+  python launch/demo.py --config=configs/demo.py
+
+The same prompts are continued by plain decoding and by SWIFT. SWIFT starts from
+the uniform skip set and searches for a better one while it writes; the second
+table row is the same with the set that this found, the search at rest. Exit
+status 1 if any text differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+import pathlib
+import time
+
+import common
+import ml_collections
+
+from swift_jax.metrics import distinct_ngrams, ratio
+
+_COLUMNS = (
+  ('', 12),
+  ('tokens', 7),
+  ('seconds', 8),
+  ('search s', 9),
+  ('tokens/s', 9),
+  ('acceptance', 11),
+  ('mean length', 12),
+  ('matchness', 10),
+  ('speedup', 8),
+  ('4-grams', 8),
+)
+
+
+def read_prompts() -> list[str]:
+  """The demo's prompts: the beginnings of programs."""
+  from swift_jax import demo
+
+  file = pathlib.Path(demo.__file__).with_name('prompts.jsonl')
+  return [json.loads(line)['prompt'] for line in file.read_text().splitlines()]
+
+
+def total(results: Sequence, *names: str) -> float:
+  return sum(getattr(r.metrics, name) for r in results for name in names)
+
+
+def row(name: str, results: Sequence, plain: Sequence) -> str:
+  """One line of the table: totals over all prompts."""
+  tokens = total(results, 'new_tokens')
+  times = ('prefill_s', 'decode_s', 'search_s')
+  seconds = total(results, *times)
+  grams = [distinct_ngrams(r.tokens) for r in results]
+  grams = [share for share in grams if share is not None]
+  is_plain = results is plain
+  cells = (
+    name,
+    f'{tokens:d}',
+    f'{seconds:.2f}',
+    f'{total(results, "search_s"):.2f}',
+    f'{ratio(tokens, seconds) or 0:.1f}',
+    _show(ratio(total(results, 'accepted'), total(results, 'drafted'))),
+    _show(ratio(tokens, total(results, 'verify_passes'))),
+    _show(results[-1].metrics.matchness),
+    _show(None if is_plain else ratio(total(plain, *times), seconds)),
+    _show(ratio(sum(grams), len(grams))),
+  )
+  return _line(cells)
+
+
+def _show(value: float | None) -> str:
+  return '-' if value is None else f'{value:.2f}'
+
+
+def _line(cells: Sequence[str]) -> str:
+  widths = [width for _, width in _COLUMNS]
+  parts = [cell.rjust(w) for cell, w in zip(cells, widths, strict=True)]
+  return ''.join([cells[0].ljust(widths[0]), *parts[1:]])
+
+
+def first_difference(one: Sequence, two: Sequence) -> str | None:
+  """Where the tokens of two runs first differ; None if nowhere."""
+  for number, (a, b) in enumerate(zip(one, two, strict=True), 1):
+    if a.tokens == b.tokens:
+      continue
+    pairs = zip(a.tokens, b.tokens, strict=False)
+    differ = [i for i, (x, y) in enumerate(pairs) if x != y]
+    at = differ[0] if differ else min(len(a.tokens), len(b.tokens))
+    x, y = a.tokens[at : at + 1], b.tokens[at : at + 1]
+    return f'prompt {number}, token {at}: plain {x}, swift {y}'
+  return None
+
+
+def main(config: ml_collections.ConfigDict) -> int:
+  config = config.copy_and_resolve_references()
+  config.decode.method = 'plain'
+  plain_cfg = common.section(config, 'decode')
+  config.decode.method = 'swift'
+  swift_cfg = common.section(config, 'decode')
+  started = time.perf_counter()
+  engine = common.load_engine(config)
+  prompts = read_prompts()
+  longest = max(map(len, engine.encode(prompts)))
+  print(f'loaded {config.model.path} in {time.perf_counter() - started:.1f} s')
+  started = time.perf_counter()
+  engine.warmup(plain_cfg, longest)
+  engine.warmup(swift_cfg, longest)
+  seconds = time.perf_counter() - started
+  print(f'compiled in {seconds:.1f} s (not in the times below)\n')
+
+  plain = [engine.generate(prompt, plain_cfg)[0] for prompt in prompts]
+  swift = []
+  for number, prompt in enumerate(prompts, 1):
+    print(f'--- prompt {number} of {len(prompts)}, SWIFT\n{prompt}', end='')
+    swift += engine.generate(prompt, swift_cfg, common.show_text)
+    print('\n')
+  runs = {'plain': plain, 'swift': swift}
+  if engine.searcher.iterations:
+    engine.set_skip_mask(engine.skip_mask)
+    again = [engine.generate(prompt, swift_cfg)[0] for prompt in prompts]
+    runs['swift, found'] = again
+
+  print(_line([name for name, _ in _COLUMNS]))
+  for name, results in runs.items():
+    print(row(name, results, plain))
+  passes = engine.searcher.iterations
+  print(f'\nskipped when drafting, after {passes} scoring passes:')
+  print(engine.skip_mask.blocks())
+  for name, results in runs.items():
+    where = first_difference(plain, results)
+    if where:
+      print(f'identical: no ({name}: {where})')
+      return 1
+  print('identical: yes')
+  return 0
+
+
+if __name__ == '__main__':
+  common.run(main)
