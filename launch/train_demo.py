@@ -10,6 +10,8 @@ Face format (bfloat16), with a model card that says how it was made.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
 import platform
 import time
@@ -57,7 +59,14 @@ download; it is no useful writer of programs.
 | seed | {seed} |
 | held-out loss, all layers | {loss:.3f} nats a token = {bits_per_byte:.3f} bits a byte |
 | held-out loss, 45 % of the sublayers skipped (uniform set) | {loss_skipped:.3f} nats a token |
+| held-out matchness at 45 % (share of tokens whose argmax stays) | {matchness_found:.3f} with the set in `skip_sets.json`, {matchness_uniform:.3f} with the uniform set |
 | time | {hours:.1f} hours on {devices} |
+
+The set in `skip_sets.json` was found on training text by 150 swaps uphill:
+
+```
+{skip_picture}
+```
 
 The figures are those of the last run of `launch/train_demo.py`. A run that was
 stopped and started again with other rates has in this table those it ended with.
@@ -96,15 +105,67 @@ def main(config: ml_collections.ConfigDict) -> None:
   )
   print(f'{figures} after {time.perf_counter() - started:.0f} s')
   if _OUTPUT.value:
-    export(
-      pathlib.Path(_OUTPUT.value), cfg, params, figures, file, tokens, held_out
+    output = pathlib.Path(_OUTPUT.value)
+    text = {'tokens': tokens, 'held_out': held_out}
+    facts = _facts(cfg, params, figures, text)
+    skip_set = facts.pop('skip_set')
+    _export(output, params, file, skip_set)
+    (output / 'README.md').write_text(CARD.format(**facts), encoding='utf-8')
+    print(CARD.format(**facts))
+
+
+def _facts(cfg, params, figures, text) -> dict:
+  """What the model card says, measured or from the run's settings."""
+  import jax
+  import numpy as np
+
+  from swift_jax import llama, skip_mask, training
+  from swift_jax.demo import corpus
+
+  graphdef, _ = llama.abstract_model(MODEL)
+  layers = MODEL.num_hidden_layers
+  rows = training.spread_rows(text['tokens'], cfg.seq_len, 8)[:, :-1]
+  found = training.find_skip_set(graphdef, params, rows, layers, 0.45, 150)
+  rows = training.spread_rows(text['held_out'], cfg.seq_len, 10**6)[:, :-1]
+  matchness = training.make_matchness(graphdef)
+  full = skip_mask.none_skipped(layers)
+  shares = {
+    name: np.mean(
+      [
+        matchness(params, rows[i : i + 8], mask, full)
+        for i in range(0, len(rows) - 7, 8)
+      ]
     )
+    for name, mask in (
+      ('matchness_found', found),
+      ('matchness_uniform', skip_mask.uniform(layers, 0.45)),
+    )
+  }
+  num_bytes = sum(len(t.encode()) for t in corpus.documents(held_out=True))
+  bits_per_token = figures['loss'] / np.log(2)
+  return {
+    **dataclasses.asdict(cfg),
+    **shares,
+    'skip_set': found,
+    'skip_picture': found.blocks(),
+    'layers': layers,
+    'width': MODEL.hidden_size,
+    'params': sum(p.size for p in jax.tree.leaves(params)) / 1e6,
+    'vocab': MODEL.vocab_size,
+    'python': platform.python_version(),
+    'corpus_tokens': len(text['tokens']),
+    'held_out_tokens': len(text['held_out']),
+    'bits_per_byte': bits_per_token * len(text['held_out']) / num_bytes,
+    'hours': figures['seconds'] / 3600,
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'loss': figures['loss'],
+    'loss_skipped': figures['loss_skipped'],
+    'tokens': figures['tokens'],
+  }
 
 
-def export(output, cfg, params, figures, tokenizer_file, tokens, held_out):
-  """Writes the model, its tokenizer and its card."""
-  import dataclasses
-
+def _export(output, params, tokenizer_file, skip_set) -> None:
+  """Writes the model, its tokenizer and the skip set that was found."""
   import jax
   import jax.numpy as jnp
   import transformers
@@ -115,32 +176,15 @@ def export(output, cfg, params, figures, tokenizer_file, tokens, held_out):
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_file=str(tokenizer_file), eos_token=corpus.END_OF_TEXT
   )
-  half = dataclasses.replace(MODEL, dtype='bfloat16')
-  params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
   checkpoint.export_hf(
     output,
-    half,
-    params,
+    dataclasses.replace(MODEL, dtype='bfloat16'),
+    jax.tree.map(lambda p: p.astype(jnp.bfloat16), params),
     tokenizer=tokenizer,
     generation_config={'eos_token_id': tokenizer.eos_token_id},
   )
-  num_bytes = sum(len(t.encode()) for t in corpus.documents(held_out=True))
-  bits_per_token = figures['loss'] / jnp.log(2)
-  card = CARD.format(
-    layers=MODEL.num_hidden_layers,
-    width=MODEL.hidden_size,
-    params=sum(p.size for p in jax.tree.leaves(params)) / 1e6,
-    vocab=MODEL.vocab_size,
-    python=platform.python_version(),
-    corpus_tokens=len(tokens),
-    held_out_tokens=len(held_out),
-    bits_per_byte=float(bits_per_token) * len(held_out) / num_bytes,
-    hours=figures['seconds'] / 3600,
-    devices=f'{jax.device_count()} device(s), {jax.devices()[0].device_kind}',
-    **dataclasses.asdict(cfg),
-    **{name: figures[name] for name in ('loss', 'loss_skipped', 'tokens')},
-  )
-  (output / 'README.md').write_text(card)
+  sets = json.dumps({'demo': skip_set.to_lists()})
+  (output / 'skip_sets.json').write_text(sets + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -44,7 +44,7 @@ class Model:
   ):
     self.cfg, self.graphdef, self.params = cfg, graphdef, params
     self.mesh = mesh
-    self.shapes, settings = drafting.split_config(draft)
+    self.shapes, settings = drafting.split_config(draft, cfg.vocab_size)
     self.settings = self.put(settings)
     self.full = self.put(skip_masks.none_skipped(cfg.num_hidden_layers))
 
@@ -233,9 +233,9 @@ class Session:
         )
       self._read(seen, on_text)
       due -= count
-      if searching and due <= 0 and self._search(seen):
+      if searching and due <= 0:
+        self._search()
         due = self.searcher.cfg.opt_interval
-      due = max(due, 1)
 
   def _read(self, seen: Seen, on_text: Callable[[int, str], None]) -> None:
     """Takes each row's new tokens, looks for stop strings, hands text on."""
@@ -262,18 +262,16 @@ class Session:
       done[stopped] = True
       self.state = self.state.replace(done=self.model.put(done))
 
-  def _search(self, seen: Seen) -> bool:
-    """One scoring pass, if there is a window of fresh text; says whether."""
-    cfg = self.searcher.cfg
+  def _search(self) -> None:
+    """One scoring pass, if the batch has written a window of text."""
     written = sum(len(row.text.tokens) for row in self.rows)
-    if written < cfg.context_window or all(row.done for row in self.rows):
-      return False
+    if written < self.searcher.cfg.context_window:
+      return
     started = time.perf_counter()
     candidates = self.searcher.candidates()
     hits, positions = jax.device_get(self.score(candidates))
     self.searcher.observe(candidates, hits, int(positions))
     self.seconds.search += time.perf_counter() - started
-    return True
 
   def score(self, candidates: skip_masks.SkipMask) -> matchness.Scores:
     """Hits of each candidate on the batch's newest text."""

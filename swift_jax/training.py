@@ -108,6 +108,16 @@ def rows(
       step += 1
 
 
+def spread_rows(
+  tokens: np.ndarray, seq_len: int, most: int
+) -> Int[np.ndarray, 'r t+1']:
+  """Up to `most` windows spread evenly over a text."""
+  windows = (len(tokens) - 1) // seq_len
+  picked = np.linspace(0, windows - 1, min(most, windows)).astype(int)
+  rows = [tokens[i * seq_len :][: seq_len + 1] for i in picked]
+  return np.stack(rows).astype(np.int32)
+
+
 def schedule(cfg: TrainConfig, peak: float) -> optax.Schedule:
   """Linear warm-up, constant, linear decay to zero: 'trapezoidal'."""
   decay_steps = max(1, int(cfg.steps * cfg.decay))
@@ -169,6 +179,54 @@ def evaluate(
   return float(np.mean(jax.device_get(losses)))
 
 
+def make_matchness(graphdef: llama.GraphDef) -> Callable[..., Array]:
+  """Share of positions of rows int[B, T] where skipping changes no argmax."""
+
+  def argmax(params: Any, rows: Array, mask: SkipMask) -> Array:
+    model = nnx.merge(graphdef, params)
+    return jnp.argmax(model.logits(model(rows, mask)[0]), axis=-1)
+
+  @jax.jit
+  def matchness(
+    params: Any, rows: Array, mask: SkipMask, full: SkipMask
+  ) -> Array:
+    return (argmax(params, rows, mask) == argmax(params, rows, full)).mean()
+
+  return matchness
+
+
+def find_skip_set(
+  graphdef: llama.GraphDef,
+  params: Any,
+  rows: Int[np.ndarray, 'b t'],
+  num_layers: int,
+  skip_ratio: float,
+  evaluations: int,
+  seed: int = 0,
+) -> SkipMask:
+  """The best of many masks on given text: swaps from the uniform mask uphill.
+
+  Offline, for the model card; while decoding, `swift_jax.search` does this.
+  """
+  rng = np.random.default_rng(seed)
+  matchness = make_matchness(graphdef)
+  full = skip_mask.none_skipped(num_layers)
+
+  def score(bits: np.ndarray) -> float:
+    return float(matchness(params, rows, skip_mask.from_bits(bits), full))
+
+  best = skip_mask.uniform(num_layers, skip_ratio).bits()
+  best_score = score(best)
+  for _ in range(evaluations):
+    bits = best.copy()
+    bits[rng.choice(np.flatnonzero(best))] = False
+    bits[rng.choice(np.flatnonzero(~best))] = True
+    new_score = score(bits)
+    if new_score > best_score:
+      best, best_score = bits, new_score
+  return skip_mask.from_bits(best)
+
+
 def train(
   model_cfg: ModelConfig,
   cfg: TrainConfig,
@@ -216,11 +274,7 @@ def train(
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  held = (len(held_out) - 1) // cfg.seq_len
-  picked = np.linspace(0, held - 1, min(cfg.eval_rows, held)).astype(int)
-  held_rows = np.stack(
-    [held_out[i * cfg.seq_len :][: cfg.seq_len + 1] for i in picked]
-  ).astype(np.int32)
+  held_rows = spread_rows(held_out, cfg.seq_len, cfg.eval_rows)
   masks = {
     'loss': skip_mask.none_skipped(model_cfg.num_hidden_layers),
     'loss_skipped': skip_mask.uniform(model_cfg.num_hidden_layers, 0.45),

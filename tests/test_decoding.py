@@ -51,7 +51,7 @@ def wanted_leaves(draft: Draft, row: int) -> list[tuple[float, int, int]]:
 @settings(max_examples=60, deadline=None)
 @given(draft=drafts(), root=st.integers(0, 39))
 def test_tree_is_the_papers(draft, root):
-  shapes, traced = drafting.split_config(CONFIG)
+  shapes, traced = drafting.split_config(CONFIG, 40)
   roots = jnp.full(2, root, jnp.int32)
   built = tree.build(roots, draft, traced, shapes)
   seen = np.asarray(built.attn_mask())
@@ -75,7 +75,7 @@ def test_tree_is_the_papers(draft, root):
 @given(draft=drafts(), data=st.data())
 def test_acceptance_walks_the_targets_path(draft, data):
   """Against a walk in Python: follow the target until no node has its token."""
-  shapes, traced = drafting.split_config(CONFIG)
+  shapes, traced = drafting.split_config(CONFIG, 40)
   built = tree.build(jnp.zeros(2, jnp.int32), draft, traced, shapes)
   width = shapes.max_width
   target = np.zeros((2, width), np.int64)

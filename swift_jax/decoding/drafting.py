@@ -68,9 +68,11 @@ class Draft:
   length: Int[Array, b]
 
 
-def split_config(cfg: DraftConfig) -> tuple[DraftShapes, DraftSettings]:
+def split_config(
+  cfg: DraftConfig, vocab_size: int
+) -> tuple[DraftShapes, DraftSettings]:
   """A `DraftConfig` as its static and its traced part."""
-  leaves = max(cfg.tree_widths) - 1 if cfg.tree else 0
+  leaves = min(max(cfg.tree_widths), vocab_size) - 1 if cfg.tree else 0
   settings = DraftSettings(
     max_length=jnp.asarray(cfg.max_draft_length, jnp.int32),
     threshold=jnp.asarray(cfg.confidence_threshold, jnp.float32),
