@@ -1,9 +1,10 @@
 """Trains the demo model on the standard library's source.
 
-  python launch/train_demo.py --config=configs/train_demo.py --workdir=DIR
+  python launch/train_demo.py --config=configs/train_demo.py \\
+    --workdir=DIR --output=FOLDER
 
 Expect several hours on two CPU cores. Started again on the same DIR it goes on
-where it stopped; --output=FOLDER exports the model when it is done.
+where it stopped; FOLDER gets the model and a card with the run's figures.
 """
 
 import ml_collections
@@ -11,5 +12,18 @@ import ml_collections
 
 def get_config():
   config = ml_collections.ConfigDict()
+  # Deep and narrow: many sublayers to choose among, at a price two cores can pay.
+  config.model = {
+    'vocab_size': 2048,
+    'hidden_size': 256,
+    'intermediate_size': 768,
+    'num_hidden_layers': 16,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'head_dim': 64,
+    'max_position_embeddings': 1024,
+    'rms_norm_eps': 1e-5,
+    'tie_word_embeddings': True,
+  }
   config.train = {'steps': 2000}
   return config

@@ -10,40 +10,66 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import importlib.util
+import os
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Any
+import typing
+from typing import Any, NoReturn
+import warnings
 
-from absl import app, flags
-import ml_collections
-from ml_collections import config_flags
+# Standard error belongs to our one line: no chatter from XLA (errors stay) and
+# none from transformers. Before jax is imported, which reads it once.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 
-from swift_jax.config import (
-  DecodeConfig,
-  DraftConfig,
-  SearchConfig,
-)
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_dict, config_flags
+
+from swift_jax.config import DTYPES, DecodeConfig, DraftConfig, SearchConfig
 from swift_jax.errors import InputError
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
   from swift_jax import Engine
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
-DEFAULT_CONFIG = str(_ROOT / 'configs' / 'demo.py')
-_DATACLASSES = {
+_CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+  """Which model: a folder, a hub id, or `demo` for the one in the package.
+
+  Attributes:
+    path: where it is.
+    dtype: bfloat16, float16 or float32; empty: the checkpoint's own.
+  """
+
+  path: str = 'demo'
+  dtype: str = ''
+
+  def __post_init__(self):
+    if not self.path:
+      raise InputError(f'model.path={self.path!r}: expected a folder or hub id')
+    if self.dtype and self.dtype not in DTYPES:
+      raise InputError(
+        f'model.dtype={self.dtype!r}: expected one of {", ".join(DTYPES)}'
+      )
+
+
+Sections = Mapping[str, type]
+SECTIONS: Sections = {
+  'model': ModelSource,
+  'decode': DecodeConfig,
   'draft': DraftConfig,
   'search': SearchConfig,
-  'decode': DecodeConfig,
-}
-# An empty dtype is the checkpoint's own.
-SECTIONS: Mapping[str, Any] = {
-  'model': {'path': 'demo', 'dtype': ''},
-  **_DATACLASSES,
 }
 
 
-def read_config(path: str) -> ml_collections.ConfigDict:
-  """`get_config()` of a Python file."""
+def read_config(path: str) -> ConfigDict:
+  """`get_config()` of a Python file.
+
+  Raises:
+    InputError: whatever is wrong with the file, it is named.
+  """
   file = pathlib.Path(path)
   if not file.is_file():
     raise InputError(f'--config={path}: no such file')
@@ -53,62 +79,69 @@ def read_config(path: str) -> ml_collections.ConfigDict:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    return module.get_config()
-  except Exception as e:  # whatever the file does wrong, the file is named
-    raise InputError(f'--config={path}: {type(e).__name__}: {e}') from e
+    config = module.get_config()
+  except Exception as error:
+    kind = type(error).__name__
+    raise InputError(f'--config={path}: {kind}: {error}') from error
+  if not isinstance(config, ConfigDict):
+    raise InputError(
+      f'--config={path}: get_config() gives {config!r}, not a ConfigDict'
+    )
+  return config
 
 
-def merge(
-  overrides: ml_collections.ConfigDict, sections: Mapping[str, Any]
-) -> ml_collections.ConfigDict:
-  """All fields of all sections: the dataclasses' defaults, overridden.
+def merge(overrides: ConfigDict, sections: Sections) -> ConfigDict:
+  """All fields of all sections: the dataclasses' defaults, overridden; locked.
 
   Args:
     overrides: what a config file gives.
-    sections: a dataclass, or a dict of defaults, by name.
+    sections: a dataclass by the name of its section.
 
   Raises:
-    InputError: a section or field that does not exist.
+    InputError: a section, field or type that does not exist.
   """
-  merged = ml_collections.ConfigDict()
-  for name, section in sections.items():
-    defaults = section
-    if dataclasses.is_dataclass(section):
-      defaults = {f.name: f.default for f in dataclasses.fields(section)}
-    merged[name] = ml_collections.ConfigDict(dict(defaults))
+  merged = ConfigDict({name: _defaults(cls) for name, cls in sections.items()})
   for name, fields in overrides.items():
-    if name not in merged:
-      raise InputError(
-        f'config.{name}: no such section (there are {", ".join(sections)})'
-      )
+    if name not in sections:
+      known = ', '.join(sections)
+      raise InputError(f'config.{name}: no such section (there are {known})')
+    if not isinstance(fields, ConfigDict):
+      raise InputError(f'config.{name}={fields!r}: expected a section')
     for field, value in fields.items():
       if field not in merged[name]:
         raise InputError(f'config.{name}.{field}={value!r}: no such field')
-      merged[name][field] = value
+      try:
+        merged[name][field] = value
+      except TypeError as error:
+        raise InputError(f'config.{name}.{field}={value!r}: {error}') from None
   return merged.lock()
 
 
-def train_config() -> Any:
-  """The trainer's dataclass; imported late, since it brings optax and orbax."""
-  from swift_jax.training import TrainConfig
+def _defaults(cls: type) -> dict[str, Any]:
+  """A section's fields; nested dataclasses keep the default they have."""
+  kinds = typing.get_type_hints(cls)
+  return {
+    field.name: config_dict.placeholder(kinds[field.name])
+    if field.default is dataclasses.MISSING
+    else field.default
+    for field in dataclasses.fields(cls)
+    if not dataclasses.is_dataclass(field.default)
+  }
 
-  return TrainConfig
+
+def section(config: ConfigDict, name: str, cls: type | None = None) -> Any:
+  """One section as its frozen dataclass, which checks every value."""
+  return (cls or SECTIONS[name])(**config[name].to_dict())
 
 
-def section(config: ml_collections.ConfigDict, name: str) -> Any:
-  """One section as its frozen, checked dataclass."""
-  return _DATACLASSES[name](**config[name].to_dict())
-
-
-def load_engine(config: ml_collections.ConfigDict) -> Engine:
+def load_engine(config: ConfigDict) -> Engine:
   """The engine that a config describes."""
+  source = section(config, 'model')
+  draft, search = section(config, 'draft'), section(config, 'search')
   from swift_jax import Engine
 
   return Engine.from_pretrained(
-    config.model.path,
-    dtype=config.model.dtype or None,
-    draft=section(config, 'draft'),
-    search=section(config, 'search'),
+    source.path, dtype=source.dtype or None, draft=draft, search=search
   )
 
 
@@ -119,57 +152,73 @@ def show_text(_: int, piece: str) -> None:
 
 
 def run(
-  main: Callable[[ml_collections.ConfigDict], int | None],
-  default_config: str = DEFAULT_CONFIG,
-  sections: Mapping[str, Any] = SECTIONS,
-) -> None:
+  main: Callable[[ConfigDict], int | None],
+  default_config: str = 'demo',
+  sections: Sections = SECTIONS,
+) -> NoReturn:
   """Declares the flags and runs `main(config)`; bad input ends with status 2."""
-  argv = list(sys.argv)
   try:
-    path, argv = _take_config(argv, default_config)
+    path, argv = _take_config(sys.argv)
+    path = path or str(_CONFIGS / f'{default_config}.py')
     config = merge(read_config(path), sections)
     _check_fields(argv, config)
-    holder = config_flags.DEFINE_config_dict('config', config)
-  except InputError as e:
-    _refuse(e)
+    config_flags.DEFINE_config_dict('config', config, sys_argv=argv)
+  except InputError as error:
+    _refuse(error)
 
-  def parse(args: Sequence[str]) -> list[str] | None:
+  def parse(args: Sequence[str]) -> list[str]:
     try:
       return flags.FLAGS(list(args))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-      _refuse(e)
+    except (flags.Error, TypeError, ValueError) as error:
+      _refuse(error)
 
   def guarded(args: Sequence[str]) -> int | None:
+    _quiet()
     try:
       if len(args) > 1:
         raise InputError(f'unexpected argument {args[1]!r}')
-      return main(holder.value)
-    except InputError as e:
-      _refuse(e)
+      return main(config)
+    except InputError as error:
+      _refuse(error)
     except KeyboardInterrupt:
       print('interrupted', file=sys.stderr)
       return 130
+    except BrokenPipeError:
+      # Whoever read our text has gone; Python would complain when it flushes.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return 1
 
   app.run(guarded, argv=argv, flags_parser=parse)
 
 
-def _check_fields(
-  argv: Sequence[str], config: ml_collections.ConfigDict
-) -> None:
+def _quiet() -> None:
+  """No warnings of libraries, unless a flag asks; text of any kind prints."""
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.ERROR)
+  if not sys.warnoptions:
+    warnings.simplefilter('ignore')
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='backslashreplace')
+
+
+def _check_fields(argv: Sequence[str], config: ConfigDict) -> None:
   """Names an unknown field as it was typed; the flag library only raises."""
   for argument in argv[1:]:
+    if argument == '--':
+      return
     flag = argument.partition('=')[0].lstrip('-')
     prefix, _, path = flag.partition('.')
-    if prefix != 'config' or not argument.startswith('-'):
+    if prefix not in ('config', 'noconfig') or not argument.startswith('-'):
       continue
     name, _, field = path.partition('.')
     if name not in config or field not in config[name]:
       raise InputError(f'{argument}: the config has no such field')
 
 
-def _take_config(argv: list[str], default: str) -> tuple[str, list[str]]:
-  """Splits `--config=FILE` off the arguments."""
-  path, rest, at = default, [], 0
+def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+  """Splits `--config=FILE` off the arguments; the last one counts."""
+  path, rest, at = None, [], 0
   while at < len(argv):
     name, equals, value = argv[at].partition('=')
     if name in ('--config', '-config'):
@@ -185,7 +234,7 @@ def _take_config(argv: list[str], default: str) -> tuple[str, list[str]]:
   return path, rest
 
 
-def _refuse(error: Exception) -> None:
+def _refuse(error: Exception) -> NoReturn:
   """One line on standard error, status 2."""
   message = ' '.join(str(error).split())
   print(f'{pathlib.Path(sys.argv[0]).name}: {message}', file=sys.stderr)

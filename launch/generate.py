@@ -5,24 +5,30 @@
 
 Every field of the config can be set: --config.decode.method=plain,
 --config.model.path=FOLDER_OR_HUB_ID, --config.draft.max_draft_length=8, ...
+
+Text goes to standard output as it comes; in a batch the first prompt's does,
+and the others' follow whole, so that they do not mix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import sys
-from typing import TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 from absl import flags
 import common
-import ml_collections
+from ml_collections import ConfigDict
 
 from swift_jax.errors import InputError
+
+if TYPE_CHECKING:
+  from swift_jax import DecodeConfig, Engine, Result
 
 _PROMPT = flags.DEFINE_string('prompt', None, 'one prompt')
 _PROMPTS_FILE = flags.DEFINE_string(
@@ -34,98 +40,175 @@ _OUTPUT_JSON = flags.DEFINE_string(
   'output_json', None, 'one JSON line a prompt goes to this file'
 )
 
+# The record's names are promised to readers: what `Metrics` gains does not show
+# up here unasked.
+METRICS = (
+  'method',
+  'new_tokens',
+  'prefill_s',
+  'decode_s',
+  'search_s',
+  'verify_passes',
+  'drafted',
+  'accepted',
+  'acceptance_rate',
+  'mean_accepted_length',
+  'skip_ratio',
+  'matchness',
+  'tokens_per_second',
+)
 
-def read_prompts() -> list[str]:
-  """The prompts that the flags name."""
-  prompt, path = _PROMPT.value, _PROMPTS_FILE.value
-  if (prompt is None) == (path is None):
-    raise InputError('expected either --prompt or --prompts_file')
-  if path is None:
-    if not prompt:
-      raise InputError(f'--prompt={prompt!r}: empty')
-    return [prompt]
+
+def read_prompts(prompt: str | None, path: str | None) -> list[str]:
+  """The prompts that the flags name.
+
+  Raises:
+    InputError: names the flag, or the file and its line.
+  """
+  if prompt is not None and path is not None:
+    raise InputError(
+      f'--prompt={prompt!r} and --prompts_file={path}: expected one of them'
+    )
+  if path is not None:
+    return _read_file(path)
+  if prompt is None:
+    raise InputError('--prompt or --prompts_file is needed')
+  return [_checked('--prompt', prompt)]
+
+
+def _read_file(path: str) -> list[str]:
+  where = f'--prompts_file={path}'
   try:
-    if path == '-':
-      lines = sys.stdin.read().splitlines()
-    else:
-      lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
-  except (OSError, UnicodeDecodeError) as e:
-    raise InputError(f'--prompts_file={path}: {e}') from None
+    raw = sys.stdin.buffer.read() if path == '-' else _bytes(path)
+  except OSError as error:
+    raise InputError(f'{where}: {error.strerror}') from None
+  # Bytes are split, not text: JSON strings may hold other line separators.
   prompts = [
-    _parse_line(f'--prompts_file={path}, line {number}', line)
-    for number, line in enumerate(lines, 1)
+    _parse_line(f'{where}, line {number}', line)
+    for number, line in enumerate(raw.split(b'\n'), 1)
     if line.strip()
   ]
   if not prompts:
-    raise InputError(f'--prompts_file={path}: no prompts')
+    raise InputError(f'{where}: holds no prompts')
   return prompts
 
 
-def _parse_line(where: str, line: str) -> str:
+def _bytes(path: str) -> bytes:
+  return pathlib.Path(path).read_bytes()
+
+
+def _parse_line(where: str, line: bytes) -> str:
   try:
-    value = json.loads(line)
-  except ValueError as e:
-    raise InputError(f'{where}: not JSON: {e}') from None
+    value = json.loads(line.decode('utf-8-sig'))
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'{where}: not JSON: {error}') from None
   if not isinstance(value, dict) or not isinstance(value.get('prompt'), str):
-    raise InputError(f'{where}: expected an object with a string "prompt"')
-  if not value['prompt']:
+    raise InputError(
+      f'{where}: expected an object with a string "prompt", found {value!r:.80}'
+    )
+  return _checked(where, value['prompt'])
+
+
+def _checked(where: str, prompt: str) -> str:
+  if not prompt:
     raise InputError(f'{where}: the prompt is empty')
-  return value['prompt']
-
-
-@contextlib.contextmanager
-def output_file(path: str | None) -> Iterator[TextIO | None]:
-  """A file that takes its name only when it is complete."""
-  if path is None:
-    yield None
-    return
-  if pathlib.Path(path).is_dir():
-    raise InputError(f'--output_json={path}: is a directory')
-  partial = f'{path}.partial'
   try:
-    file = open(partial, 'w', encoding='utf-8')
-  except OSError as e:
-    raise InputError(f'--output_json={path}: {e.strerror}') from None
-  done = False
-  try:
-    with file:
-      yield file
-    os.replace(partial, path)
-    done = True
-  finally:
-    if not done and not os.path.getsize(partial):
-      os.remove(partial)
+    prompt.encode()
+  except UnicodeEncodeError as error:
+    raise InputError(f'{where}: {prompt!r:.80} is not text: {error}') from None
+  return prompt
 
 
-def main(config: ml_collections.ConfigDict) -> None:
-  prompts = read_prompts()
-  decode = common.section(config, 'decode')
-  with output_file(_OUTPUT_JSON.value) as output:
-    engine = common.load_engine(config)
-    engine.encode(prompts)  # refuses a bad prompt before any text is written
-    size = decode.batch_size
-    live = size == 1  # rows of a larger batch would mix
-    for at in range(0, len(prompts), size):
-      part = prompts[at : at + size]
-      if live:
-        _title(at, len(prompts))
-        on_text = common.show_text
-      else:
-        on_text = None
-      for b, result in enumerate(engine.generate(part, decode, on_text)):
-        if not live:
-          _title(at + b, len(prompts))
-          common.show_text(b, result.text)
-        print(flush=True)
-        if output is not None:
-          line = json.dumps(dataclasses.asdict(result), ensure_ascii=False)
-          output.write(line + '\n')
-          output.flush()
+class JsonLines:
+  """Lines that take the file's name once all of them are there.
+
+  Until then they lie in `FILE.partial`; a run that breaks off leaves what was
+  complete there, and removes the file if that is nothing.
+  """
+
+  def __init__(self, path: str):
+    self._path = pathlib.Path(path)
+    self._partial = pathlib.Path(f'{path}.partial')
+    self._file: IO[str] | None = None
+
+  def __enter__(self) -> JsonLines:
+    if self._path.exists() and not self._path.is_file():
+      raise InputError(f'--output_json={self._path}: not a file')
+    with self._named_errors():
+      if self._path.exists() and not os.access(self._path, os.W_OK):
+        raise PermissionError(None, 'not writable')
+      self._file = open(self._partial, 'w', encoding='utf-8')
+    return self
+
+  def write(self, record: dict[str, Any]) -> None:
+    line = json.dumps(record, ensure_ascii=False) + '\n'
+    with self._named_errors():
+      self._file.write(line)
+      self._file.flush()
+
+  def __exit__(self, kind: type | None, *_: object) -> None:
+    with self._named_errors():
+      self._file.close()
+      if kind is None:
+        os.replace(self._partial, self._path)
+      elif not self._partial.stat().st_size:
+        self._partial.unlink()
+
+  @contextlib.contextmanager
+  def _named_errors(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise InputError(
+        f'--output_json={self._path}: cannot be written: {error.strerror}'
+      ) from error
+
+
+def record(result: Result) -> dict[str, Any]:
+  """One line of the output."""
+  fields = dataclasses.asdict(result)
+  fields['metrics'] = {name: fields['metrics'][name] for name in METRICS}
+  return fields
+
+
+def write_texts(
+  engine: Engine, prompts: Sequence[str], decode: DecodeConfig
+) -> Iterator[Result]:
+  """Generates batch by batch and shows each text, in order."""
+  for at in range(0, len(prompts), decode.batch_size):
+
+    def first_only(row: int, piece: str) -> None:
+      if row == 0:
+        common.show_text(row, piece)
+
+    _title(at, len(prompts))
+    batch = prompts[at : at + decode.batch_size]
+    for row, result in enumerate(engine.generate(batch, decode, first_only)):
+      if row:
+        _title(at + row, len(prompts))
+        common.show_text(row, result.text)
+      print(flush=True)
+      yield result
 
 
 def _title(index: int, count: int) -> None:
   if count > 1:
     print(f'--- prompt {index + 1} of {count}', flush=True)
+
+
+def main(config: ConfigDict) -> None:
+  prompts = read_prompts(_PROMPT.value, _PROMPTS_FILE.value)
+  decode = common.section(config, 'decode')
+  path = _OUTPUT_JSON.value
+  with contextlib.ExitStack() as stack:
+    output = None if path is None else stack.enter_context(JsonLines(path))
+    engine = common.load_engine(config)
+    # Refuses a bad prompt before any text is written.
+    longest = max(map(len, engine.encode(prompts)))
+    engine.warmup(decode, longest)  # so that the times are those of writing
+    for result in write_texts(engine, prompts, decode):
+      if output is not None:
+        output.write(record(result))
 
 
 if __name__ == '__main__':

@@ -1,43 +1,62 @@
 """Trains the demo model on the source of Python's standard library.
 
-  python launch/train_demo.py --config=configs/train_demo.py --workdir=DIR
-  python launch/train_demo.py --workdir=DIR --output=FOLDER     (exports it)
+  python launch/train_demo.py --workdir=DIR --output=FOLDER
 
 DIR holds the tokenizer and Orbax checkpoints; started again, training goes on
-where it stopped. With --output the trained model is written there in Hugging
-Face format (bfloat16), with a model card that says how it was made.
+where it stopped, and a finished run is only written out. With --output the model
+is written there in Hugging Face format (bfloat16), with a model card that says
+how it was made and the skip set that was found for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
 import platform
-import time
+import tempfile
+from typing import Any
 
 from absl import flags
 import common
-import ml_collections
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+import tokenizers
 
+from swift_jax import checkpoint, llama, skip_mask, training
 from swift_jax.config import ModelConfig
+from swift_jax.demo import corpus
 from swift_jax.errors import InputError
+from swift_jax.skip_mask import SkipMask
+from swift_jax.training import TrainConfig
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'tokenizer and checkpoints')
 _OUTPUT = flags.DEFINE_string('output', None, 'folder of the finished model')
 
-MODEL = ModelConfig(
-  vocab_size=2048,
-  hidden_size=256,
-  intermediate_size=768,
-  num_hidden_layers=16,
-  num_attention_heads=4,
-  num_key_value_heads=2,
-  head_dim=64,
-  max_position_embeddings=1024,
-  rms_norm_eps=1e-5,
-  tie_word_embeddings=True,
-)
+SKIP_RATIO = 0.45
+SWAPS = 150  # masks tried for the skip set of the model card
+
+
+@dataclasses.dataclass(frozen=True)
+class CpuConfig:
+  """How a CPU is used.
+
+  Attributes:
+    devices: devices that the CPU is split into, each with its share of a
+      batch's rows. What XLA runs on one thread then runs side by side.
+  """
+
+  devices: int = 2
+
+  def __post_init__(self):
+    if self.devices < 1:
+      raise InputError(f'cpu.devices={self.devices!r}: expected >= 1')
+
+
+SECTIONS = {'model': ModelConfig, 'train': TrainConfig, 'cpu': CpuConfig}
 
 CARD = """---
 library_name: swift_jax
@@ -46,9 +65,9 @@ license: apache-2.0
 
 # The demo model of swift_jax
 
-A Llama of {layers} layers and width {width} ({params:.1f} M parameters) with a
-byte-level BPE tokenizer of {vocab} tokens. It exists to show SWIFT without a
-download; it is no useful writer of programs.
+A Llama of {num_hidden_layers} layers and width {hidden_size} ({params:.1f} M
+parameters) with a byte-level BPE tokenizer of {vocab_size} tokens. It exists to
+show SWIFT without a download; it is no useful writer of programs.
 
 | | |
 | --- | --- |
@@ -62,7 +81,7 @@ download; it is no useful writer of programs.
 | held-out matchness at 45 % (share of tokens whose argmax stays) | {matchness_found:.3f} with the set in `skip_sets.json`, {matchness_uniform:.3f} with the uniform set |
 | time | {hours:.1f} hours on {devices} |
 
-The set in `skip_sets.json` was found on training text by 150 swaps uphill:
+The set in `skip_sets.json` was found on training text by {swaps} swaps uphill:
 
 ```
 {skip_picture}
@@ -73,123 +92,141 @@ stopped and started again with other rates has in this table those it ended with
 """
 
 
-def main(config: ml_collections.ConfigDict) -> None:
+def main(config: ConfigDict) -> None:
+  model_cfg = common.section(config, 'model', ModelConfig)
+  cfg = common.section(config, 'train', TrainConfig)
+  cpu = common.section(config, 'cpu', CpuConfig)
   if not _WORKDIR.value:
     raise InputError('--workdir: a folder is needed')
-  import jax
-
-  # Rows are split over devices: on a CPU the parts that XLA runs on one thread
-  # then run side by side.
-  if config.cpu.devices > 1:
-    jax.config.update('jax_num_cpu_devices', config.cpu.devices)
-  import tokenizers
-
-  from swift_jax import training
-  from swift_jax.demo import corpus
-
-  cfg = training.TrainConfig(**config.train.to_dict())
   workdir = pathlib.Path(_WORKDIR.value).absolute()
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise InputError(f'--workdir={workdir}: {e.strerror}') from None
-  file = workdir / 'tok.json'
-  if not file.exists():
-    corpus.train_tokenizer(MODEL.vocab_size).save(str(file))
-  tokenizer = tokenizers.Tokenizer.from_file(str(file))
-  tokens = corpus.encode(tokenizer, held_out=False)
-  held_out = corpus.encode(tokenizer, held_out=True)
-  started = time.perf_counter()
-  _, params, figures = training.train(
-    MODEL, cfg, tokens, held_out, workdir / 'ckpt'
-  )
-  print(f'{figures} after {time.perf_counter() - started:.0f} s')
+  _check_writable('--workdir', workdir)
   if _OUTPUT.value:
-    output = pathlib.Path(_OUTPUT.value)
-    text = {'tokens': tokens, 'held_out': held_out}
-    facts = _facts(cfg, params, figures, text)
-    skip_set = facts.pop('skip_set')
-    _export(output, params, file, skip_set)
-    (output / 'README.md').write_text(CARD.format(**facts), encoding='utf-8')
-    print(CARD.format(**facts))
+    output = pathlib.Path(_OUTPUT.value).absolute()
+    # Now, not after hours of training; the folder itself appears when complete.
+    _check_writable('--output', output if output.exists() else output.parent)
+  jax.config.update('jax_num_cpu_devices', cpu.devices)
+
+  tokenizer_file = workdir / 'tok.json'
+  tokenizer = _tokenizer(tokenizer_file, model_cfg.vocab_size)
+  text = {
+    'train': corpus.encode(tokenizer, held_out=False),
+    'held_out': corpus.encode(tokenizer, held_out=True),
+  }
+  _, params, figures = training.train(
+    model_cfg, cfg, text['train'], text['held_out'], workdir / 'ckpt'
+  )
+  print(f'held-out figures: {figures}')
+  if _OUTPUT.value:
+    found, shares = _skip_set(model_cfg, cfg, params, text)
+    facts = _facts(model_cfg, cfg, text, figures)
+    card = CARD.format(
+      **{**facts, **shares},
+      params=sum(p.size for p in jax.tree.leaves(params)) / 1e6,
+      skip_picture=found.blocks(),
+    )
+    _export(output, model_cfg, params, tokenizer_file)
+    sets = json.dumps({'demo': found.to_lists()})
+    (output / 'skip_sets.json').write_text(f'{sets}\n', encoding='utf-8')
+    (output / 'README.md').write_text(card, encoding='utf-8')
+    print(card)
 
 
-def _facts(cfg, params, figures, text) -> dict:
-  """What the model card says, measured or from the run's settings."""
-  import jax
-  import numpy as np
+def _check_writable(flag: str, folder: pathlib.Path) -> None:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise InputError(
+      f'{flag}={folder}: cannot be written: {error.strerror}'
+    ) from None
 
-  from swift_jax import llama, skip_mask, training
-  from swift_jax.demo import corpus
 
-  graphdef, _ = llama.abstract_model(MODEL)
-  layers = MODEL.num_hidden_layers
-  rows = training.spread_rows(text['tokens'], cfg.seq_len, 8)[:, :-1]
-  found = training.find_skip_set(graphdef, params, rows, layers, 0.45, 150)
-  rows = training.spread_rows(text['held_out'], cfg.seq_len, 10**6)[:, :-1]
+def _tokenizer(file: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
+  """The run's tokenizer: learnt once, for a checkpoint knows only its own."""
+  if not file.exists():
+    corpus.train_tokenizer(vocab_size).save(str(file))
+  tokenizer = tokenizers.Tokenizer.from_file(str(file))
+  if tokenizer.get_vocab_size() > vocab_size:
+    raise InputError(
+      f'{file} has {tokenizer.get_vocab_size()} tokens, more than'
+      f' model.vocab_size={vocab_size}'
+    )
+  return tokenizer
+
+
+def _skip_set(
+  model_cfg: ModelConfig,
+  cfg: TrainConfig,
+  params: Any,
+  text: Mapping[str, np.ndarray],
+) -> tuple[SkipMask, dict[str, float]]:
+  """A set found on training text, and its matchness on all held-out text."""
+  graphdef, _ = llama.abstract_model(model_cfg)
+  layers = model_cfg.num_hidden_layers
+  rows = training.spread_rows(text['train'], cfg.seq_len, 8)[:, :-1]
+  found = training.find_skip_set(
+    graphdef, params, rows, layers, SKIP_RATIO, SWAPS
+  )
   matchness = training.make_matchness(graphdef)
   full = skip_mask.none_skipped(layers)
-  shares = {
-    name: np.mean(
-      [
-        matchness(params, rows[i : i + 8], mask, full)
-        for i in range(0, len(rows) - 7, 8)
-      ]
-    )
-    for name, mask in (
-      ('matchness_found', found),
-      ('matchness_uniform', skip_mask.uniform(layers, 0.45)),
-    )
+  rows = training.spread_rows(text['held_out'], cfg.seq_len, 10**6)[:, :-1]
+  batches = [rows[i : i + 8] for i in range(0, len(rows) - 7, 8)] or [rows]
+
+  def share(mask: SkipMask) -> float:
+    shares = [matchness(params, batch, mask, full) for batch in batches]
+    return float(np.mean(jax.device_get(shares)))
+
+  uniform = skip_mask.uniform(layers, SKIP_RATIO)
+  return found, {
+    'matchness_found': share(found),
+    'matchness_uniform': share(uniform),
   }
+
+
+def _facts(
+  model_cfg: ModelConfig,
+  cfg: TrainConfig,
+  text: Mapping[str, np.ndarray],
+  figures: Mapping[str, Any],
+) -> dict[str, Any]:
+  """What the model card says of the run, from its settings and its figures."""
   num_bytes = sum(len(t.encode()) for t in corpus.documents(held_out=True))
-  bits_per_token = figures['loss'] / np.log(2)
+  bits = figures['loss'] / np.log(2) * len(text['held_out'])
   return {
+    **dataclasses.asdict(model_cfg),
     **dataclasses.asdict(cfg),
-    **shares,
-    'skip_set': found,
-    'skip_picture': found.blocks(),
-    'layers': layers,
-    'width': MODEL.hidden_size,
-    'params': sum(p.size for p in jax.tree.leaves(params)) / 1e6,
-    'vocab': MODEL.vocab_size,
+    **figures,
     'python': platform.python_version(),
-    'corpus_tokens': len(text['tokens']),
+    'corpus_tokens': len(text['train']),
     'held_out_tokens': len(text['held_out']),
-    'bits_per_byte': bits_per_token * len(text['held_out']) / num_bytes,
+    'bits_per_byte': bits / num_bytes,
     'hours': figures['seconds'] / 3600,
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'loss': figures['loss'],
-    'loss_skipped': figures['loss_skipped'],
-    'tokens': figures['tokens'],
+    'swaps': SWAPS,
   }
 
 
-def _export(output, params, tokenizer_file, skip_set) -> None:
-  """Writes the model, its tokenizer and the skip set that was found."""
-  import jax
-  import jax.numpy as jnp
+def _export(
+  output: pathlib.Path,
+  model_cfg: ModelConfig,
+  params: Any,
+  tokenizer_file: pathlib.Path,
+) -> None:
+  """Writes the model and its tokenizer."""
   import transformers
-
-  from swift_jax import checkpoint
-  from swift_jax.demo import corpus
 
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_file=str(tokenizer_file), eos_token=corpus.END_OF_TEXT
   )
   checkpoint.export_hf(
     output,
-    dataclasses.replace(MODEL, dtype='bfloat16'),
+    dataclasses.replace(model_cfg, dtype='bfloat16'),
     jax.tree.map(lambda p: p.astype(jnp.bfloat16), params),
     tokenizer=tokenizer,
     generation_config={'eos_token_id': tokenizer.eos_token_id},
   )
-  sets = json.dumps({'demo': skip_set.to_lists()})
-  (output / 'skip_sets.json').write_text(sets + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':
-  common.run(
-    main,
-    str(pathlib.Path(common.__file__).parent.parent / 'configs/train_demo.py'),
-    {'train': common.train_config(), 'cpu': {'devices': 2}},
-  )
+  common.run(main, 'train_demo', SECTIONS)

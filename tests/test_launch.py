@@ -1,0 +1,302 @@
+"""What the launchers do with flags, files and bad input.
+
+Most cases run in this process: `launch` is what a shell would see of one.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from absl import app
+from absl.testing import flagsaver
+import common
+import generate
+import pytest
+
+from swift_jax.config import DecodeConfig
+from swift_jax.engine import Result
+from swift_jax.errors import InputError
+from swift_jax.metrics import Metrics
+
+ROOT = pathlib.Path(__file__).parent.parent
+METRICS = Metrics(
+  **{field.name: 1 for field in dataclasses.fields(Metrics)} | {'method': 'x'}
+)
+
+
+class FakeEngine:
+  """Echoes prompts, so that only the launcher is under test."""
+
+  def encode(self, prompts):
+    return [list(prompt) for prompt in prompts]
+
+  def warmup(self, decode, prompt_length):
+    pass
+
+  def generate(self, prompts, decode, on_text):
+    assert len(prompts) <= decode.batch_size
+    results = []
+    for row, prompt in enumerate(prompts):
+      if prompt == 'NaN':
+        raise InputError('the logits are not finite')
+      on_text(row, prompt.upper())
+      results.append(Result(prompt, prompt.upper(), [1, 2], 'eos', METRICS))
+    return results
+
+
+@pytest.fixture
+def launch(monkeypatch, capsys):
+  """Runs a launcher's main with arguments; (status, stdout, stderr)."""
+
+  def run(*arguments, main=generate.main):
+    monkeypatch.setattr(sys, 'argv', ['generate.py', *map(str, arguments)])
+    monkeypatch.setattr(common, '_quiet', lambda: None)
+    monkeypatch.setattr(app, 'run', call)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+      common.run(main)
+    out, err = capsys.readouterr()
+    return end.value.code or 0, out, err
+
+  def call(main, argv, flags_parser):
+    sys.exit(main(flags_parser(argv)))
+
+  return run
+
+
+@pytest.fixture
+def engine(monkeypatch):
+  monkeypatch.setattr(common, 'load_engine', lambda config: FakeEngine())
+
+
+def configured(launch, *arguments):
+  """The config that a launcher would run with."""
+  seen = []
+  status, _, err = launch(*arguments, main=seen.append)
+  assert (status, err) == (0, '')
+  return seen[0]
+
+
+def test_fields_of_every_kind_can_be_set(launch):
+  config = configured(
+    launch,
+    '--config=configs/tiny.py',
+    '--config.model.path=some/where',
+    '--config.decode.ignore_eos',
+    '--config.decode.max_new_tokens=7',
+    "--config.decode.stop_strings=('a b', 'c')",
+    '--config.draft.verify_widths=(4, 16)',
+    '--noconfig.draft.tree',
+    '--config.draft.confidence_threshold=1',
+    '--config.search.skip_ratio=.25',
+  )
+  decode = common.section(config, 'decode')
+  assert decode.ignore_eos is True
+  assert decode.max_new_tokens == 7
+  assert decode.stop_strings == ('a b', 'c')
+  assert decode.prefill_chunk == 16  # the file's
+  draft = common.section(config, 'draft')
+  assert draft.verify_widths == (4, 16)
+  assert draft.tree is False
+  assert draft.confidence_threshold == 1.0
+  assert common.section(config, 'search').skip_ratio == 0.25
+  assert common.section(config, 'model').path == 'some/where'
+
+
+def test_without_a_config_it_is_the_demo(launch):
+  config = configured(launch)
+  assert common.section(config, 'model').path == 'demo'
+
+
+def write(tmp_path, name, content):
+  file = tmp_path / name
+  file.write_bytes(content if isinstance(content, bytes) else content.encode())
+  return file
+
+
+REFUSED_FLAGS = [
+  (['--promt=x'], ["'promt'", 'prompt']),
+  (['--config.draft.nope=3'], ['--config.draft.nope=3', 'no such field']),
+  (['--config.nope=3'], ['--config.nope=3']),
+  (['--noconfig.draft.nope'], ['--noconfig.draft.nope']),
+  (
+    ['--config.draft.max_draft_length=many'],
+    ['config.draft.max_draft_length', 'many'],
+  ),
+  (['--config.draft.max_draft_length=0'], ['draft.max_draft_length=0']),
+  (['--config.draft.tree=perhaps'], ['config.draft.tree', 'perhaps']),
+  (
+    ['--config.draft.confidence_threshold=nan'],
+    ['draft.confidence_threshold=nan'],
+  ),
+  (['--config.draft.verify_widths=(4'], ["draft.verify_widths='(4'"]),
+  (
+    ['--config.draft.verify_widths=(4, 8)'],
+    ['draft.verify_widths=(4, 8)', 'max_draft_length=25'],
+  ),
+  (['--config.search.skip_ratio=-1'], ['search.skip_ratio=-1.0']),
+  (['--config.decode.method=fast'], ["decode.method='fast'"]),
+  (['--config.decode.max_new_tokens=-1'], ['decode.max_new_tokens=-1']),
+  (['--config.decode.batch_size=0'], ['decode.batch_size=0']),
+  (['--config.model.dtype=int8'], ["model.dtype='int8'"]),
+  (['--config.model.path='], ["model.path=''"]),
+  (['--config=configs/none.py'], ['--config=configs/none.py', 'no such file']),
+  (['--config=README.md'], ['--config=README.md']),
+  (['--config'], ['--config: a file is missing']),
+  (['stray'], ["unexpected argument 'stray'"]),
+  (['--prompts_file=none.jsonl'], ['--prompts_file=none.jsonl', 'No such']),
+  (['--prompts_file=tests'], ['--prompts_file=tests', 'directory']),
+  (['--prompts_file=x', '--prompt=y'], ['--prompts_file=x', "--prompt='y'"]),
+  (['--output_json=tests'], ['--output_json=tests', 'not a file']),
+  (['--output_json=none/x'], ['--output_json=none/x', 'No such']),
+]
+
+
+def assert_refused(ended, said):
+  status, out, err = ended
+  assert status == 2
+  assert out == ''
+  assert err.count('\n') == 1 and err.startswith('generate.py: '), err
+  for part in said:
+    assert part in err
+
+
+@pytest.mark.parametrize(
+  'arguments, said', REFUSED_FLAGS, ids=lambda value: str(value[0])
+)
+def test_bad_flags(launch, arguments, said):
+  has_prompt = any(a.startswith(('--prompt', 'stray')) for a in arguments)
+  prompt = [] if has_prompt else ['--prompt=x']
+  assert_refused(launch(*prompt, *arguments), said)
+
+
+def test_no_prompt_and_an_empty_one(launch):
+  assert_refused(launch(), ['--prompt or --prompts_file is needed'])
+  assert_refused(launch('--prompt='), ['--prompt: the prompt is empty'])
+
+
+@pytest.mark.parametrize(
+  'content, said',
+  [
+    ('{"prompt": "a"}\n\n{"prompt": \n', ['line 3', 'not JSON']),
+    ('{"prompt": "a"}\n["a"]\n', ['line 2', '"prompt"', "['a']"]),
+    ('{"prompt": 3}\n', ['line 1', "{'prompt': 3}"]),
+    ('{"prompt": ""}\n', ['line 1', 'empty']),
+    ('{"prompt": "\\ud800"}\n', ['line 1', 'not text']),
+    (b'{"prompt": "\xff"}\n', ['line 1', 'not JSON']),
+    ('[' * 100_000, ['line 1', 'not JSON']),
+    ('\n \n', ['holds no prompts']),
+  ],
+)
+def test_bad_prompts_files(launch, tmp_path, content, said):
+  file = write(tmp_path, 'prompts.jsonl', content)
+  ended = launch(f'--prompts_file={file}')
+  assert_refused(ended, [f'--prompts_file={file}', *said])
+
+
+@pytest.mark.parametrize(
+  'text, said',
+  [
+    ('def get_config(:\n', ['SyntaxError']),
+    ('import nothing_of_that_name\n', ['ModuleNotFoundError']),
+    ('x = 1\n', ['AttributeError', 'get_config']),
+    ('def get_config():\n  return None\n', ['None', 'ConfigDict']),
+  ],
+)
+def test_bad_config_files(launch, tmp_path, text, said):
+  file = write(tmp_path, 'config.py', text)
+  assert_refused(launch(f'--config={file}'), [f'--config={file}', *said])
+
+
+def test_prompts_files_are_read_as_they_are(tmp_path, monkeypatch):
+  content = (
+    '\ufeff{"prompt": "a\u2028b", "id": 1}\r\n\n{"prompt": "c"}'.encode()
+  )
+  file = write(tmp_path, 'prompts.jsonl', content)
+  assert generate.read_prompts(None, str(file)) == ['a\u2028b', 'c']
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(content)))
+  assert generate.read_prompts(None, '-') == ['a\u2028b', 'c']
+
+
+def test_texts_come_in_order_and_records_a_line_each(launch, engine, tmp_path):
+  prompts = ['a', 'é\u2028', 'c', 'd', 'e']
+  lines = [json.dumps({'prompt': prompt}) for prompt in prompts]
+  file = write(tmp_path, 'prompts.jsonl', '\n'.join(lines))
+  output = tmp_path / 'out.jsonl'
+  status, out, err = launch(
+    f'--prompts_file={file}',
+    f'--output_json={output}',
+    '--config.decode.batch_size=2',
+  )
+  assert (status, err) == (0, '')
+  shown = [
+    f'--- prompt {i} of 5\n{p.upper()}' for i, p in enumerate(prompts, 1)
+  ]
+  assert out == '\n'.join(shown) + '\n'
+  raw = output.read_text(encoding='utf-8').split('\n')[:-1]
+  records = [json.loads(line) for line in raw]
+  assert [record['prompt'] for record in records] == prompts
+  keys = ['prompt', 'text', 'tokens', 'finish_reason', 'metrics']
+  assert list(records[0]) == keys
+  assert tuple(records[0]['metrics']) == generate.METRICS
+  assert set(os.listdir(tmp_path)) == {'prompts.jsonl', 'out.jsonl'}
+
+
+def test_one_prompt_is_written_bare(launch, engine):
+  assert launch('--prompt=a') == (0, 'A\n', '')
+
+
+def test_a_run_that_fails_leaves_the_old_file(launch, engine, tmp_path):
+  output = write(tmp_path, 'out.jsonl', 'old\n')
+  status, _, err = launch('--prompt=NaN', f'--output_json={output}')
+  assert status == 2 and 'not finite' in err
+  assert output.read_text() == 'old\n'
+  assert os.listdir(tmp_path) == ['out.jsonl']
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='Linux only')
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+  (tmp_path / 'out.partial').symlink_to('/dev/full')
+  with pytest.raises(InputError, match='out: cannot be written: No space left'):
+    with generate.JsonLines(str(tmp_path / 'out')) as lines:
+      lines.write({})
+
+
+def test_bad_model_folders_in_a_shell(tmp_path):
+  """The real program: nothing but one line, whatever the libraries would say."""
+  done = subprocess.run(
+    [
+      sys.executable,
+      ROOT / 'launch' / 'generate.py',
+      f'--config.model.path={tmp_path / "none"}',
+      '--prompt=x',
+      f'--output_json={tmp_path / "out.jsonl"}',
+    ],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+  )
+  assert done.returncode == 2
+  assert done.stdout == ''
+  assert done.stderr.count('\n') == 1, done.stderr
+  assert str(tmp_path / 'none') in done.stderr
+  assert not os.listdir(tmp_path)
+
+
+def test_decode_settings_reach_the_engine(launch, monkeypatch):
+  seen = []
+
+  class Spy(FakeEngine):
+    def generate(self, prompts, decode, on_text):
+      seen.append(decode)
+      return super().generate(prompts, decode, on_text)
+
+  monkeypatch.setattr(common, 'load_engine', lambda config: Spy())
+  flags = ['--config=configs/tiny.py', '--config.decode.method=plain']
+  launch('--prompt=a', *flags)
+  assert seen == [
+    DecodeConfig(method='plain', max_new_tokens=8, prefill_chunk=16)
+  ]
