@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv if there is none and enters it.
 #   use_environment EXTRAS     e.g. use_environment test
 # Installs again only when pyproject.toml, the constraints or the extras change.
@@ -5,11 +6,7 @@
 use_environment() {
   local extras="$1" stamp wanted
   if [ ! -x .venv/bin/python ]; then
-    if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-      echo "$0: python3 >= 3.11 is needed, found: $(python3 --version 2>&1 || true)" >&2
-      exit 2
-    fi
-    python3 -m venv .venv
+    make_venv
   fi
   # shellcheck disable=SC1091
   . .venv/bin/activate
@@ -18,8 +15,22 @@ use_environment() {
   wanted="$(cat pyproject.toml constraints.txt | cksum)"
   if ! grep -qxF "$extras $wanted" "$stamp"; then
     echo "installing swift_jax[$extras] into .venv ..."
-    pip install --quiet --disable-pip-version-check \
+    python -m pip install --quiet --disable-pip-version-check \
       --constraint constraints.txt --editable ".[$extras]"
     echo "$extras $wanted" >>"$stamp"
+  fi
+}
+
+make_venv() {
+  local is_new='import sys; sys.exit(sys.version_info < (3, 11))'
+  if ! python3 -c "$is_new" 2>/dev/null; then
+    echo "$0: python3 >= 3.11 is needed, found: $(python3 --version 2>&1)" >&2
+    exit 2
+  fi
+  # Some systems ship python3 without what makes environments.
+  if ! python3 -m venv .venv >/dev/null; then
+    rm -rf .venv
+    echo "$0: 'python3 -m venv .venv' failed: is its venv package there?" >&2
+    exit 2
   fi
 }

@@ -6,3 +6,12 @@ os.environ.setdefault('SWIFT_JAX_TYPECHECK', '1')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+from hypothesis import HealthCheck, settings
+
+# The first example compiles, and a machine may be busy: time decides nothing.
+settings.register_profile(
+  'swift_jax', deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile('swift_jax')
