@@ -104,7 +104,7 @@ def main(config: ConfigDict) -> None:
     output = pathlib.Path(_OUTPUT.value).absolute()
     # Now, not after hours of training; the folder itself appears when complete.
     _check_writable('--output', output if output.exists() else output.parent)
-  jax.config.update('jax_num_cpu_devices', cpu.devices)
+  _split_cpu(cpu.devices)
 
   tokenizer_file = workdir / 'tok.json'
   tokenizer = _tokenizer(tokenizer_file, model_cfg.vocab_size)
@@ -140,6 +140,11 @@ def _check_writable(flag: str, folder: pathlib.Path) -> None:
     raise InputError(
       f'{flag}={folder}: cannot be written: {error.strerror}'
     ) from None
+
+
+def _split_cpu(devices: int) -> None:
+  """Before jax first runs anything: it cannot be done after."""
+  jax.config.update('jax_num_cpu_devices', devices)
 
 
 def _tokenizer(file: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:

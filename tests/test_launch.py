@@ -14,6 +14,7 @@ import sys
 from absl import app
 from absl.testing import flagsaver
 import common
+import demo
 import generate
 import pytest
 
@@ -300,3 +301,38 @@ def test_decode_settings_reach_the_engine(launch, monkeypatch):
   assert seen == [
     DecodeConfig(method='plain', max_new_tokens=8, prefill_chunk=16)
   ]
+
+
+def made(*texts):
+  return [Result('p', '', list(text), 'length', METRICS) for text in texts]
+
+
+@pytest.mark.parametrize(
+  'swift, said',
+  [
+    ([[1, 2], [3, 4]], None),
+    ([[1, 2], [3, 5]], 'prompt 2, token 1: plain [4], swift [5]'),
+    ([[1, 2, 9], [3, 4]], 'prompt 1, token 2: plain [], swift [9]'),
+    ([[], [3, 4]], 'prompt 1, token 0: plain [1], swift []'),
+  ],
+)
+def test_the_demo_finds_the_first_difference(swift, said):
+  assert demo.first_difference(made([1, 2], [3, 4]), made(*swift)) == said
+
+
+def test_the_demo_prints_a_table_of_totals():
+  results = made([1] * 8, [2] * 8)
+  header = demo._line([name for name, _ in demo._COLUMNS])
+  line = demo.row('swift', results, made([1], [2]))
+  assert len(line) == len(header) <= 100
+  name, *cells = line.split()
+  # Two of each metric; three times of a second for each prompt; 4-grams 1 in 5.
+  assert name == 'swift'
+  assert cells == '2 6.00 2.00 0.3 1.00 1.00 1.00 1.00 0.20'.split()
+  assert '-' in demo.row('plain', results, results).split()
+
+
+def test_the_demo_has_prompts():
+  prompts = demo.read_prompts()
+  assert len(prompts) >= 5
+  assert len(set(prompts)) == len(prompts)
