@@ -19,6 +19,7 @@ from typing import Any
 from absl import logging
 from flax import nnx
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax

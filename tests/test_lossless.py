@@ -1,13 +1,21 @@
 """SWIFT's greedy text is plain greedy text, whatever the draft does."""
 
+import dataclasses
+
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model
 from tiny_model import CFG, CHUNK
 
+from swift_jax import llama
 from swift_jax import skip_mask as skip_masks
+from swift_jax.config import DraftConfig
+from swift_jax.engine import Engine
 
 RNG = np.random.default_rng(0)
 PROMPTS = [
@@ -181,3 +189,36 @@ def test_any_setting(
     engine, prompts, max_new_tokens=limit, rounds_per_dispatch=rounds
   )
   assert got == [tiny_model.reference(prompt, limit, eos) for prompt in prompts]
+
+
+def test_bfloat16_differs_at_near_ties_only():
+  """Blocks and single tokens round differently; a text may turn only where the
+  target's two best logits are as close as that rounding."""
+  cfg = dataclasses.replace(CFG, dtype='bfloat16')
+  graphdef, _ = llama.abstract_model(cfg)
+  _, params = tiny_model.weights()
+  params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+  draft = DraftConfig(verify_widths=(4, 8, 32), confidence_threshold=0.0)
+  engine = Engine(cfg, graphdef, params, draft=draft)
+  engine.set_skip_mask(HALF)
+  plain, swift = (
+    tokens(engine, PROMPTS, method=method, max_new_tokens=60)
+    for method in ('plain', 'swift')
+  )
+
+  @jax.jit
+  def last_logits(text):
+    hidden, _ = nnx.merge(graphdef, params)(text, NOTHING)
+    return nnx.merge(graphdef, params).logits(hidden)
+
+  for prompt, a, b in zip(PROMPTS, plain, swift, strict=True):
+    differ = [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+    if not differ:
+      continue
+    at = differ[0]
+    text = np.zeros((1, CFG.max_position_embeddings), np.int32)
+    text[0, : len(prompt) + at] = prompt + a[:at]
+    logits = np.asarray(last_logits(text))[0, len(prompt) + at - 1]
+    gap = abs(logits[a[at]] - logits[b[at]])
+    # bfloat16 keeps 8 bits: a few units in the last place of the largest.
+    assert gap <= 8 * 2**-8 * np.abs(logits).max(), (at, a[at], b[at], gap)

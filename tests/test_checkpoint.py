@@ -1,0 +1,653 @@
+"""Checkpoints: what goes in comes out bit for bit; what is wrong is named."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import cases
+from safetensors.numpy import load_file, save_file
+
+from swift_jax import checkpoint, llama, skip_mask
+from swift_jax.config import ModelConfig, RopeConfig
+from swift_jax.errors import InputError
+
+CFG = ModelConfig(
+  vocab_size=53,
+  hidden_size=30,
+  intermediate_size=37,
+  num_hidden_layers=3,
+  num_attention_heads=6,
+  num_key_value_heads=3,
+  head_dim=14,
+  attention_bias=True,
+)
+YARN = RopeConfig('yarn', factor=4.0, original_max_position_embeddings=32)
+LLAMA3 = RopeConfig('llama3', factor=4.0, original_max_position_embeddings=32)
+
+
+def random_params(cfg=CFG, seed=0):
+  """Random everywhere, biases and norms too."""
+  _, abstract = llama.abstract_model(cfg)
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda s: jnp.asarray(rng.standard_normal(s.shape), s.dtype),
+    nnx.to_pure_dict(abstract),
+  )
+
+
+def assert_same_bits(ours, theirs):
+  def compare(a, b):
+    assert (a.dtype, a.shape) == (b.dtype, b.shape)
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+  jax.tree.map(compare, ours, theirs)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return cases.write('gqa', tmp_path / 'model')
+
+
+def edit_config(folder, **changes):
+  path = folder / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_weights(folder, change):
+  tensors = load_file(folder / 'model.safetensors')
+  change(tensors)
+  save_file(tensors, folder / 'model.safetensors')
+
+
+def refused(*fragments):
+  """One line with all of this in it."""
+
+  class Refused:
+    def __enter__(self):
+      self.raises = pytest.raises(InputError)
+      self.info = self.raises.__enter__()
+
+    def __exit__(self, *exc):
+      done = self.raises.__exit__(*exc)
+      message = str(self.info.value)
+      assert '\n' not in message
+      for fragment in fragments:
+        assert str(fragment) in message, message
+      return done
+
+  return Refused()
+
+
+# config.json
+
+
+@pytest.mark.parametrize(
+  ('changes', 'fragments'),
+  [
+    ({'model_type': 'mistral'}, ["model_type='mistral'", 'llama']),
+    ({'model_type': None}, ['model_type=None']),
+    (
+      {'quantization_config': {'quant_method': 'gptq'}},
+      ['quantization_config=', 'gptq'],
+    ),
+    (
+      {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}},
+      ["rope_parameters.rope_type='dynamic'", 'yarn'],
+    ),
+    (
+      {'rope_scaling': {'type': 'longrope', 'factor': 2.0}},
+      ["rope_scaling.rope_type='longrope'"],
+    ),
+    ({'rope_scaling': 'linear'}, ["rope_scaling='linear'"]),
+    (
+      {'rope_parameters': {'rope_type': 'linear'}},
+      ['rope_parameters', 'linear', 'factor'],
+    ),
+    (
+      {'rope_parameters': {'rope_type': 'linear', 'factor': 'two'}},
+      ["rope_parameters.factor='two'"],
+    ),
+    (
+      {'rope_parameters': {'rope_type': 'linear', 'factor': -1.0}},
+      ['rope_parameters.factor=-1.0'],
+    ),
+    (
+      {'rope_parameters': {'rope_theta': None}},
+      ['rope_parameters.rope_theta=None'],
+    ),
+    (
+      {'rope_parameters': {'rope_type': 'default', 'mrope_section': [2, 3]}},
+      ['rope_parameters.mrope_section=[2, 3]'],
+    ),
+    (
+      {
+        'rope_parameters': {
+          'rope_type': 'yarn',
+          'factor': 2.0,
+          'original_max_position_embeddings': None,
+        }
+      },
+      ['rope_parameters.original_max_position_embeddings=None'],
+    ),
+    (
+      {
+        'rope_parameters': {
+          'rope_type': 'llama3',
+          'factor': 2.0,
+          'low_freq_factor': 4.0,
+          'high_freq_factor': 4.0,
+          'original_max_position_embeddings': 32,
+        }
+      },
+      ['rope_parameters.high_freq_factor=4.0', 'low_freq_factor=4.0'],
+    ),
+    (
+      {
+        'rope_parameters': {
+          'rope_type': 'yarn',
+          'factor': 2.0,
+          'truncate': 'no',
+        }
+      },
+      ["rope_parameters.truncate='no'"],
+    ),
+    ({'partial_rotary_factor': 0.5}, ['partial_rotary_factor=0.5']),
+    (
+      {
+        'rope_parameters': {
+          'rope_type': 'default',
+          'partial_rotary_factor': 0.5,
+        }
+      },
+      ['rope_parameters.partial_rotary_factor=0.5'],
+    ),
+    ({'hidden_act': 'quick_gelu'}, ["hidden_act='quick_gelu'"]),
+    ({'num_attention_heads': 0}, ['num_attention_heads=0']),
+    ({'num_key_value_heads': 4}, ['num_key_value_heads=4', 'heads=6']),
+    ({'num_key_value_heads': 0}, ['num_key_value_heads=0']),
+    ({'head_dim': 7}, ['head_dim', '7']),
+    ({'hidden_size': 'wide'}, ['hidden_size', "'wide'"]),
+    ({'hidden_size': 85}, ['hidden size (85)', '(6)']),
+    ({'vocab_size': -5}, ['vocab_size=-5']),
+    ({'num_hidden_layers': 2.5}, ['num_hidden_layers', '2.5']),
+    ({'num_hidden_layers': True}, ['num_hidden_layers', 'True']),
+    ({'rms_norm_eps': -1e-5}, ['rms_norm_eps=-1e-05']),
+    ({'rms_norm_eps': '1e-5'}, ['rms_norm_eps', "'1e-5'"]),
+    ({'rms_norm_eps': float('nan')}, ['rms_norm_eps=nan']),
+    ({'mlp_bias': 'yes'}, ['mlp_bias', "'yes'"]),
+    ({'torch_dtype': 'float8_e4m3fn'}, ["dtype='float8_e4m3fn'"]),
+  ],
+)
+def test_config_is_refused_by_name(folder, changes, fragments):
+  edit_config(folder, **changes)
+  with refused(folder / 'config.json', *fragments):
+    checkpoint.load_config(folder)
+
+
+def test_config_file_is_missing_or_broken(folder):
+  path = folder / 'config.json'
+  path.write_text('{"model_type": ')
+  with refused(path, 'line 1'):
+    checkpoint.load_config(folder)
+  path.write_text('[1]')
+  with refused(path, '[1]'):
+    checkpoint.load_config(folder)
+  path.write_bytes(b'\xff\xfe{}')
+  with refused(path, 'utf-8'):
+    checkpoint.load_config(folder)
+  path.unlink()
+  with refused(path, 'no such file'):
+    checkpoint.load_config(folder)
+  path.mkdir()
+  with refused(path, 'directory'):
+    checkpoint.load_config(folder)
+
+
+def test_config_as_old_and_new_files_say_it(folder):
+  edit_config(
+    folder,
+    rope_parameters=None,
+    rope_scaling={'type': 'linear', 'factor': 4},
+    rope_theta=1000,
+    rms_norm_eps=0,
+    num_key_value_heads=None,
+    torch_dtype='bfloat16',
+  )
+  old = checkpoint.load_config(folder)
+  assert old.rope == RopeConfig('linear', 1000, 4)
+  assert old.num_key_value_heads == 6 and old.head_dim == 14
+  assert old.dtype == 'bfloat16' and old.rms_norm_eps == 0
+  edit_config(
+    folder,
+    rope_scaling=None,
+    rope_parameters={'rope_type': 'linear', 'rope_theta': 1000, 'factor': 4},
+    dtype='bfloat16',
+    torch_dtype=None,
+  )
+  assert checkpoint.load_config(folder) == old
+  assert checkpoint.load_config(folder, 'float16').dtype == 'float16'
+  edit_config(folder, dtype=None)
+  assert checkpoint.load_config(folder).dtype == 'float32'
+  with refused("dtype='int8'"):
+    checkpoint.load_config(folder, 'int8')
+
+
+def test_original_context_falls_back_to_the_context(folder):
+  rope = {'rope_type': 'yarn', 'rope_theta': 1e4, 'factor': 2.0}
+  edit_config(folder, rope_parameters=rope, max_position_embeddings=96)
+  rope = checkpoint.load_config(folder).rope
+  assert rope.original_max_position_embeddings == 96
+
+
+# Every field is read: changing it moves the logits, or the parameters' shapes.
+
+SHAPES = {
+  'vocab_size': 59,
+  'hidden_size': 36,
+  'intermediate_size': 41,
+  'num_hidden_layers': 4,
+  'num_attention_heads': 3,
+  'num_key_value_heads': 2,
+  'head_dim': 16,
+  'tie_word_embeddings': True,
+  'attention_bias': False,
+  'mlp_bias': True,
+  'dtype': 'bfloat16',
+}
+VALUES = {
+  'rms_norm_eps': 0.1,
+  'hidden_act': 'relu',
+  'rope': RopeConfig('linear', factor=3.0),
+}
+# Read where config.json is: the context that RoPE was trained for, and the
+# engine's limit. The test above sees the first move.
+ELSEWHERE = {'max_position_embeddings'}
+ROPES = {
+  'rope_type': (YARN, 'linear'),
+  'rope_theta': (YARN, 500.0),
+  'factor': (YARN, 8.0),
+  'low_freq_factor': (LLAMA3, 2.0),
+  'high_freq_factor': (LLAMA3, 8.0),
+  'original_max_position_embeddings': (LLAMA3, 64),
+  'beta_fast': (
+    dataclasses.replace(YARN, original_max_position_embeddings=2048),
+    2.0,
+  ),
+  'beta_slow': (YARN, 0.1),
+  'attention_factor': (YARN, 2.0),
+  'mscale': (dataclasses.replace(YARN, mscale_all_dim=0.5), 3.0),
+  'mscale_all_dim': (dataclasses.replace(YARN, mscale=0.5), 3.0),
+  'truncate': (YARN, False),
+}
+
+
+def small(rope=YARN):
+  return dataclasses.replace(CFG, num_hidden_layers=1, rope=rope)
+
+
+def logits(cfg):
+  graphdef, _ = llama.abstract_model(cfg)
+  mask = skip_mask.none_skipped(1)
+
+  @jax.jit
+  def run(params):
+    model = nnx.merge(graphdef, params)
+    tokens = jnp.arange(11)[None] * 3
+    return model.logits(model(tokens, mask, 20 * jnp.arange(11)[None])[0])
+
+  return run(random_params(cfg))
+
+
+def test_every_field_is_in_a_table():
+  names = {field.name for field in dataclasses.fields(ModelConfig)}
+  assert names == SHAPES.keys() | VALUES.keys() | ELSEWHERE
+  assert ROPES.keys() == {f.name for f in dataclasses.fields(RopeConfig)}
+
+
+@pytest.mark.parametrize('name', SHAPES)
+def test_field_moves_shapes(name):
+  cfg = dataclasses.replace(CFG, **{name: SHAPES[name]})
+  if name == 'num_key_value_heads':
+    cfg = dataclasses.replace(cfg, num_attention_heads=6)
+
+  def shapes(cfg):
+    return str(nnx.to_pure_dict(llama.abstract_model(cfg)[1]))
+
+  assert shapes(cfg) != shapes(CFG)
+
+
+@pytest.mark.parametrize('name', [*VALUES, *ROPES])
+def test_field_moves_logits(name):
+  if name in VALUES:
+    base = small(RopeConfig())
+    changed = dataclasses.replace(base, **{name: VALUES[name]})
+  else:
+    rope, value = ROPES[name]
+    base = small(rope)
+    changed = small(dataclasses.replace(rope, **{name: value}))
+  moved = np.abs(logits(base) - logits(changed)).max()
+  assert np.isfinite(moved) and moved > 1e-3
+
+
+# End-of-text tokens and tokenizer
+
+
+def test_eos_token_ids(folder):
+  assert checkpoint.eos_token_ids(folder) == set()
+  edit_config(folder, eos_token_id=2)
+  assert checkpoint.eos_token_ids(folder) == {2}
+  generation = folder / 'generation_config.json'
+  generation.write_text('{"eos_token_id": null}')
+  assert checkpoint.eos_token_ids(folder) == {2}
+  generation.write_text('{"eos_token_id": [5, 7]}')
+  assert checkpoint.eos_token_ids(folder) == {5, 7}
+  generation.write_text('{"eos_token_id": "</s>"}')
+  with refused(generation, "eos_token_id='</s>'"):
+    checkpoint.eos_token_ids(folder)
+
+
+def make_tokenizer(size):
+  import tokenizers
+  from transformers import PreTrainedTokenizerFast
+
+  words = ['<unk>', '</s>', *(f'w{i}' for i in range(2, size))]
+  vocabulary = {word: i for i, word in enumerate(words)}
+  model = tokenizers.models.WordLevel(vocabulary, unk_token='<unk>')
+  tokenizer = tokenizers.Tokenizer(model)
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  return PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer, unk_token='<unk>', eos_token='</s>'
+  )
+
+
+def test_tokenizer(folder):
+  cfg = checkpoint.load_config(folder)
+  with refused(folder, 'no tokenizer.json'):
+    checkpoint.load_tokenizer(folder, cfg)
+  make_tokenizer(101).save_pretrained(folder)
+  tokenizer = checkpoint.load_tokenizer(folder, cfg)
+  assert tokenizer('w5 w100')['input_ids'] == [5, 100]
+  make_tokenizer(102).save_pretrained(folder)
+  with refused(folder, 'token 101', 'vocab_size=101'):
+    checkpoint.load_tokenizer(folder, cfg)
+  (folder / 'tokenizer.json').write_text('{"version": ')
+  with refused(folder, 'tokenizer cannot be read'):
+    checkpoint.load_tokenizer(folder, cfg)
+
+
+# Round trips
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize('max_shard_bytes', [10**9, 9000])
+def test_export_and_load_give_the_same_bits(tmp_path, dtype, max_shard_bytes):
+  cfg = dataclasses.replace(CFG, dtype=dtype, rope=YARN)
+  params, folder = random_params(cfg), tmp_path / 'a' / 'b'
+  checkpoint.export_hf(folder, cfg, params, max_shard_bytes=max_shard_bytes)
+  assert checkpoint.load_config(folder) == cfg
+  graphdef, loaded = checkpoint.load_params(folder, cfg)
+  assert_same_bits(params, loaded)
+  nnx.merge(graphdef, loaded)
+  files = sorted(folder.glob('*.safetensors'))
+  assert (len(files) > 1) == (max_shard_bytes < 10**9)
+  assert all(f.stat().st_size < 2 * max_shard_bytes for f in files)
+  assert os.listdir(tmp_path / 'a') == ['b']  # No temporary folder is left.
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'tie_word_embeddings': True, 'mlp_bias': True, 'attention_bias': False},
+    {'rope': LLAMA3, 'rms_norm_eps': 1e-5, 'hidden_act': 'gelu'},
+    {'rope': RopeConfig('linear', 5e5, 4.0)},
+    {'rope': dataclasses.replace(YARN, truncate=False, attention_factor=1.5)},
+    {'rope': dataclasses.replace(YARN, mscale=1.0, mscale_all_dim=0.5)},
+  ],
+)
+def test_config_comes_back_equal(tmp_path, changes):
+  cfg = dataclasses.replace(CFG, num_hidden_layers=1, **changes)
+  checkpoint.export_hf(tmp_path / 'm', cfg, random_params(cfg))
+  assert checkpoint.load_config(tmp_path / 'm') == cfg
+
+
+def test_export_writes_tokenizer_and_special_tokens(tmp_path):
+  cfg = dataclasses.replace(CFG, num_hidden_layers=1)
+  params = random_params(cfg)
+  checkpoint.export_hf(tmp_path, cfg, params, make_tokenizer(53))
+  assert checkpoint.eos_token_ids(tmp_path) == {1}
+  assert checkpoint.load_tokenizer(tmp_path, cfg)('w5')['input_ids'] == [5]
+  generation = {'eos_token_id': [3, 4]}
+  checkpoint.export_hf(tmp_path, cfg, params, None, generation)
+  assert checkpoint.eos_token_ids(tmp_path) == {3, 4}
+
+
+def test_export_into_a_folder_replaces_weights_and_keeps_the_rest(tmp_path):
+  (tmp_path / 'README.md').write_text('model card')
+  checkpoint.export_hf(tmp_path, CFG, random_params(), max_shard_bytes=9000)
+  params = random_params(seed=1)
+  checkpoint.export_hf(tmp_path, CFG, params)
+  assert sorted(os.listdir(tmp_path)) == [
+    'README.md',
+    'config.json',
+    'model.safetensors',
+  ]
+  assert_same_bits(params, checkpoint.load_params(tmp_path, CFG)[1])
+
+
+def test_export_that_fails_leaves_nothing(tmp_path):
+  odd = dataclasses.replace(CFG, hidden_size=31)
+  with refused('hidden size (31)'):
+    checkpoint.export_hf(tmp_path / 'm', odd, random_params(odd))
+  unread = dataclasses.replace(CFG, rope=RopeConfig(factor=2.0))
+  with refused('rope.factor=2.0', 'default'):
+    checkpoint.export_hf(tmp_path / 'm', unread, random_params())
+  assert os.listdir(tmp_path) == []
+  (tmp_path / 'file').write_text('')
+  with refused(tmp_path / 'file', 'cannot be written'):
+    checkpoint.export_hf(tmp_path / 'file', CFG, random_params())
+  with refused(tmp_path / 'file' / 'm', 'cannot be written'):
+    checkpoint.export_hf(tmp_path / 'file' / 'm', CFG, random_params())
+  assert os.listdir(tmp_path) == ['file']
+
+
+def test_orbax_round_trip(tmp_path):
+  cfg = dataclasses.replace(CFG, dtype='bfloat16')
+  params, directory = random_params(cfg), tmp_path / 'orbax'
+  checkpoint.save_params(directory, params)
+  graphdef, restored = checkpoint.restore_params(directory, cfg)
+  assert_same_bits(params, restored)
+  nnx.merge(graphdef, restored)
+  with refused(directory, 'exists already'):
+    checkpoint.save_params(directory, params)
+  other = dataclasses.replace(cfg, intermediate_size=41, mlp_bias=True)
+  with refused(
+    directory,
+    'layers/2/mlp/up_proj/kernel: expected (30, 41), found (30, 37)',
+    'layers/0/mlp/down_proj/bias: expected (30,), found None',
+  ):
+    checkpoint.restore_params(directory, other)
+  with refused(tmp_path / 'none', 'not an Orbax checkpoint'):
+    checkpoint.restore_params(tmp_path / 'none', cfg)
+
+
+def test_fingerprint(tmp_path):
+  params = random_params()
+  checkpoint.export_hf(tmp_path, CFG, params, max_shard_bytes=9000)
+  loaded = checkpoint.load_params(tmp_path, CFG)[1]
+  prints = [
+    checkpoint.fingerprint(CFG, params),
+    checkpoint.fingerprint(CFG, random_params(seed=1)),
+    checkpoint.fingerprint(dataclasses.replace(CFG, rope=YARN), params),
+  ]
+  assert checkpoint.fingerprint(CFG, loaded) == prints[0]
+  assert len(set(prints)) == 3 and len(prints[0]) == 16
+
+
+# Weights
+
+
+def load(folder):
+  return checkpoint.load_params(folder, checkpoint.load_config(folder))
+
+
+def test_other_dtypes_are_cast(folder):
+  wanted = load(folder)[1]['norm']['scale']
+  cfg = checkpoint.load_config(folder, 'bfloat16')
+  half = checkpoint.load_params(folder, cfg)[1]['norm']['scale']
+  assert_same_bits(half, wanted.astype(jnp.bfloat16))
+  edit_weights(
+    folder, lambda t: t.update({k: v.astype('f8') for k, v in t.items()})
+  )
+  assert_same_bits(load(folder)[1]['norm']['scale'], wanted)
+
+
+def test_all_tensors_that_do_not_fit_are_named(folder):
+  def change(tensors):
+    del tensors['model.norm.weight']
+    tensors['model.layers.0.mlp.up_proj.weight'] = np.zeros((53, 85), 'f4')
+    tensors['model.layers.1.self_attn.q_proj.weight'] = np.zeros((84, 84), 'i8')
+    tensors['score.weight'] = np.zeros((2, 84), 'f4')
+
+  edit_weights(folder, change)
+  with refused(
+    folder,
+    '4 tensors',
+    'missing model.norm.weight [84]',
+    'model.layers.0.mlp.up_proj.weight: expected [53, 84], found [53, 85]',
+    'model.layers.1.self_attn.q_proj.weight: dtype I64',
+    'unexpected score.weight [2, 84]',
+  ):
+    load(folder)
+
+
+def test_head_and_buffers_that_may_be_there(folder):
+  buffer = {'model.layers.0.self_attn.rotary_emb.inv_freq': np.zeros(7, 'f4')}
+  edit_weights(folder, lambda t: t.update(buffer))
+  load(folder)
+  edit_config(folder, tie_word_embeddings=True)  # The file still has a head.
+  assert 'lm_head' not in load(folder)[1]
+  edit_weights(folder, lambda t: t.pop('lm_head.weight'))
+  load(folder)
+  edit_config(folder, tie_word_embeddings=False)
+  with refused('missing lm_head.weight [101, 84]'):
+    load(folder)
+
+
+@pytest.mark.parametrize('keep', [0, 5, 100, -3])
+def test_truncated_file(folder, keep):
+  file = folder / 'model.safetensors'
+  file.write_bytes(file.read_bytes()[:keep])
+  with refused(file, 'truncated or corrupt'):
+    load(folder)
+
+
+def test_corrupt_file(folder):
+  file = folder / 'model.safetensors'
+  file.write_bytes(b'\x93NUMPY' * 50)
+  with refused(file, 'truncated or corrupt'):
+    load(folder)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+  folder = tmp_path / 'sharded'
+  checkpoint.export_hf(folder, CFG, random_params(), max_shard_bytes=9000)
+  return folder
+
+
+def test_only_the_files_of_the_index_are_read(sharded):
+  (sharded / 'consolidated.safetensors').write_bytes(b'not read')
+  (sharded / 'model-00099-of-00099.safetensors').write_bytes(b'not read')
+  assert_same_bits(load(sharded)[1], random_params())
+
+
+def test_single_file_is_taken_before_the_index(sharded, tmp_path):
+  params = random_params(seed=1)
+  checkpoint.export_hf(tmp_path / 'single', CFG, params)
+  shutil.copy(tmp_path / 'single' / 'model.safetensors', sharded)
+  assert_same_bits(load(sharded)[1], params)
+
+
+def test_file_that_the_index_names_is_missing(sharded):
+  file = sorted(sharded.glob('*.safetensors'))[2]
+  file.unlink()
+  with refused(file, 'no such file'):
+    load(sharded)
+
+
+def test_broken_index(sharded):
+  index = sharded / 'model.safetensors.index.json'
+  value = json.loads(index.read_text())
+  value['weight_map']['model.odd.weight'] = value['weight_map'].pop(
+    'model.norm.weight'
+  )
+  index.write_text(json.dumps(value))
+  with refused(index, 'model.odd.weight in model-'):
+    load(sharded)
+  index.write_text('{"weight_map": [1]}')
+  with refused(index, 'weight_map=[1]'):
+    load(sharded)
+  index.write_text('{')
+  with refused(index):
+    load(sharded)
+  index.unlink()
+  with refused(index, 'no such file', 'model-00001-of'):
+    load(sharded)
+
+
+def test_tensor_in_two_files(sharded):
+  first, second = sorted(sharded.glob('*.safetensors'))[:2]
+  tensors = load_file(first)
+  save_file(tensors | load_file(second), second)
+  with refused(second, next(iter(tensors)), first.name):
+    load(sharded)
+
+
+def test_pickled_weights_are_refused(folder):
+  (folder / 'model.safetensors').unlink()
+  with refused(folder, 'no *.safetensors', 'save_pretrained'):
+    load(folder)
+  (folder / 'pytorch_model.bin').write_bytes(b'\x80')
+  with refused(folder / 'pytorch_model.bin', 'save_pretrained', 'convert'):
+    load(folder)
+
+
+def test_links_and_relative_paths(folder, tmp_path, monkeypatch):
+  """The hub's cache is links to blobs whose names have no ending."""
+  (folder / 'model.safetensors').rename(tmp_path / 'blob')
+  (folder / 'model.safetensors').symlink_to('../blob')
+  monkeypatch.chdir(tmp_path)
+  load(checkpoint.resolve('model'))
+
+
+# Where it comes from
+
+
+def test_resolve(folder, tmp_path, monkeypatch):
+  assert checkpoint.resolve(str(folder)) == folder
+  with refused(tmp_path / 'none', 'no such folder'):
+    checkpoint.resolve(str(tmp_path / 'none'))
+  with refused(folder / 'config.json', 'a file'):
+    checkpoint.resolve(str(folder / 'config.json'))
+  asked = {}
+
+  def download(name, **patterns):
+    asked[name] = patterns
+    return str(folder)
+
+  monkeypatch.setattr('huggingface_hub.snapshot_download', download)
+  assert checkpoint.resolve('meta-llama/Llama-3.2-1B') == folder
+  patterns = asked['meta-llama/Llama-3.2-1B']['allow_patterns']
+  assert '*.safetensors' in patterns
+  assert not {'*', '*.bin', '*.pt', '*.pth', '*.pkl'} & set(patterns)
+
+
+def test_hub_that_does_not_answer():
+  with refused('no-such-org/no-such-model', 'no such folder', 'hub'):
+    checkpoint.resolve('no-such-org/no-such-model')

@@ -1,0 +1,109 @@
+"""Logits and greedy text are Hugging Face's, feature by feature (float32).
+
+Stored values are compared always; where torch is installed, the same cases run
+live against it too.
+"""
+
+import functools
+import pathlib
+import tempfile
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import cases
+
+from swift_jax import checkpoint, kv_cache, skip_mask
+
+TOLERANCE = 1e-4
+
+
+def _greedy(model, prompt, mask):
+  """Prompt and greedy text int[P + NEW_TOKENS], a cached pass a token."""
+  cfg, length = model.cfg, len(prompt)
+  cache = kv_cache.empty(
+    cfg.num_hidden_layers,
+    1,
+    cfg.num_key_value_heads,
+    length + cases.NEW_TOKENS,
+    cfg.head_dim,
+    cfg.jax_dtype,
+  )
+
+  def advance(cache, tokens):
+    hidden, updates = model(tokens[None], mask, cache=cache)
+    cache = cache.write(updates).rollback(cache.length + len(tokens))
+    return cache, jnp.argmax(model.logits(hidden[:, -1]), axis=-1)
+
+  def step(carry, _):
+    return advance(*carry), carry[1][0]
+
+  carry = advance(cache, prompt)
+  _, text = jax.lax.scan(step, carry, length=cases.NEW_TOKENS)
+  return jnp.concatenate([prompt, text])
+
+
+@functools.cache
+def _ours(name):
+  """Tokens [P + NEW_TOKENS] and their logits in one pass, from the files."""
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = cases.write(name, pathlib.Path(temporary))
+    cfg = checkpoint.load_config(folder)
+    graphdef, params = checkpoint.load_params(folder, cfg)
+  mask = skip_mask.none_skipped(cfg.num_hidden_layers)
+
+  @jax.jit
+  def run(params, prompt, mask):
+    model = nnx.merge(graphdef, params)
+    tokens = _greedy(model, prompt, mask)
+    hidden, _ = model(tokens[None], mask)
+    return tokens, model.logits(hidden[0])
+
+  return jax.device_get(run(params, cases.prompt(name), mask))
+
+
+@pytest.fixture(scope='module')
+def stored():
+  with np.load(cases.REFERENCE) as arrays:
+    return dict(arrays)
+
+
+@pytest.mark.parametrize('name', cases.CASES)
+def test_stored(name, stored):
+  tokens, logits = _ours(name)
+  np.testing.assert_array_equal(tokens, stored[f'{name}/tokens'])
+  np.testing.assert_allclose(
+    logits[list(cases.STORED_POSITIONS)],
+    stored[f'{name}/logits'],
+    atol=TOLERANCE,
+    rtol=0,
+  )
+
+
+@pytest.mark.parametrize('name', cases.CASES)
+def test_live(name, tmp_path):
+  """One pass of torch over our text: greedy text is the text whose every token
+  is the argmax of what precedes it."""
+  pytest.importorskip('torch')
+  from reference import hugging_face
+
+  tokens, logits = _ours(name)
+  theirs = hugging_face.logits(hugging_face.load(name, tmp_path), tokens)
+  np.testing.assert_allclose(logits, theirs, atol=TOLERANCE, rtol=0)
+  start = cases.PROMPT_LENGTH
+  np.testing.assert_array_equal(
+    tokens[start:], theirs[start - 1 : -1].argmax(-1)
+  )
+
+
+def test_every_case_changes_the_logits(stored):
+  """So that no case passes because its feature goes unread on both sides."""
+  seen = {}
+  for name in cases.CASES:
+    prompt = cases.prompt('gqa')
+    del prompt
+    logits = stored[f'{name}/logits'].tobytes()
+    assert logits not in seen, (name, seen.get(logits))
+    seen[logits] = name
