@@ -104,8 +104,8 @@ def rope_tables(
 @typed
 def apply_rope(
   x: Float[Array, 'b t n h'],
-  cos: Float[Array, 'b t 1 h2'],
-  sin: Float[Array, 'b t 1 h2'],
+  cos: Float[Array, '#b t 1 h2'],
+  sin: Float[Array, '#b t 1 h2'],
 ) -> Float[Array, 'b t n h']:
   """Rotates pairs (i, i + H/2), Hugging Face's order, in float32."""
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

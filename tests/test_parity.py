@@ -96,14 +96,3 @@ def test_live(name, tmp_path):
   np.testing.assert_array_equal(
     tokens[start:], theirs[start - 1 : -1].argmax(-1)
   )
-
-
-def test_every_case_changes_the_logits(stored):
-  """So that no case passes because its feature goes unread on both sides."""
-  seen = {}
-  for name in cases.CASES:
-    prompt = cases.prompt('gqa')
-    del prompt
-    logits = stored[f'{name}/logits'].tobytes()
-    assert logits not in seen, (name, seen.get(logits))
-    seen[logits] = name
