@@ -71,8 +71,11 @@ def read_config(path: str) -> ConfigDict:
     InputError: whatever is wrong with the file, it is named.
   """
   file = pathlib.Path(path)
-  if not file.is_file():
-    raise InputError(f'--config={path}: no such file')
+  try:
+    if not file.is_file():
+      raise InputError(f'--config={path}: no such file')
+  except OSError as error:  # a folder that may not be entered, a long name
+    raise InputError(f'--config={path}: {error.strerror}') from None
   spec = importlib.util.spec_from_file_location('swift_jax_config', file)
   if spec is None or spec.loader is None:
     raise InputError(f'--config={path}: not a Python file')
@@ -145,10 +148,34 @@ def load_engine(config: ConfigDict) -> Engine:
   )
 
 
+def write(text: str) -> None:
+  """Writes to standard output at once.
+
+  Raises:
+    InputError: it cannot be written, the disk behind it is full for instance.
+  """
+  if sys.stdout is None:  # closed by whoever started us
+    return
+  try:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+  except BrokenPipeError:
+    raise
+  except OSError as error:
+    _drop_output()
+    raise InputError(
+      f'standard output: cannot be written: {error.strerror}'
+    ) from None
+
+
 def show_text(_: int, piece: str) -> None:
   """Writes a piece of text as it comes."""
-  sys.stdout.write(piece)
-  sys.stdout.flush()
+  write(piece)
+
+
+def _drop_output() -> None:
+  """Python would complain when it flushes what could not be written."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(
@@ -184,8 +211,7 @@ def run(
       print('interrupted', file=sys.stderr)
       return 130
     except BrokenPipeError:
-      # Whoever read our text has gone; Python would complain when it flushes.
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      _drop_output()  # Whoever read our text has gone.
       return 1
 
   app.run(guarded, argv=argv, flags_parser=parse)

@@ -118,7 +118,7 @@ def main(config: ml_collections.ConfigDict) -> int:
     print('\n')
   runs = {'plain': plain, 'swift': swift}
   if engine.searcher.iterations:
-    engine.set_skip_mask(engine.skip_mask)
+    engine.searcher.rest()
     again = [engine.generate(prompt, swift_cfg)[0] for prompt in prompts]
     runs['swift, found'] = again
 

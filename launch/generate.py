@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import pathlib
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 import common
@@ -59,7 +60,14 @@ METRICS = (
 )
 
 
-def read_prompts(prompt: str | None, path: str | None) -> list[str]:
+class Prompt(NamedTuple):
+  """A prompt, and the flag or line it came from."""
+
+  where: str
+  text: str
+
+
+def read_prompts(prompt: str | None, path: str | None) -> list[Prompt]:
   """The prompts that the flags name.
 
   Raises:
@@ -76,10 +84,10 @@ def read_prompts(prompt: str | None, path: str | None) -> list[str]:
   return [_checked('--prompt', prompt)]
 
 
-def _read_file(path: str) -> list[str]:
+def _read_file(path: str) -> list[Prompt]:
   where = f'--prompts_file={path}'
   try:
-    raw = sys.stdin.buffer.read() if path == '-' else _bytes(path)
+    raw = _standard_input() if path == '-' else pathlib.Path(path).read_bytes()
   except OSError as error:
     raise InputError(f'{where}: {error.strerror}') from None
   # Bytes are split, not text: JSON strings may hold other line separators.
@@ -93,11 +101,13 @@ def _read_file(path: str) -> list[str]:
   return prompts
 
 
-def _bytes(path: str) -> bytes:
-  return pathlib.Path(path).read_bytes()
+def _standard_input() -> bytes:
+  if sys.stdin is None:  # closed by whoever started us
+    raise OSError(errno.EBADF, 'standard input is closed')
+  return sys.stdin.buffer.read()
 
 
-def _parse_line(where: str, line: bytes) -> str:
+def _parse_line(where: str, line: bytes) -> Prompt:
   try:
     value = json.loads(line.decode('utf-8-sig'))
   except (ValueError, RecursionError) as error:
@@ -109,14 +119,30 @@ def _parse_line(where: str, line: bytes) -> str:
   return _checked(where, value['prompt'])
 
 
-def _checked(where: str, prompt: str) -> str:
+def _checked(where: str, prompt: str) -> Prompt:
   if not prompt:
     raise InputError(f'{where}: the prompt is empty')
   try:
     prompt.encode()
   except UnicodeEncodeError as error:
     raise InputError(f'{where}: {prompt!r:.80} is not text: {error}') from None
-  return prompt
+  return Prompt(where, prompt)
+
+
+def count_tokens(engine: Engine, prompts: Sequence[Prompt]) -> int:
+  """Tokens of the longest prompt.
+
+  Raises:
+    InputError: a prompt that the model cannot take; says where it came from.
+  """
+  longest = 0
+  for prompt in prompts:
+    try:
+      (tokens,) = engine.encode([prompt.text])
+    except InputError as error:
+      raise InputError(f'{prompt.where}: {error}') from None
+    longest = max(longest, len(tokens))
+  return longest
 
 
 class JsonLines:
@@ -132,9 +158,9 @@ class JsonLines:
     self._file: IO[str] | None = None
 
   def __enter__(self) -> JsonLines:
-    if self._path.exists() and not self._path.is_file():
-      raise InputError(f'--output_json={self._path}: not a file')
     with self._named_errors():
+      if self._path.exists() and not self._path.is_file():
+        raise InputError(f'--output_json={self._path}: not a file')
       if self._path.exists() and not os.access(self._path, os.W_OK):
         raise PermissionError(None, 'not writable')
       self._file = open(self._partial, 'w', encoding='utf-8')
@@ -187,13 +213,13 @@ def write_texts(
       if row:
         _title(at + row, len(prompts))
         common.show_text(row, result.text)
-      print(flush=True)
+      common.write('\n')
       yield result
 
 
 def _title(index: int, count: int) -> None:
   if count > 1:
-    print(f'--- prompt {index + 1} of {count}', flush=True)
+    common.write(f'--- prompt {index + 1} of {count}\n')
 
 
 def main(config: ConfigDict) -> None:
@@ -204,9 +230,10 @@ def main(config: ConfigDict) -> None:
     output = None if path is None else stack.enter_context(JsonLines(path))
     engine = common.load_engine(config)
     # Refuses a bad prompt before any text is written.
-    longest = max(map(len, engine.encode(prompts)))
+    longest = count_tokens(engine, prompts)
     engine.warmup(decode, longest)  # so that the times are those of writing
-    for result in write_texts(engine, prompts, decode):
+    texts = [prompt.text for prompt in prompts]
+    for result in write_texts(engine, texts, decode):
       if output is not None:
         output.write(record(result))
 

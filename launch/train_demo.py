@@ -117,10 +117,11 @@ def main(config: ConfigDict) -> None:
   )
   print(f'held-out figures: {figures}')
   if _OUTPUT.value:
-    found, shares = _skip_set(model_cfg, cfg, params, text)
-    facts = _facts(model_cfg, cfg, text, figures)
+    found = _skip_set(model_cfg, cfg, params, text['train'])
+    measured = _measure(model_cfg, cfg, params, text['held_out'], found)
+    facts = _facts(model_cfg, cfg, text, {**figures, **measured})
     card = CARD.format(
-      **{**facts, **shares},
+      **facts,
       params=sum(p.size for p in jax.tree.leaves(params)) / 1e6,
       skip_picture=found.blocks(),
     )
@@ -161,29 +162,41 @@ def _tokenizer(file: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def _skip_set(
+  model_cfg: ModelConfig, cfg: TrainConfig, params: Any, tokens: np.ndarray
+) -> SkipMask:
+  """A set found on training text."""
+  graphdef, _ = llama.abstract_model(model_cfg)
+  rows = training.spread_rows(tokens, cfg.seq_len, 8)[:, :-1]
+  return training.find_skip_set(
+    graphdef, params, rows, model_cfg.num_hidden_layers, SKIP_RATIO, SWAPS
+  )
+
+
+def _measure(
   model_cfg: ModelConfig,
   cfg: TrainConfig,
   params: Any,
-  text: Mapping[str, np.ndarray],
-) -> tuple[SkipMask, dict[str, float]]:
-  """A set found on training text, and its matchness on all held-out text."""
+  held_out: np.ndarray,
+  found: SkipMask,
+) -> dict[str, float]:
+  """The card's figures, on all held-out text."""
   graphdef, _ = llama.abstract_model(model_cfg)
-  layers = model_cfg.num_hidden_layers
-  rows = training.spread_rows(text['train'], cfg.seq_len, 8)[:, :-1]
-  found = training.find_skip_set(
-    graphdef, params, rows, layers, SKIP_RATIO, SWAPS
-  )
-  matchness = training.make_matchness(graphdef)
-  full = skip_mask.none_skipped(layers)
-  rows = training.spread_rows(text['held_out'], cfg.seq_len, 10**6)[:, :-1]
+  rows = training.spread_rows(held_out, cfg.seq_len, 10**6)
   batches = [rows[i : i + 8] for i in range(0, len(rows) - 7, 8)] or [rows]
+  loss = jax.jit(training.make_loss(graphdef))
+  matchness = training.make_matchness(graphdef)
+  full = skip_mask.none_skipped(model_cfg.num_hidden_layers)
+  uniform = skip_mask.uniform(model_cfg.num_hidden_layers, SKIP_RATIO)
+
+  def mean(values: list[Any]) -> float:
+    return float(np.mean(jax.device_get(values)))
 
   def share(mask: SkipMask) -> float:
-    shares = [matchness(params, batch, mask, full) for batch in batches]
-    return float(np.mean(jax.device_get(shares)))
+    return mean([matchness(params, b[:, :-1], mask, full) for b in batches])
 
-  uniform = skip_mask.uniform(layers, SKIP_RATIO)
-  return found, {
+  return {
+    'loss': mean([loss(params, batch, full) for batch in batches]),
+    'loss_skipped': mean([loss(params, batch, uniform) for batch in batches]),
     'matchness_found': share(found),
     'matchness_uniform': share(uniform),
   }
@@ -195,7 +208,7 @@ def _facts(
   text: Mapping[str, np.ndarray],
   figures: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """What the model card says of the run, from its settings and its figures."""
+  """What the card says, from the run's settings and what was measured."""
   num_bytes = sum(len(t.encode()) for t in corpus.documents(held_out=True))
   bits = figures['loss'] / np.log(2) * len(text['held_out'])
   return {

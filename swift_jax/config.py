@@ -5,7 +5,6 @@ Every error names the field as a user writes it and the value that came in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
 import math
 from typing import Any
@@ -18,27 +17,41 @@ DTYPES = ('bfloat16', 'float16', 'float32')
 ROPE_TYPES = ('default', 'linear', 'llama3', 'yarn')
 ACTIVATIONS = ('silu', 'swish', 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'relu')
 METHODS = ('plain', 'swift')
+MAX_INT = 2**28  # sums of a few of them are still int32
 
 
-def _require(ok: bool, name: str, value: object, wanted: str) -> None:
+def require(ok: bool, name: str, value: object, wanted: str) -> None:
+  """Raises an error that names a setting and its value unless it is `ok`."""
   if not ok:
     raise InputError(f'{name}={value!r}: expected {wanted}')
 
 
-def _require_int(name: str, value: object, low: int) -> None:
+def require_int(name: str, value: object, low: int) -> None:
+  """Refuses what is no integer in [low, MAX_INT]."""
   is_int = isinstance(value, int) and not isinstance(value, bool)
-  _require(is_int and value >= low, name, value, f'an integer >= {low}')
+  require(is_int and value >= low, name, value, f'an integer >= {low}')
+  require(value <= MAX_INT, name, value, f'an integer <= {MAX_INT}')
 
 
-def _require_number(name: str, value: object, low: float, high: float) -> None:
+def _as_tuple(cfg: Any, section: str, name: str) -> None:
+  """Makes a list a tuple, so that the settings are hashable."""
+  value = getattr(cfg, name)
+  ok = isinstance(value, (list, tuple))
+  require(ok, f'{section}.{name}', value, 'a tuple')
+  object.__setattr__(cfg, name, tuple(value))
+
+
+def require_number(name: str, value: object, low: float, high: float) -> None:
+  """Refuses what is no finite number in [low, high]."""
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   ok = is_number and math.isfinite(value) and low <= value <= high
   wanted = f'a number >= {low}' if high == math.inf else f'in [{low}, {high}]'
-  _require(ok, name, value, wanted)
+  require(ok, name, value, wanted)
 
 
-def _require_bool(name: str, value: object) -> None:
-  _require(isinstance(value, bool), name, value, 'a boolean')
+def require_bool(name: str, value: object) -> None:
+  """Refuses what is no boolean."""
+  require(isinstance(value, bool), name, value, 'a boolean')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +72,7 @@ class RopeConfig:
   truncate: bool = True
 
   def __post_init__(self):
-    _require(
+    require(
       self.rope_type in ROPE_TYPES,
       'rope_parameters.rope_type',
       self.rope_type,
@@ -74,27 +87,27 @@ class RopeConfig:
       'beta_slow',
     ):
       value = getattr(self, name)
-      _require_number(f'rope_parameters.{name}', value, 0, math.inf)
-      _require(value > 0, f'rope_parameters.{name}', value, 'a number > 0')
+      require_number(f'rope_parameters.{name}', value, 0, math.inf)
+      require(value > 0, f'rope_parameters.{name}', value, 'a number > 0')
     for name in ('attention_factor', 'mscale', 'mscale_all_dim'):
       value = getattr(self, name)
       if value is not None:
-        _require_number(f'rope_parameters.{name}', value, 0, math.inf)
-    _require_int(
+        require_number(f'rope_parameters.{name}', value, 0, math.inf)
+    require_int(
       'rope_parameters.original_max_position_embeddings',
       self.original_max_position_embeddings,
       1,
     )
-    _require_bool('rope_parameters.truncate', self.truncate)
+    require_bool('rope_parameters.truncate', self.truncate)
     # Both types divide by what is refused here.
-    _require(
+    require(
       self.rope_type != 'llama3'
       or self.high_freq_factor > self.low_freq_factor,
       'rope_parameters.high_freq_factor',
       self.high_freq_factor,
       f'a number > low_freq_factor={self.low_freq_factor}',
     )
-    _require(
+    require(
       self.rope_type != 'yarn' or self.rope_theta > 1,
       'rope_parameters.rope_theta',
       self.rope_theta,
@@ -133,26 +146,24 @@ class ModelConfig:
       'head_dim',
       'max_position_embeddings',
     ):
-      _require_int(name, getattr(self, name), 1)
-    _require(
+      require_int(name, getattr(self, name), 1)
+    require(
       self.num_attention_heads % self.num_key_value_heads == 0,
       'num_key_value_heads',
       self.num_key_value_heads,
       f'a divisor of num_attention_heads={self.num_attention_heads}',
     )
-    _require(
-      self.head_dim % 2 == 0, 'head_dim', self.head_dim, 'an even number'
-    )
-    _require_number('rms_norm_eps', self.rms_norm_eps, 0, 1)
+    require(self.head_dim % 2 == 0, 'head_dim', self.head_dim, 'an even number')
+    require_number('rms_norm_eps', self.rms_norm_eps, 0, 1)
     for name in ('tie_word_embeddings', 'attention_bias', 'mlp_bias'):
-      _require_bool(name, getattr(self, name))
-    _require(
+      require_bool(name, getattr(self, name))
+    require(
       self.hidden_act in ACTIVATIONS,
       'hidden_act',
       self.hidden_act,
       f'one of {", ".join(ACTIVATIONS)}',
     )
-    _require(
+    require(
       self.dtype in DTYPES, 'dtype', self.dtype, f'one of {", ".join(DTYPES)}'
     )
 
@@ -187,23 +198,23 @@ class DraftConfig:
 
   def __post_init__(self):
     for name in ('tree_widths', 'tree_bounds', 'verify_widths'):
-      object.__setattr__(self, name, tuple(getattr(self, name)))
-    _require_int('draft.max_draft_length', self.max_draft_length, 1)
-    _require_number(
+      _as_tuple(self, 'draft', name)
+    require_int('draft.max_draft_length', self.max_draft_length, 1)
+    require_number(
       'draft.confidence_threshold', self.confidence_threshold, 0, 1
     )
-    _require(isinstance(self.tree, bool), 'draft.tree', self.tree, 'a boolean')
+    require(isinstance(self.tree, bool), 'draft.tree', self.tree, 'a boolean')
     for width in self.tree_widths:
-      _require_int('draft.tree_widths', width, 1)
+      require_int('draft.tree_widths', width, 1)
     for bound in self.tree_bounds:
-      _require_number('draft.tree_bounds', bound, 0, 1)
-    _require(
+      require_number('draft.tree_bounds', bound, 0, 1)
+    require(
       list(self.tree_bounds) == sorted(set(self.tree_bounds)),
       'draft.tree_bounds',
       self.tree_bounds,
       'increasing confidences',
     )
-    _require(
+    require(
       len(self.tree_widths) == len(self.tree_bounds) + 1,
       'draft.tree_widths',
       self.tree_widths,
@@ -211,15 +222,15 @@ class DraftConfig:
       ' tree_bounds',
     )
     for width in self.verify_widths:
-      _require_int('draft.verify_widths', width, 1)
-    _require(
+      require_int('draft.verify_widths', width, 1)
+    require(
       self.verify_widths
       and list(self.verify_widths) == sorted(set(self.verify_widths)),
       'draft.verify_widths',
       self.verify_widths,
       'increasing widths',
     )
-    _require(
+    require(
       self.verify_widths[-1] > self.max_draft_length,
       'draft.verify_widths',
       self.verify_widths,
@@ -259,23 +270,23 @@ class SearchConfig:
   seed: int = 0
 
   def __post_init__(self):
-    _require(
+    require(
       isinstance(self.enabled, bool),
       'search.enabled',
       self.enabled,
       'a boolean',
     )
-    _require_number('search.skip_ratio', self.skip_ratio, 0, 1)
-    _require_number('search.target_matchness', self.target_matchness, 0, 1)
-    _require_int('search.context_window', self.context_window, 1)
-    _require_int('search.num_candidates', self.num_candidates, 2)
-    _require_int('search.opt_interval', self.opt_interval, 1)
-    _require_int('search.max_iterations', self.max_iterations, 0)
-    _require_int('search.patience', self.patience, 1)
-    _require_int('search.seed', self.seed, 0)
+    require_number('search.skip_ratio', self.skip_ratio, 0, 1)
+    require_number('search.target_matchness', self.target_matchness, 0, 1)
+    require_int('search.context_window', self.context_window, 1)
+    require_int('search.num_candidates', self.num_candidates, 2)
+    require_int('search.opt_interval', self.opt_interval, 1)
+    require_int('search.max_iterations', self.max_iterations, 0)
+    require_int('search.patience', self.patience, 1)
+    require_int('search.seed', self.seed, 0)
     for name in ('cache', 'cache_name'):
       value = getattr(self, name)
-      _require(isinstance(value, str), f'search.{name}', value, 'a string')
+      require(isinstance(value, str), f'search.{name}', value, 'a string')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,15 +312,15 @@ class DecodeConfig:
   rounds_per_dispatch: int = 4
 
   def __post_init__(self):
-    object.__setattr__(self, 'stop_strings', tuple(self.stop_strings))
-    _require(
+    _as_tuple(self, 'decode', 'stop_strings')
+    require(
       self.method in METHODS,
       'decode.method',
       self.method,
       f'one of {", ".join(METHODS)}',
     )
-    _require_int('decode.max_new_tokens', self.max_new_tokens, 0)
-    _require(
+    require_int('decode.max_new_tokens', self.max_new_tokens, 0)
+    require(
       isinstance(self.ignore_eos, bool),
       'decode.ignore_eos',
       self.ignore_eos,
@@ -317,19 +328,7 @@ class DecodeConfig:
     )
     for stop in self.stop_strings:
       ok = isinstance(stop, str) and stop
-      _require(ok, 'decode.stop_strings', stop, 'strings that are not empty')
-    _require_int('decode.batch_size', self.batch_size, 1)
-    _require_int('decode.prefill_chunk', self.prefill_chunk, 1)
-    _require_int('decode.rounds_per_dispatch', self.rounds_per_dispatch, 1)
-
-
-def replace(cfg: Any, changes: Mapping[str, Any]) -> Any:
-  """`dataclasses.replace` that names an unknown field."""
-  known = {f.name for f in dataclasses.fields(cfg)}
-  for name in changes:
-    if name not in known:
-      raise InputError(
-        f'{name}={changes[name]!r}: {type(cfg).__name__} has no such field'
-        f' (it has {", ".join(sorted(known))})'
-      )
-  return dataclasses.replace(cfg, **changes)
+      require(ok, 'decode.stop_strings', stop, 'strings that are not empty')
+    require_int('decode.batch_size', self.batch_size, 1)
+    require_int('decode.prefill_chunk', self.prefill_chunk, 1)
+    require_int('decode.rounds_per_dispatch', self.rounds_per_dispatch, 1)

@@ -10,6 +10,9 @@ _INCOMPLETE = '\ufffd'  # what bytes that are not yet a character decode to
 class Detokenizer:
   """One row's text; pieces never split a character or a stop string.
 
+  Tokens are decoded behind the end of the prompt: on their own, many tokenizers
+  would drop the space that the first of them begins with.
+
   Attributes:
     tokens: the row's tokens; after a stop, up to the one that completed it.
     text: the text that counts: all of it, or what precedes the stop string.
@@ -20,8 +23,18 @@ class Detokenizer:
     self,
     decode: Callable[[Sequence[int]], str],
     stop_strings: Sequence[str] = (),
+    context: Sequence[int] = (),
   ):
-    self._decode = decode
+    """Begins an empty text.
+
+    Args:
+      decode: text of token ids.
+      stop_strings: the text ends before the first of these.
+      context: the prompt's last tokens; their text is not part of this one.
+    """
+    self._decode_all = decode
+    self._context = list(context)
+    self._context_text = decode(self._context) if self._context else ''
     self._stops = tuple(stop_strings)
     self._emitted = 0
     self.tokens: list[int] = []
@@ -44,6 +57,13 @@ class Detokenizer:
   def finish(self) -> str:
     """The rest: what might have become a stop string and did not."""
     return self._emit(len(self.text))
+
+  def _decode(self, tokens: Sequence[int]) -> str:
+    text = self._decode_all([*self._context, *tokens])
+    if text.startswith(self._context_text):
+      return text[len(self._context_text) :]
+    # The prompt ends within a character, which these tokens complete.
+    return text[len(self._context_text.rstrip(_INCOMPLETE)) :]
 
   def _emit(self, until: int) -> str:
     piece = self.text[self._emitted : until]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from swift_jax import checkpoint
+from swift_jax import checkpoint, sharding
 from swift_jax.config import (
   DecodeConfig,
   DraftConfig,
@@ -73,6 +73,11 @@ class Engine:
         f'eos_token_id={list(eos_token_ids)}: expected at most {MAX_EOS_IDS}'
       )
     search = search or SearchConfig()
+    if search.context_window > cfg.max_position_embeddings:
+      raise InputError(
+        f'search.context_window={search.context_window}: the context holds only'
+        f' max_position_embeddings={cfg.max_position_embeddings}'
+      )
     self.cfg = cfg
     self.tokenizer = tokenizer
     self.searcher = Searcher(search, cfg.num_hidden_layers)
@@ -182,6 +187,7 @@ class Engine:
   def _session(
     self, prompts: Sequence[Sequence[int]], decode: DecodeConfig
   ) -> Session:
+    sharding.check_batch(decode.batch_size, self._model.mesh)
     return Session(
       self._model,
       self.searcher,

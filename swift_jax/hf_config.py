@@ -61,7 +61,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise InputError(f'{path}: no such file') from None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f'{path}: {one_line(error)}') from error
   if not isinstance(value, dict):
     raise InputError(f'{path}: expected a JSON object, found {value!r:.80}')
@@ -159,9 +159,12 @@ def _refuse_rope(name: str, rope: Mapping[str, Any]) -> None:
   for field in rope.keys() - known:
     raise InputError(f'{name}.{field}={rope[field]!r}: no such field is known')
   field = 'original_max_position_embeddings'
-  if type(rope.get(field, 1)) is not int:
-    value = rope[field]
+  value = rope.get(field, 1)
+  if type(value) is not int or value < 1:
     raise InputError(f'{name}.{field}={value!r}: expected an integer >= 1')
+  # null means something for yarn alone: the ratio of the two contexts.
+  if rope_type != 'yarn' and rope.get('factor', 1) is None:
+    raise InputError(f'{name}.factor=None: expected a number > 0')
 
 
 def _refuse_partial_rotary(prefix: str, fields: Mapping[str, Any]) -> None:

@@ -25,12 +25,17 @@ def resolve(path: str) -> pathlib.Path:
   Raises:
     InputError: neither, or the hub did not give it.
   """
-  folder = pathlib.Path(path).expanduser()
-  if folder.is_dir():
-    return folder
+  try:
+    folder = pathlib.Path(path).expanduser()
+    if folder.is_dir():
+      return folder
+    is_file = folder.exists()
+  # A folder that may not be entered, a long name; a user that does not exist.
+  except (OSError, RuntimeError) as error:
+    raise InputError(f'{path}: cannot be read: {one_line(error)}') from None
   if path == 'demo':
     return demo.MODEL_DIR
-  if folder.exists():
+  if is_file:
     raise InputError(f'{path}: a file; expected a folder or a hub id')
   if not _HUB_ID.fullmatch(path):
     raise InputError(f'{path}: no such folder')
@@ -64,7 +69,10 @@ def load_tokenizer(folder: pathlib.Path, cfg: ModelConfig) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(
       str(folder), local_files_only=True, trust_remote_code=False
     )
-    largest = max(tokenizer.get_vocab().values())
+    # Tokens added behind the vocabulary (CodeLlama-34b has some) do no harm
+    # unless a prompt uses them, which is refused then.
+    base = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+    largest = max(tokenizer.get_vocab()[token] for token in base)
   # The tokenizers library raises plain Exceptions.
   except Exception as error:
     raise InputError(

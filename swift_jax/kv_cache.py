@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from swift_jax.typing import Array, Float, Int, typed
+from swift_jax.typing import Array, Float, Int
 
 Updates = tuple[tuple[Array, Array], ...]
 
@@ -31,7 +31,7 @@ class KVCache:
 
   k: tuple[Float[Array, 'b k s h'], ...]
   v: tuple[Float[Array, 'b k s h'], ...]
-  length: Int[Array, b]
+  length: Int[Array, ' b']
 
   @property
   def capacity(self) -> int:
@@ -52,7 +52,7 @@ class KVCache:
 
     return self.replace(k=write(self.k, new_k), v=write(self.v, new_v))
 
-  def rollback(self, length: Int[Array, b]) -> KVCache:
+  def rollback(self, length: Int[Array, ' b']) -> KVCache:
     """The same cache with `length` filled slots; slots after them are dead."""
     return self.replace(length=length)
 
@@ -68,7 +68,6 @@ def _write(cache: Array, new: Array, start: Array) -> Array:
   return cache
 
 
-@typed
 def empty(
   num_layers: int,
   batch: int,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from swift_jax.config import ModelConfig, RopeConfig
-from swift_jax.typing import Array, Bool, Float, Int, typed
+from swift_jax.typing import Array, Bool, Float, Int
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'silu': jax.nn.silu,
@@ -26,7 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 def rope_frequencies(
   rope: RopeConfig, head_dim: int
-) -> tuple[Float[np.ndarray, h / 2], float]:
+) -> tuple[Float[np.ndarray, ' h2'], float]:
   """Inverse frequencies [H/2] and the factor on cos and sin.
 
   The four kinds and their constants are those of Hugging Face's
@@ -89,7 +89,6 @@ def _yarn_factor(rope: RopeConfig) -> float:
   return scale(1.0)
 
 
-@typed
 def rope_tables(
   cfg: ModelConfig, positions: Int[Array, 'b t']
 ) -> tuple[Float[Array, 'b t 1 h2'], Float[Array, 'b t 1 h2']]:
@@ -101,7 +100,6 @@ def rope_tables(
   return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-@typed
 def apply_rope(
   x: Float[Array, 'b t n h'],
   cos: Float[Array, '#b t 1 h2'],

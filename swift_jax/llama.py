@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import functools
+from typing import Any
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from swift_jax import kv_cache
 from swift_jax.config import ModelConfig
@@ -16,11 +19,12 @@ from swift_jax.layers import MLP, Attention, RMSNorm, rope_tables
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Bool, Float, Int
 
-Params = nnx.State
+Params = nnx.State | dict[str, Any]
 GraphDef = nnx.GraphDef
+Flag = Bool[Array, ''] | np.bool_  # the latter is an element of a host mask
 
 
-def gate(skip: Bool[Array, ''], sublayer: Callable[[], object]) -> object:
+def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
   """`sublayer()`, or zeros of its shapes where `skip` holds.
 
   A sublayer returns only what it adds, never the cache: a cache passed through
@@ -41,6 +45,17 @@ def gate(skip: Bool[Array, ''], sublayer: Callable[[], object]) -> object:
   return jax.lax.cond(skip, zeros, sublayer)
 
 
+def exact_products(dtype: jnp.dtype) -> contextlib.AbstractContextManager:
+  """Traces float32 matrix products as float32 on every backend.
+
+  By default GPUs and TPUs round the factors to fewer bits, each width of a pass
+  in its own way: then SWIFT and plain decoding part at gaps that are no ties.
+  """
+  if dtype == jnp.float32:
+    return jax.default_matmul_precision('highest')
+  return contextlib.nullcontext()
+
+
 class DecoderLayer(nnx.Module):
   """One layer: two gated sublayers, each with its norm, added to the stream."""
 
@@ -59,8 +74,8 @@ class DecoderLayer(nnx.Module):
     rope: tuple[Array, Array],
     attn_mask: Bool[Array, '#b t t'],
     past: tuple[Array, Array, Array] | None,
-    skip_attn: Bool[Array, ''],
-    skip_mlp: Bool[Array, ''],
+    skip_attn: Flag,
+    skip_mlp: Flag,
   ) -> tuple[Array, tuple[Array, Array]]:
     def attn() -> tuple[Array, Array, Array]:
       return self.self_attn(self.input_layernorm(x), rope, attn_mask, past)
@@ -130,11 +145,12 @@ class Llama(nnx.Module):
     rope = rope_tables(self.cfg, positions)
     x = self.embed_tokens(tokens)
     updates = []
-    for i, layer in enumerate(self.layers):
-      past = cache and (cache.k[i], cache.v[i], cache.length)
-      skip_attn, skip_mlp = skip_mask.attn[i], skip_mask.mlp[i]
-      x, update = layer(x, rope, attn_mask, past, skip_attn, skip_mlp)
-      updates.append(update)
+    with exact_products(self.cfg.jax_dtype):
+      for i, layer in enumerate(self.layers):
+        past = cache and (cache.k[i], cache.v[i], cache.length)
+        skip_attn, skip_mlp = skip_mask.attn[i], skip_mask.mlp[i]
+        x, update = layer(x, rope, attn_mask, past, skip_attn, skip_mlp)
+        updates.append(update)
     return self.norm(x), tuple(updates)
 
   def logits(self, hidden: Float[Array, '*t d']) -> Float[Array, '*t v']:
@@ -144,9 +160,10 @@ class Llama(nnx.Module):
     else:
       kernel, dims = self.lm_head.kernel[...], 0
     contract = (((hidden.ndim - 1,), (dims,)), ((), ()))
-    return jax.lax.dot_general(
-      hidden, kernel, contract, preferred_element_type=jnp.float32
-    )
+    with exact_products(self.cfg.jax_dtype):
+      return jax.lax.dot_general(
+        hidden, kernel, contract, preferred_element_type=jnp.float32
+      )
 
 
 def abstract_model(cfg: ModelConfig) -> tuple[GraphDef, Params]:

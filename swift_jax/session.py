@@ -29,10 +29,19 @@ from swift_jax.search.searcher import Searcher
 
 MAX_EOS_IDS = 8
 _MIN_CAPACITY = 128
+_CONTEXT_TOKENS = 8  # of the prompt; more than one character's tokens
+# Plain steps for a round: SWIFT returns some four tokens a round, so that both
+# methods go to the host about equally often.
+_STEPS_PER_ROUND = 4
 
 
 class Model:
-  """The target on its devices, with what every dispatch needs beside it."""
+  """The target on its devices, with what every dispatch needs beside it.
+
+  Attributes:
+    capacity: cache slots a row. It doubles when a batch needs more and never
+      shrinks: programs are compiled for it.
+  """
 
   def __init__(
     self,
@@ -44,6 +53,7 @@ class Model:
   ):
     self.cfg, self.graphdef, self.params = cfg, graphdef, params
     self.mesh = mesh
+    self.capacity = _MIN_CAPACITY
     self.shapes, settings = drafting.split_config(draft, cfg.vocab_size)
     self.settings = self.put(settings)
     self.full = self.put(skip_masks.none_skipped(cfg.num_hidden_layers))
@@ -146,7 +156,7 @@ class Session:
     self.rows = [
       Row(
         prompt,
-        Detokenizer(detokenize, decode.stop_strings),
+        Detokenizer(detokenize, decode.stop_strings, prompt[-_CONTEXT_TOKENS:]),
         dict.fromkeys(names, 0),
       )
       for prompt in prompts
@@ -171,16 +181,15 @@ class Session:
     chunks = -(-(int(lengths.max()) - 1) // chunk)
     # A pass may write a whole tree behind the last token that counts.
     longest = int((lengths + limits).max()) + self.model.shapes.max_width + 1
-    capacity = _MIN_CAPACITY
-    while capacity < max(chunks * chunk, longest):
-      capacity *= 2
-    tokens = np.zeros((batch, capacity), np.int32)
+    model = self.model
+    while model.capacity < max(chunks * chunk, longest):
+      model.capacity *= 2
+    tokens = np.zeros((batch, model.capacity), np.int32)
     for b, row in enumerate(self.rows):
       tokens[b, : len(row.prompt)] = row.prompt
-    cache = self.model.empty_cache(batch, capacity)
-    tokens, lengths, limits = self.model.put((tokens, lengths, limits))
+    cache = model.empty_cache(batch, model.capacity)
+    tokens, lengths, limits = model.put((tokens, lengths, limits))
     state = rounds.start(cache, tokens, lengths, limits)
-    model = self.model
     for i in range(chunks):
       at = model.put(np.int32(i * chunk))
       state = rounds.prefill(
@@ -216,6 +225,8 @@ class Session:
     """
     is_swift = self.decode.method == 'swift'
     per_dispatch = self.decode.rounds_per_dispatch
+    if not is_swift:
+      per_dispatch *= _STEPS_PER_ROUND
     if self.decode.stop_strings:
       per_dispatch = 1  # so that counts end where the text does
     due = self.searcher.cfg.opt_interval

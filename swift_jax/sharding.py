@@ -55,6 +55,11 @@ def check_mesh(cfg: ModelConfig, mesh: Mesh | None) -> None:
     return
   if tuple(mesh.axis_names) != AXES:
     raise InputError(f'mesh axes {mesh.axis_names}: expected {AXES}')
+  if any(kind != AxisType.Auto for kind in mesh.axis_types):
+    raise InputError(
+      f'mesh axis_types {mesh.axis_types}: expected Auto, as'
+      ' sharding.make_mesh(data, tensor) has them'
+    )
   parts = mesh.shape['tensor']
   odd = [
     f'{name}={getattr(cfg, name)}'
@@ -68,6 +73,15 @@ def check_mesh(cfg: ModelConfig, mesh: Mesh | None) -> None:
   ]
   if odd:
     raise InputError(f'mesh.tensor={parts} does not divide {", ".join(odd)}')
+
+
+def check_batch(batch_size: int, mesh: Mesh | None) -> None:
+  """Refuses a batch that the mesh cannot split."""
+  if mesh is not None and batch_size % mesh.shape['data']:
+    raise InputError(
+      f'decode.batch_size={batch_size}: expected a multiple of'
+      f' mesh.data={mesh.shape["data"]}'
+    )
 
 
 def param_spec(path: tuple[str | int, ...]) -> PartitionSpec:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
+import math
 import pathlib
 import time
 from typing import Any
@@ -28,7 +29,7 @@ from orbax.checkpoint.experimental import v1 as ocp
 import tqdm
 
 from swift_jax import llama, skip_mask
-from swift_jax.config import ModelConfig
+from swift_jax.config import ModelConfig, require_int, require_number
 from swift_jax.errors import InputError
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Int
@@ -72,14 +73,21 @@ class TrainConfig:
       raise InputError(
         f'train.optimizer={self.optimizer!r}: expected muon or adamw'
       )
-    if not 0 <= self.max_drop_rate < 1:
-      raise InputError(
-        f'train.max_drop_rate={self.max_drop_rate!r}: expected in [0, 1)'
-      )
-    for name in ('steps', 'batch_size', 'seq_len', 'eval_every', 'save_every'):
-      value = getattr(self, name)
-      if not isinstance(value, int) or value < 1:
-        raise InputError(f'train.{name}={value!r}: expected an integer >= 1')
+    for name in ('matrix_lr', 'other_lr'):
+      require_number(f'train.{name}', getattr(self, name), 0, math.inf)
+    require_number('train.decay', self.decay, 0, 1)
+    require_number('train.max_drop_rate', self.max_drop_rate, 0, 0.99)
+    for name in (
+      'steps',
+      'batch_size',
+      'seq_len',
+      'eval_every',
+      'save_every',
+      'eval_rows',
+    ):
+      require_int(f'train.{name}', getattr(self, name), 1)
+    for name in ('warmup', 'seed'):
+      require_int(f'train.{name}', getattr(self, name), 0)
 
 
 def drop_mask(cfg: TrainConfig, num_layers: int, step: int) -> SkipMask:
@@ -96,7 +104,9 @@ def rows(
 ) -> Iterator[Int[np.ndarray, 'b t+1']]:
   """Batches from `step` on: shuffled windows, cut anew in every epoch."""
   length = cfg.seq_len + 1
-  per_epoch = (len(tokens) - length) // cfg.seq_len // cfg.batch_size
+  # Whatever the offset, every batch is full.
+  windows = (len(tokens) - length - cfg.seq_len + 1) // cfg.seq_len
+  per_epoch = windows // cfg.batch_size
   while True:
     epoch, first = divmod(step, per_epoch)
     rng = np.random.default_rng((cfg.seed, 1, epoch))
@@ -250,7 +260,16 @@ def train(
   Returns:
     graphdef, parameters as a nested dict, and the figures of the last
     evaluation.
+
+  Raises:
+    InputError: the batch cannot be split over the devices, or the loss is no
+      longer finite.
   """
+  if cfg.batch_size % jax.device_count():
+    raise InputError(
+      f'train.batch_size={cfg.batch_size}: expected a multiple of the'
+      f' {jax.device_count()} devices'
+    )
   graphdef, params = llama.init_model(model_cfg, cfg.seed)
   params = nnx.to_pure_dict(params)
   optimizer = make_optimizer(cfg)
@@ -303,6 +322,11 @@ def train(
         state['params'], state['opt_state'], grads
       )
       step += 1
+      if not math.isfinite(train_loss):
+        raise InputError(
+          f'the loss is {float(train_loss)} at step {step}: lower'
+          f' train.matrix_lr={cfg.matrix_lr} or train.other_lr={cfg.other_lr}'
+        )
       bar.set_postfix_str(f'loss {float(train_loss):.3f}', refresh=False)
       bar.update()
       if step % cfg.eval_every == 0 or step == cfg.steps:

@@ -7,28 +7,11 @@ L  layers                H  head dimension         W  verify width
 D  model width
 """
 
-from collections.abc import Callable
-from typing import TypeVar
-
-from jax import Array
-import jaxtyping
+import jax
 from jaxtyping import Bool, Float, Int
+import numpy as np
 
-__all__ = ['Array', 'Bool', 'Float', 'Int', 'typed']
+# What the host has fetched keeps the structure and the names it had before.
+Array = jax.Array | np.ndarray
 
-F = TypeVar('F', bound=Callable)
-
-
-def typed(function: F) -> F:
-  """Checks the shapes in `function`'s annotations where checking is switched on.
-
-  Tests switch it on with `SWIFT_JAX_TYPECHECK=1`; elsewhere the function comes
-  back as it is, so the annotations cost nothing.
-  """
-  import os
-
-  if os.environ.get('SWIFT_JAX_TYPECHECK') != '1':
-    return function
-  from beartype import beartype
-
-  return jaxtyping.jaxtyped(typechecker=beartype)(function)
+__all__ = ['Array', 'Bool', 'Float', 'Int']

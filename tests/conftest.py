@@ -2,13 +2,24 @@
 
 import os
 
-os.environ.setdefault('SWIFT_JAX_TYPECHECK', '1')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# The files whose annotations are shapes; before any of them is imported.
+install_import_hook(
+  [
+    'swift_jax.decoding',
+    'swift_jax.layers',
+    'swift_jax.llama',
+    'swift_jax.search.matchness',
+  ],
+  'beartype.beartype',
+)
 
 # The first example compiles, and a machine may be busy: time decides nothing.
 settings.register_profile(

@@ -114,6 +114,20 @@ def refused(*fragments):
       ["rope_parameters.factor='two'"],
     ),
     (
+      {'rope_parameters': {'rope_type': 'linear', 'factor': None}},
+      ['rope_parameters.factor=None'],
+    ),
+    (
+      {
+        'rope_parameters': {
+          'rope_type': 'yarn',
+          'factor': None,
+          'original_max_position_embeddings': 0,
+        }
+      },
+      ['rope_parameters.original_max_position_embeddings=0'],
+    ),
+    (
       {'rope_parameters': {'rope_type': 'linear', 'factor': -1.0}},
       ['rope_parameters.factor=-1.0'],
     ),
@@ -197,6 +211,9 @@ def test_config_file_is_missing_or_broken(folder):
     checkpoint.load_config(folder)
   path.write_text('[1]')
   with refused(path, '[1]'):
+    checkpoint.load_config(folder)
+  path.write_text('[' * 100_000)
+  with refused(path, 'recursion'):
     checkpoint.load_config(folder)
   path.write_bytes(b'\xff\xfe{}')
   with refused(path, 'utf-8'):
@@ -376,6 +393,10 @@ def test_tokenizer(folder):
   make_tokenizer(102).save_pretrained(folder)
   with refused(folder, 'token 101', 'vocab_size=101'):
     checkpoint.load_tokenizer(folder, cfg)
+  tokenizer = make_tokenizer(101)
+  tokenizer.add_special_tokens({'pad_token': '<pad>'})  # token 101
+  tokenizer.save_pretrained(folder)
+  assert checkpoint.load_tokenizer(folder, cfg).pad_token_id == 101
   (folder / 'tokenizer.json').write_text('{"version": ')
   with refused(folder, 'tokenizer cannot be read'):
     checkpoint.load_tokenizer(folder, cfg)
@@ -635,6 +656,10 @@ def test_resolve(folder, tmp_path, monkeypatch):
     checkpoint.resolve(str(tmp_path / 'none'))
   with refused(folder / 'config.json', 'a file'):
     checkpoint.resolve(str(folder / 'config.json'))
+  with refused('~nobody-of-this-name/x', 'cannot be read'):
+    checkpoint.resolve('~nobody-of-this-name/x')
+  with refused('a' * 300, 'cannot be read'):
+    checkpoint.resolve('a' * 300)
   asked = {}
 
   def download(name, **patterns):

@@ -1,11 +1,14 @@
 """After warm-up nothing compiles again, and nothing moves in secret."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import tiny_model
 from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
 
 from swift_jax import skip_mask as skip_masks
+from swift_jax.engine import Engine
 
 
 class Compilations:
@@ -20,6 +23,7 @@ class Compilations:
 
 
 def test_new_settings_compile_nothing():
+  jax.clear_caches()  # other tests may have compiled the same
   rng = np.random.default_rng(0)
   compilations = Compilations()
   tiny_model.engine(confidence_threshold=0.3).warmup(tiny_model.decode(), 12)
@@ -42,6 +46,25 @@ def test_new_settings_compile_nothing():
     for method in ('plain', 'swift'):
       engine.generate(prompts, tiny_model.decode(method, max_new_tokens=limit))
   assert compilations.count == warm
+
+
+def test_shorter_prompts_and_limits_compile_nothing():
+  """Prompts and limits that would fit a smaller cache use the warm one."""
+  cfg = dataclasses.replace(CFG, max_position_embeddings=400)
+  engine = Engine(cfg, *tiny_model.weights(cfg))
+  engine.set_skip_mask(skip_masks.uniform(CFG.num_hidden_layers, 0.4))
+  compilations = Compilations()
+  longest = tiny_model.decode(max_new_tokens=30)
+  engine.warmup(longest, 150)
+  warm = compilations.count
+  assert warm > 0
+  for length in (150, 1, 40, 149):
+    engine.generate([[3] * length], longest)
+  engine.generate([[3] * 20], tiny_model.decode(max_new_tokens=2))
+  assert compilations.count == warm
+  # The counter counts: what the warm cache cannot hold does compile.
+  engine.generate([[3] * 300], longest)
+  assert compilations.count > warm
 
 
 def test_every_transfer_is_explicit():

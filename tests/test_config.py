@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from swift_jax import config
 from swift_jax.config import (
   DecodeConfig,
   DraftConfig,
@@ -74,7 +73,9 @@ INVALID = {
   'decode.method': NO_NAME,
   'decode.max_new_tokens': no_int(0),
   'decode.ignore_eos': NO_BOOL,
-  'decode.stop_strings': st.sampled_from([('',), ('a', ''), (1,), (None,)]),
+  'decode.stop_strings': st.sampled_from(
+    [('',), ('a', ''), (1,), (None,), 'END', None]
+  ),
   'decode.batch_size': no_int(1),
   'decode.prefill_chunk': no_int(1),
   'decode.rounds_per_dispatch': no_int(1),
@@ -82,7 +83,7 @@ INVALID = {
   'draft.confidence_threshold': NO_SHARE,
   'draft.tree': NO_BOOL,
   'draft.tree_widths': st.sampled_from(
-    [(), (1,), (4, 3, 2, 0), (4, 3, 2, 1.5), (5, 4, 3, 2, 1)]
+    [None, (), (1,), (4, 3, 2, 0), (4, 3, 2, 1.5), (5, 4, 3, 2, 1)]
   ),
   'draft.tree_bounds': st.sampled_from(
     [(0.5, 0.4, 0.9), (0.5, 0.5, 0.9), (0.1, 0.2, math.nan), (0, 0.5, 2)]
@@ -184,10 +185,3 @@ def test_defaults_are_the_papers():
   assert (search.skip_ratio, search.context_window) == (0.45, 50)
   assert (search.max_iterations, search.patience) == (1000, 300)
   assert search.target_matchness == 0.93
-
-
-def test_replace_names_an_unknown_field():
-  cfg = config.replace(DraftConfig(), {'tree': False})
-  assert cfg == DraftConfig(tree=False)
-  with pytest.raises(InputError, match='temperature=0.5: Draft'):
-    config.replace(cfg, {'temperature': 0.5})

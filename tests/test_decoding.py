@@ -5,9 +5,11 @@ from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny_model
 from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
 
+from swift_jax import llama
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import DraftConfig
 from swift_jax.decoding import drafting, tree, verification
@@ -133,6 +135,32 @@ def test_left_over_cache_content_never_matters():
   assert run(poison=True) == run(poison=False)
 
 
+def test_what_a_skipped_sublayer_leaves_is_never_read(monkeypatch):
+  """It would be NaN here, where it is zeros otherwise."""
+
+  def poisoned(skip, sublayer):
+    given = gate(skip, sublayer)
+    if not isinstance(given, tuple):
+      return given
+    delta, *cached = given
+    return delta, *(jnp.where(skip, jnp.nan, part) for part in cached)
+
+  def run():
+    jax.clear_caches()
+    engine = tiny_model.engine(
+      skip_masks.uniform(CFG.num_hidden_layers, 0.5), confidence_threshold=0.2
+    )
+    results = engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
+    return [(r.tokens, r.metrics.drafted, r.metrics.accepted) for r in results]
+
+  clean, gate = run(), llama.gate
+  monkeypatch.setattr(llama, 'gate', poisoned)
+  assert run() == clean
+  assert sum(accepted for *_, accepted in clean) > 0
+  monkeypatch.undo()
+  jax.clear_caches()
+
+
 def test_padding_rows_never_matter():
   engine = tiny_model.engine(skip_masks.uniform(5, 0.5))
   alone = [
@@ -144,8 +172,6 @@ def test_padding_rows_never_matter():
 
 
 def test_nan_logits_end_the_run():
-  import pytest
-
   engine = tiny_model.engine(skip_masks.uniform(5, 0.5))
   params = engine._model.params
   broken = {**params, 'norm': {'scale': jnp.full(CFG.hidden_size, jnp.nan)}}

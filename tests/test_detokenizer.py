@@ -49,6 +49,31 @@ def test_a_stop_string_is_never_shown(text, stops, data):
   assert shown == until[: min(until.find(s) for s in stops if s in until)]
 
 
+@given(text=st.text(alphabet='aé漢🙂 ', max_size=20), data=st.data())
+def test_the_prompts_end_is_no_part_of_the_text(text, data):
+  """Wherever the prompt ends, within a character too."""
+  tokens = list(text.encode())
+  at = data.draw(st.integers(0, len(tokens)))
+  row = Detokenizer(utf8, context=tokens[:at])
+  pieces = [row.push(part) for part in blocks(data, tokens[at:])]
+  assert ''.join(pieces) + row.finish() == row.text
+  whole = utf8(tokens[:at]).rstrip('\ufffd')
+  assert whole + row.text == text or at == len(tokens)
+
+
+def sentencepiece(tokens) -> str:
+  """As Llama's: a word begins with a space, which the first word loses."""
+  return ' '.join(f'w{token}' for token in tokens)
+
+
+def test_the_first_space_stays():
+  row = Detokenizer(sentencepiece, [' w3'], context=[7, 8])
+  assert row.push([5]) == ' w5'
+  assert row.push([3]) == ''
+  assert (row.text, row.stopped) == (' w5', True)
+  assert Detokenizer(sentencepiece).push([5]) == 'w5'
+
+
 def test_a_character_that_never_completes_comes_at_the_end():
   row = Detokenizer(utf8)
   assert row.push([ord('a'), 0xE6]) == 'a'

@@ -4,6 +4,7 @@ Most cases run in this process: `launch` is what a shell would see of one.
 """
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -217,9 +218,18 @@ def test_prompts_files_are_read_as_they_are(tmp_path, monkeypatch):
     '\ufeff{"prompt": "a\u2028b", "id": 1}\r\n\n{"prompt": "c"}'.encode()
   )
   file = write(tmp_path, 'prompts.jsonl', content)
-  assert generate.read_prompts(None, str(file)) == ['a\u2028b', 'c']
+  prompts = generate.read_prompts(None, str(file))
+  assert [prompt.text for prompt in prompts] == ['a\u2028b', 'c']
+  assert [prompt.where.split(', ')[1] for prompt in prompts] == [
+    'line 1',
+    'line 3',
+  ]
   monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(content)))
-  assert generate.read_prompts(None, '-') == ['a\u2028b', 'c']
+  prompts = generate.read_prompts(None, '-')
+  assert [prompt.text for prompt in prompts] == ['a\u2028b', 'c']
+  monkeypatch.setattr(sys, 'stdin', None)
+  with pytest.raises(InputError, match='--prompts_file=-: standard input is'):
+    generate.read_prompts(None, '-')
 
 
 def test_texts_come_in_order_and_records_a_line_each(launch, engine, tmp_path):
@@ -256,6 +266,36 @@ def test_a_run_that_fails_leaves_the_old_file(launch, engine, tmp_path):
   assert status == 2 and 'not finite' in err
   assert output.read_text() == 'old\n'
   assert os.listdir(tmp_path) == ['out.jsonl']
+
+
+def test_a_prompt_the_model_cannot_take_is_named_by_its_line(
+  launch, monkeypatch, tmp_path
+):
+  class Short(FakeEngine):
+    def encode(self, prompts):
+      if len(prompts[0]) > 3:
+        raise InputError('prompt 0 has 4 tokens')
+      return super().encode(prompts)
+
+  monkeypatch.setattr(common, 'load_engine', lambda config: Short())
+  file = write(tmp_path, 'p.jsonl', '{"prompt": "abc"}\n\n{"prompt": "abcd"}')
+  ended = launch(f'--prompts_file={file}')
+  assert_refused(ended, [f'--prompts_file={file}, line 3: prompt 0 has 4'])
+
+
+def test_standard_output_that_cannot_be_written(monkeypatch):
+  class Full(io.StringIO):
+    def flush(self):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+  dropped = []
+  monkeypatch.setattr(common, '_drop_output', lambda: dropped.append(True))
+  monkeypatch.setattr(sys, 'stdout', Full())
+  with pytest.raises(InputError, match='standard output: .*No space left'):
+    common.write('text')
+  assert dropped == [True]
+  monkeypatch.setattr(sys, 'stdout', None)  # closed by whoever started us
+  common.write('text')
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='Linux only')

@@ -20,7 +20,8 @@ from swift_jax.engine import Engine
 RNG = np.random.default_rng(0)
 PROMPTS = [
   [3],  # nothing to prefill
-  RNG.integers(0, CFG.vocab_size, CHUNK).tolist(),  # exactly a chunk
+  RNG.integers(0, CFG.vocab_size, CHUNK).tolist(),  # a chunk's tokens
+  RNG.integers(0, CFG.vocab_size, CHUNK + 1).tolist(),  # its last is not cached
   RNG.integers(0, CFG.vocab_size, 2 * CHUNK + 3).tolist(),
 ]
 NOTHING = skip_masks.none_skipped(CFG.num_hidden_layers)
@@ -103,7 +104,7 @@ def test_context_is_filled_exactly(method):
 def test_rows_end_at_different_times_in_the_middle_of_a_block():
   texts = [tiny_model.reference(prompt, 40) for prompt in PROMPTS]
   for position in (0, 1, 4, 9):
-    eos = [texts[1][position], texts[2][position + 2]]
+    eos = [texts[1][position], texts[-1][position + 2]]
     wanted = [tiny_model.reference(prompt, 40, eos) for prompt in PROMPTS]
     engine = tiny_model.engine(NOTHING, eos, confidence_threshold=0.0)
     for method in ('plain', 'swift'):
@@ -129,7 +130,7 @@ def test_stop_strings_cut_where_plain_decoding_cuts(span):
   texts = [
     letters.decode(tiny_model.reference(prompt, 40)) for prompt in PROMPTS
   ]
-  stops = [texts[0][7 : 7 + span], texts[2][21 : 21 + span]]
+  stops = [texts[0][7 : 7 + span], texts[-1][21 : 21 + span]]
   engine = tiny_model.engine(
     NOTHING, (), Letters(), confidence_threshold=0.0, max_draft_length=25
   )
@@ -146,6 +147,41 @@ def test_stop_strings_cut_where_plain_decoding_cuts(span):
     assert b.metrics.new_tokens == len(b.tokens)
     assert b.metrics.accepted + b.metrics.leaf_hits <= len(b.tokens)
     assert a.metrics.verify_passes == len(a.tokens)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+  bits=st.lists(st.booleans(), min_size=6, max_size=6),
+  threshold=st.sampled_from([0.0, 0.3, 1.0]),
+  cuts=st.lists(
+    st.tuples(st.integers(0, 2), st.integers(0, 50), st.integers(1, 4)),
+    min_size=1,
+    max_size=3,
+  ),
+)
+def test_any_stop_strings(bits, threshold, cuts):
+  """Strings out of the texts themselves; blocks are cut behind leaves too."""
+  prompts = PROMPTS[:3]
+  letters = Letters()
+  texts = [letters.decode(tiny_model.reference(p, 40)) for p in prompts]
+  stops = [texts[row][at : at + size] or 'no' for row, at, size in cuts]
+  engine = tiny_model.engine(
+    skip_masks.from_bits(np.array(bits)),
+    (),
+    letters,
+    confidence_threshold=threshold,
+    max_draft_length=6,
+  )
+  plain, swift = (
+    engine.generate(prompts, tiny_model.decode(method, stop_strings=stops))
+    for method in ('plain', 'swift')
+  )
+  for text, a, b in zip(texts, plain, swift, strict=True):
+    found = [text.find(stop) for stop in stops if stop in text]
+    assert a.text == b.text == (text[: min(found)] if found else text)
+    assert a.tokens == b.tokens
+    made = b.metrics.accepted + b.metrics.leaf_hits
+    assert made <= len(b.tokens) <= made + b.metrics.verify_passes
 
 
 def test_search_while_decoding_changes_nothing():
@@ -173,9 +209,10 @@ def test_search_while_decoding_changes_nothing():
   ),
   widths=st.permutations([10, 5, 3, 1]),
   rounds=st.integers(1, 9),
+  has_tree=st.booleans(),
 )
 def test_any_setting(
-  bits, prompts, cap, threshold, limit, eos, bounds, widths, rounds
+  bits, prompts, cap, threshold, limit, eos, bounds, widths, rounds, has_tree
 ):
   engine = tiny_model.engine(
     skip_masks.from_bits(np.array(bits)),
@@ -184,6 +221,7 @@ def test_any_setting(
     confidence_threshold=threshold,
     tree_bounds=tuple(sorted(bounds)),
     tree_widths=tuple(widths),
+    tree=has_tree,
   )
   got = tokens(
     engine, prompts, max_new_tokens=limit, rounds_per_dispatch=rounds
@@ -207,8 +245,8 @@ def test_bfloat16_differs_at_near_ties_only():
   )
 
   @jax.jit
-  def last_logits(text):
-    hidden, _ = nnx.merge(graphdef, params)(text, NOTHING)
+  def last_logits(text, mask):
+    hidden, _ = nnx.merge(graphdef, params)(text, mask)
     return nnx.merge(graphdef, params).logits(hidden)
 
   for prompt, a, b in zip(PROMPTS, plain, swift, strict=True):
@@ -218,7 +256,7 @@ def test_bfloat16_differs_at_near_ties_only():
     at = differ[0]
     text = np.zeros((1, CFG.max_position_embeddings), np.int32)
     text[0, : len(prompt) + at] = prompt + a[:at]
-    logits = np.asarray(last_logits(text))[0, len(prompt) + at - 1]
+    logits = np.asarray(last_logits(text, NOTHING))[0, len(prompt) + at - 1]
     gap = abs(logits[a[at]] - logits[b[at]])
     # bfloat16 keeps 8 bits: a few units in the last place of the largest.
     assert gap <= 8 * 2**-8 * np.abs(logits).max(), (at, a[at], b[at], gap)

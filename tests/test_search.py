@@ -123,6 +123,12 @@ def test_stops():
   assert search.active  # at the target is not above it
   search.observe(search.candidates(), np.array([26, 0, 0, 0]), 50)
   assert not search.active
+  # A challenger's winning score flatters it: it is scored again first.
+  search = searcher(target_matchness=0.5)
+  search.observe(search.candidates(), np.array([20, 40, 0, 0]), 50)
+  assert search.active and search.matchness == 40 / 50
+  search.observe(search.candidates(), np.array([30, 0, 0, 0]), 50)
+  assert not search.active
   search = searcher(patience=2)
   for hits in ([1, 2, 0, 0], [2, 1, 0, 0], [2, 2, 0, 0]):
     assert search.active

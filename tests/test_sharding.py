@@ -101,6 +101,9 @@ def test_meshes_that_do_not_fit_are_named():
   other = jax.sharding.Mesh(devices, ('model',))
   with pytest.raises(InputError, match=r"mesh axes \('model',\)"):
     sharding.check_mesh(CFG, other)
+  explicit = jax.make_mesh((1, 1), sharding.AXES)
+  with pytest.raises(InputError, match='axis_types .*Explicit.*make_mesh'):
+    sharding.check_mesh(CFG, explicit)
   abstract = jax.sharding.AbstractMesh((1, 3), sharding.AXES)
   said = r'mesh\.tensor=3 .*num_attention_heads=16.*vocab_size=104'
   with pytest.raises(InputError, match=said):

@@ -99,7 +99,7 @@ def test_drops_follow_depth_and_spare_the_ends():
 def test_every_epoch_reads_each_window_once():
   cfg = TrainConfig(batch_size=2, seq_len=5)
   tokens = np.arange(1000)
-  per_epoch = (1000 - 6) // 5 // 2
+  per_epoch = (1000 - 6 - 4) // 5 // 2
   batches = training.rows(tokens, cfg, 0)
   rows = [next(batches) for _ in range(2 * per_epoch)]
   starts = np.concatenate(rows[:per_epoch])[:, 0]
@@ -110,10 +110,23 @@ def test_every_epoch_reads_each_window_once():
     np.testing.assert_array_equal(again, rows[step])
 
 
+@pytest.mark.parametrize('count', range(206, 217))
+def test_every_batch_is_full_whatever_the_offset(count):
+  cfg = TrainConfig(batch_size=4, seq_len=5)
+  batches = training.rows(np.arange(count), cfg, 0)
+  for _ in range(100):  # ten epochs
+    assert next(batches).shape == (4, 6)
+
+
 def test_the_schedule_rises_holds_and_falls_to_zero():
   rate = training.schedule(TrainConfig(steps=100, warmup=10, decay=0.4), 0.02)
   rates = jax.jit(jax.vmap(rate))(np.array([0, 5, 10, 60, 80, 100]))
   np.testing.assert_allclose(rates, [0, 0.01, 0.02, 0.02, 0.01, 0], atol=1e-7)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+  with pytest.raises(InputError, match='train.matrix_lr=1e\\+30'):
+    train(tmp_path / 'ckpt', matrix_lr=1e30, warmup=0)
 
 
 def test_loss_is_the_mean_cross_entropy():
@@ -157,6 +170,12 @@ def test_corpus_is_split_by_file():
     ('steps', 0),
     ('batch_size', 1.5),
     ('save_every', -1),
+    ('eval_rows', 0),
+    ('matrix_lr', float('nan')),
+    ('other_lr', -1.0),
+    ('decay', 1.5),
+    ('warmup', -1),
+    ('seed', -1),
   ],
 )
 def test_bad_settings_are_named(field, value):

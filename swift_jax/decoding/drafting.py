@@ -45,8 +45,8 @@ class DraftSettings:
 
   max_length: Int[Array, '']
   threshold: Float[Array, '']
-  tree_widths: Int[Array, n + 1]
-  tree_bounds: Float[Array, n]
+  tree_widths: Int[Array, ' n1']
+  tree_bounds: Float[Array, ' n']
 
 
 @flax.struct.dataclass
@@ -65,7 +65,7 @@ class Draft:
   confidence: Float[Array, 'b d']
   leaf_tokens: Int[Array, 'b d a']
   leaf_probs: Float[Array, 'b d a']
-  length: Int[Array, b]
+  length: Int[Array, ' b']
 
 
 def split_config(
@@ -87,7 +87,7 @@ class _Carry:
   """The draft loop's state: `active` rows go on, at depth `step`."""
 
   step: Int[Array, '']
-  token: Int[Array, b]
+  token: Int[Array, ' b']
   cache: KVCache
   active: Array
   draft: Draft

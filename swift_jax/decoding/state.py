@@ -20,10 +20,10 @@ class Counts:
     leaf_hits: leaves that were committed.
   """
 
-  verify_passes: Int[Array, b]
-  drafted: Int[Array, b]
-  accepted: Int[Array, b]
-  leaf_hits: Int[Array, b]
+  verify_passes: Int[Array, ' b']
+  drafted: Int[Array, ' b']
+  accepted: Int[Array, ' b']
+  leaf_hits: Int[Array, ' b']
 
 
 @flax.struct.dataclass
@@ -44,19 +44,19 @@ class DecodeState:
 
   cache: KVCache
   tokens: Int[Array, 'b s']
-  prompt_length: Int[Array, b]
-  end: Int[Array, b]
-  done: Bool[Array, b]
+  prompt_length: Int[Array, ' b']
+  end: Int[Array, ' b']
+  done: Bool[Array, ' b']
   finite: Bool[Array, '']
   counts: Counts
 
   @property
-  def length(self) -> Int[Array, b]:
+  def length(self) -> Int[Array, ' b']:
     """Committed tokens of each row, the prompt's included."""
     return self.cache.length + 1
 
   @property
-  def last_token(self) -> Int[Array, b]:
+  def last_token(self) -> Int[Array, ' b']:
     """The newest committed token, which the next pass begins with."""
     index = self.cache.length[:, None]
     return jnp.take_along_axis(self.tokens, index, axis=1)[:, 0]
@@ -70,14 +70,14 @@ class StopRules:
     token_ids: end-of-text tokens, int32[E], padded with -1.
   """
 
-  token_ids: Int[Array, e]
+  token_ids: Int[Array, ' e']
 
 
 def start(
   cache: KVCache,
   prompts: Int[Array, 'b s'],
-  prompt_length: Int[Array, b],
-  max_new_tokens: Int[Array, b],
+  prompt_length: Int[Array, ' b'],
+  max_new_tokens: Int[Array, ' b'],
 ) -> DecodeState:
   """The state before prefill; a row with `max_new_tokens` 0 is done at once."""
   batch = prompts.shape[0]
@@ -99,9 +99,9 @@ def start(
 def commit(
   state: DecodeState,
   block: Int[Array, 'b w'],
-  block_length: Int[Array, b],
+  block_length: Int[Array, ' b'],
   stops: StopRules,
-) -> tuple[DecodeState, Int[Array, b]]:
+) -> tuple[DecodeState, Int[Array, ' b']]:
   """Appends `block[b, :block_length[b]]`, cut where plain decoding would end.
 
   A row is cut after its first end-of-text token and at `end`; a row that was

@@ -31,8 +31,8 @@ class Tree:
   tokens: Int[Array, 'b w']
   ancestor: Int[Array, 'b w']
   depth: Int[Array, 'b w']
-  num_chain: Int[Array, b]
-  num_nodes: Int[Array, b]
+  num_chain: Int[Array, ' b']
+  num_nodes: Int[Array, ' b']
 
   @property
   def is_leaf(self) -> Bool[Array, 'b w']:
@@ -57,7 +57,7 @@ class Tree:
 
 
 def build(
-  root: Int[Array, b],
+  root: Int[Array, ' b'],
   draft: Draft,
   settings: DraftSettings,
   shapes: DraftShapes,

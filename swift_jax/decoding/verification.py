@@ -27,9 +27,9 @@ class Verified(NamedTuple):
   """
 
   block: Int[Array, 'b w1']
-  block_length: Int[Array, b]
-  num_accepted: Int[Array, b]
-  leaf_hit: Bool[Array, b]
+  block_length: Int[Array, ' b']
+  num_accepted: Int[Array, ' b']
+  leaf_hit: Bool[Array, ' b']
 
 
 def target_tokens(
@@ -38,7 +38,7 @@ def target_tokens(
   cache: KVCache,
   full: SkipMask,
   shapes: DraftShapes,
-) -> tuple[Int[Array, 'b w'], Bool[Array, b], Updates]:
+) -> tuple[Int[Array, 'b w'], Bool[Array, ' b'], Updates]:
   """The target's argmax after each node, in the smallest width that holds all.
 
   A branch returns its keys and values padded to the largest width, not the

@@ -48,7 +48,7 @@ def _is_table(text: str) -> bool:
 def documents(held_out: bool, held_out_share: float = 0.04) -> Iterator[str]:
   """The text of the training files, or of the held-out ones.
 
-  A file is held out by a hash of its name and content's first line, so the split
+  A file is held out by a hash of its path below the library's root, so the split
   is the same wherever the same library is.
   """
   root = pathlib.Path(sysconfig.get_path('stdlib'))

@@ -58,7 +58,7 @@ def read(path: str) -> dict[str, dict[str, list[int]]]:
     sets = json.loads(file.read_text(encoding='utf-8'))
   except OSError as e:
     raise InputError(f'search.cache={path!r}: {e.strerror}') from None
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise InputError(f'search.cache={path!r} is not JSON: {e}') from None
   if not isinstance(sets, dict) or not sets:
     raise InputError(f'search.cache={path!r}: expected an object of named sets')

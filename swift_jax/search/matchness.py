@@ -23,7 +23,7 @@ class Scores(NamedTuple):
     positions: how many positions were compared, int32[].
   """
 
-  hits: Int[Array, c]
+  hits: Int[Array, ' c']
   positions: Int[Array, '']
 
 
@@ -33,7 +33,7 @@ def score(
   params: Params,
   cache: KVCache,
   tokens: Int[Array, 'b s'],
-  prompt_length: Int[Array, b],
+  prompt_length: Int[Array, ' b'],
   candidate_masks: SkipMask,
   window: int,
 ) -> Scores:

@@ -41,6 +41,10 @@ class Searcher:
     self.matchness = None
     self.active = False
 
+  def rest(self) -> None:
+    """Ends the search; the incumbent drafts on, its score stays."""
+    self.active = False
+
   def candidates(self) -> SkipMask:
     """Masks to score next, [C, L]: the incumbent, then random ones."""
     fresh = [
@@ -52,7 +56,11 @@ class Searcher:
   def observe(
     self, candidates: SkipMask, hits: np.ndarray, positions: int
   ) -> None:
-    """Takes a pass's hits int[C]; the incumbent yields only to a better one."""
+    """Takes a pass's hits int[C]; the incumbent yields only to a better one.
+
+    The best of many noisy scores flatters its mask, so a new incumbent is scored
+    once more before it can end the search.
+    """
     if not positions:
       return
     self.iterations += 1
@@ -64,7 +72,7 @@ class Searcher:
       self._since_improved += 1
     self.matchness = float(hits[best] / positions)
     self.active = (
-      self.matchness <= self.cfg.target_matchness
+      hits[0] / positions <= self.cfg.target_matchness
       and self._since_improved < self.cfg.patience
       and self.iterations < self.cfg.max_iterations
     )
