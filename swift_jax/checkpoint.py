@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from orbax.checkpoint.experimental import v1 as ocp
 
-from swift_jax import llama, sharding, weight_files
+from swift_jax import fused, llama, sharding, weight_files
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.export import export_hf
@@ -46,12 +46,12 @@ class Weight(NamedTuple):
   """A parameter as it must lie in a Hugging Face file, and where it goes.
 
   Attributes:
-    path: in our tree of parameters.
+    path: in the tree of separate parameters.
     shape, in_file: shape and sharding in the file's axis order.
     target: sharding of the parameter.
   """
 
-  path: weight_files.Path
+  path: fused.Path
   shape: tuple[int, ...]
   in_file: Sharding
   target: Sharding
@@ -66,6 +66,8 @@ def expected_weights(cfg: ModelConfig, mesh: Mesh | None) -> dict[str, Weight]:
   """The tensors that a checkpoint of this model must hold, by their names."""
   weights = {}
   _, flat = _flat_abstract(cfg)
+  separate = jax.eval_shape(fused.split, traverse_util.unflatten_dict(flat))
+  flat = traverse_util.flatten_dict(separate)
   targets = sharding.param_shardings(traverse_util.unflatten_dict(flat), mesh)
   for path, target in traverse_util.flatten_dict(targets).items():
     shape, in_file = flat[path].shape, target
@@ -84,7 +86,7 @@ def load_params(
 
   Each process reads only the bytes that its devices hold. Files come one after
   another, so that besides the parameters only one file's worth of tensors
-  waits on the devices to be transposed.
+  waits on the devices to be transposed, and one layer's to be fused.
 
   Args:
     folder: model.safetensors, or shards with their index.
@@ -123,8 +125,15 @@ def load_params(
       if weight_files.is_transposed(path):
         tensor = _transpose(weights[name].target)(tensor)
       params[path] = tensor
-  graphdef, _ = llama.abstract_model(cfg)
-  return graphdef, traverse_util.unflatten_dict(params)
+  graphdef, flat = _flat_abstract(cfg)
+  shardings = sharding.param_shardings(traverse_util.unflatten_dict(flat), mesh)
+  params = traverse_util.unflatten_dict(params)
+  fuse = jax.jit(
+    functools.partial(fused.fuse, cfg=cfg), out_shardings=shardings['layers'][0]
+  )
+  for i in params['layers']:  # the parts of a layer go before the next is fused
+    params['layers'][i] = fuse(params['layers'][i])
+  return graphdef, params
 
 
 @functools.cache

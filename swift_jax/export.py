@@ -15,9 +15,11 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from swift_jax import hf_config, weight_files
+from swift_jax import fused, hf_config, weight_files
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
+from swift_jax.fused import Path
+from swift_jax.typing import Array
 
 _SPECIAL_TOKENS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
@@ -102,18 +104,20 @@ def _write_weights(
   from safetensors.numpy import save_file
 
   flat = traverse_util.flatten_dict(params)
-  shards = list(_shards(flat, cfg, max_shard_bytes))
+  shapes = traverse_util.flatten_dict(jax.eval_shape(fused.split, params))
+  sizes = {p: s.size * cfg.jax_dtype.itemsize for p, s in shapes.items()}
+  shards = list(_shards(sizes, max_shard_bytes))
   weight_map = {}
   for i, paths in enumerate(shards, 1):
     file = weight_files.SINGLE
     if len(shards) > 1:
       file = f'model-{i:05}-of-{len(shards):05}.safetensors'
     tensors = {
-      weight_files.hf_name(path): _to_host(path, flat[path], cfg)
-      for path in paths
+      weight_files.hf_name(path): _to_host(flat, path, cfg) for path in paths
     }
     # transformers refuses files without this.
     save_file(tensors, made / file, metadata={'format': 'pt'})
+    _let_others_read(made / file)
     weight_map |= dict.fromkeys(tensors, file)
   if len(shards) > 1:
     size = sum(leaf.size for leaf in flat.values()) * cfg.jax_dtype.itemsize
@@ -121,14 +125,11 @@ def _write_weights(
     _write_json(made / weight_files.INDEX, index)
 
 
-def _shards(
-  flat: Mapping[weight_files.Path, Any], cfg: ModelConfig, max_bytes: int
-) -> Iterator[list[weight_files.Path]]:
+def _shards(sizes: Mapping[Path, int], max_bytes: int) -> Iterator[list[Path]]:
   """The paths of each file; a tensor above the limit has one to itself."""
-  paths: list[weight_files.Path] = []
+  paths: list[Path] = []
   filled = 0
-  for path in sorted(flat):
-    size = flat[path].size * cfg.jax_dtype.itemsize
+  for path, size in sorted(sizes.items()):
     if paths and filled + size > max_bytes:
       yield paths
       paths, filled = [], 0
@@ -138,13 +139,20 @@ def _shards(
 
 
 def _to_host(
-  path: weight_files.Path, leaf: Any, cfg: ModelConfig
+  flat: Mapping[Path, Array], path: Path, cfg: ModelConfig
 ) -> np.ndarray:
-  tensor = np.asarray(jax.device_get(leaf)).astype(cfg.jax_dtype)
+  tensor = jax.device_get(fused.separate(flat, path)).astype(cfg.jax_dtype)
   if weight_files.is_transposed(path):
     tensor = tensor.T
   # safetensors writes the memory as it lies and does not look at strides.
   return np.ascontiguousarray(tensor)
+
+
+def _let_others_read(file: pathlib.Path) -> None:
+  """As any new file; safetensors makes its own for the owner alone."""
+  umask = os.umask(0)
+  os.umask(umask)
+  file.chmod(0o666 & ~umask)
 
 
 def _move(made: pathlib.Path, folder: pathlib.Path) -> None:

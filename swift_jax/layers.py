@@ -125,9 +125,13 @@ class RMSNorm(nnx.Module):
 
 
 def _linear(
-  cfg: ModelConfig, n_in: int, n_out: int, bias: bool, rngs: nnx.Rngs
-) -> nnx.Linear:
-  return nnx.Linear(
+  cfg: ModelConfig,
+  n_in: int,
+  n_out: int | tuple[int, ...],
+  bias: bool,
+  rngs: nnx.Rngs,
+) -> nnx.LinearGeneral:
+  return nnx.LinearGeneral(
     n_in,
     n_out,
     use_bias=bias,
@@ -144,11 +148,9 @@ class Attention(nnx.Module):
   def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
     heads, kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
     width, h, bias = cfg.hidden_size, cfg.head_dim, cfg.attention_bias
-    self.q_proj = _linear(cfg, width, heads * h, bias, rngs)
-    self.k_proj = _linear(cfg, width, kv_heads * h, bias, rngs)
-    self.v_proj = _linear(cfg, width, kv_heads * h, bias, rngs)
+    qkv = (kv_heads, heads // kv_heads + 2, h)  # [K, G + 2, H]
+    self.qkv_proj = _linear(cfg, width, qkv, bias, rngs)
     self.o_proj = _linear(cfg, heads * h, width, bias, rngs)
-    self.num_kv_heads, self.head_dim = kv_heads, h
 
   def __call__(
     self,
@@ -170,12 +172,11 @@ class Attention(nnx.Module):
       What attention adds [B, T, D], and the new keys and values [B, K, T, H].
     """
     b, t, _ = x.shape
-    q = apply_rope(self.q_proj(x).reshape(b, t, -1, self.head_dim), *rope)
-    k = self.k_proj(x).reshape(b, t, self.num_kv_heads, self.head_dim)
-    k = apply_rope(k, *rope).swapaxes(1, 2)  # [B, K, T, H]
-    v = self.v_proj(x).reshape(b, t, self.num_kv_heads, self.head_dim)
-    v = v.swapaxes(1, 2)
-    q = q.reshape(b, t, self.num_kv_heads, -1, self.head_dim)  # [B, T, K, G, H]
+    qkv = self.qkv_proj(x)  # [B, T, K, G + 2, H]
+    qk = qkv[..., :-1, :]
+    qk = apply_rope(qk.reshape(b, t, -1, qk.shape[-1]), *rope).reshape(qk.shape)
+    q, k, v = qk[..., :-1, :], qk[..., -1, :], qkv[..., -1, :]
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H]
     out = attend(q, k, v, attn_mask, past)
     return self.o_proj(out.reshape(b, t, -1)), k, v
 
@@ -219,11 +220,11 @@ class MLP(nnx.Module):
 
   def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
     width, inner, bias = cfg.hidden_size, cfg.intermediate_size, cfg.mlp_bias
-    self.gate_proj = _linear(cfg, width, inner, bias, rngs)
-    self.up_proj = _linear(cfg, width, inner, bias, rngs)
+    self.gate_up_proj = _linear(cfg, width, (2, inner), bias, rngs)
     self.down_proj = _linear(cfg, inner, width, bias, rngs)
     self.act = cfg.hidden_act
 
   def __call__(self, x: Float[Array, 'b t d']) -> Float[Array, 'b t d']:
-    act = ACTIVATIONS[self.act]
-    return self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
+    gate_up = self.gate_up_proj(x)  # [B, T, 2, F]
+    gate, up = gate_up[..., 0, :], gate_up[..., 1, :]
+    return self.down_proj(ACTIVATIONS[self.act](gate) * up)

@@ -2,7 +2,8 @@
 
 Tensor parallelism after Megatron-LM (1909.08053): q, k, v, gate and up are
 split on their output, o and down on their input, so that a sublayer needs one
-all-reduce; embedding and head are split on the vocabulary.
+all-reduce; embedding and head are split on the vocabulary. The fused forms of q,
+k, v and of gate, up are split along their heads and along the MLP's width.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from swift_jax.errors import InputError
 from swift_jax.kv_cache import KVCache
 
 AXES = ('data', 'tensor')
-_SPLIT_OUTPUT = ('q_proj', 'k_proj', 'v_proj', 'gate_proj', 'up_proj')
+# The split of each output axis.
+_SPLIT_OUTPUT = {
+  'qkv_proj': ('tensor', None, None),
+  'gate_up_proj': (None, 'tensor'),
+  **dict.fromkeys(
+    ('q_proj', 'k_proj', 'v_proj', 'gate_proj', 'up_proj'), ('tensor',)
+  ),
+}
 _SPLIT_INPUT = ('o_proj', 'down_proj')
 
 
@@ -87,7 +95,7 @@ def check_batch(batch_size: int, mesh: Mesh | None) -> None:
 def param_spec(path: tuple[str | int, ...]) -> PartitionSpec:
   """How the parameter at `path`, say (..., 'q_proj', 'kernel'), is split.
 
-  Kernels are [in, out], the embedding is [V, D].
+  Kernels are [in, *out], the embedding is [V, D].
   """
   module, leaf = path[-2], path[-1]
   if module == 'embed_tokens':
@@ -95,8 +103,8 @@ def param_spec(path: tuple[str | int, ...]) -> PartitionSpec:
   if module == 'lm_head':
     return PartitionSpec(None, 'tensor')
   if module in _SPLIT_OUTPUT:
-    split = (None, 'tensor') if leaf == 'kernel' else ('tensor',)
-    return PartitionSpec(*split)
+    leading = (None,) if leaf == 'kernel' else ()
+    return PartitionSpec(*leading, *_SPLIT_OUTPUT[module])
   if module in _SPLIT_INPUT and leaf == 'kernel':
     return PartitionSpec('tensor', None)
   return PartitionSpec()

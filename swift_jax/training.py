@@ -28,7 +28,7 @@ import optax.contrib
 from orbax.checkpoint.experimental import v1 as ocp
 import tqdm
 
-from swift_jax import llama, skip_mask
+from swift_jax import fused, llama, skip_mask
 from swift_jax.config import ModelConfig, require_int, require_number
 from swift_jax.errors import InputError
 from swift_jax.skip_mask import SkipMask
@@ -271,7 +271,8 @@ def train(
       f' {jax.device_count()} devices'
     )
   graphdef, params = llama.init_model(model_cfg, cfg.seed)
-  params = nnx.to_pure_dict(params)
+  # Separate: Muon makes each matrix orthogonal, not q, k and v as one.
+  params = fused.split(nnx.to_pure_dict(params))
   optimizer = make_optimizer(cfg)
   state = {
     'params': params,
@@ -283,7 +284,11 @@ def train(
   )
   everywhere = NamedSharding(mesh, PartitionSpec())
   by_row = NamedSharding(mesh, PartitionSpec('data'))
-  loss = make_loss(graphdef)
+  of_fused = make_loss(graphdef)
+
+  def loss(params: Any, rows: Array, mask: SkipMask) -> Array:
+    return of_fused(fused.fuse(params, model_cfg), rows, mask)
+
   grad = jax.jit(
     jax.value_and_grad(loss), out_shardings=(everywhere, everywhere)
   )
@@ -345,4 +350,4 @@ def train(
       }
   figures['seconds'] = float(state['seconds'])
   figures['tokens'] = step * cfg.batch_size * cfg.seq_len
-  return graphdef, state['params'], figures
+  return graphdef, fused.fuse(state['params'], model_cfg), figures

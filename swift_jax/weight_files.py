@@ -9,6 +9,7 @@ import pathlib
 from typing import NamedTuple
 
 from swift_jax.errors import InputError
+from swift_jax.fused import Path
 from swift_jax.hf_config import one_line, read_json
 
 SINGLE = 'model.safetensors'
@@ -20,8 +21,6 @@ _CONVERT = (
   ' transformers.AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)'
   ' (it writes safetensors), or on huggingface.co/spaces/safetensors/convert'
 )
-
-Path = tuple[str | int, ...]
 
 
 class TensorInfo(NamedTuple):

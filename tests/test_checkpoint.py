@@ -489,7 +489,7 @@ def test_orbax_round_trip(tmp_path):
   other = dataclasses.replace(cfg, intermediate_size=41, mlp_bias=True)
   with refused(
     directory,
-    'layers/2/mlp/up_proj/kernel: expected (30, 41), found (30, 37)',
+    'layers/2/mlp/gate_up_proj/kernel: expected (30, 2, 41), found (30, 2, 37)',
     'layers/0/mlp/down_proj/bias: expected (30,), found None',
   ):
     checkpoint.restore_params(directory, other)

@@ -22,6 +22,7 @@ ORDER = {
   'sharding': 1,
   'skip_mask': 1,
   'demo': 1,
+  'fused': 1,
   'layers': 2,
   'llama': 3,
   'checkpoint': 4,
