@@ -17,6 +17,7 @@ DTYPES = ('bfloat16', 'float16', 'float32')
 ROPE_TYPES = ('default', 'linear', 'llama3', 'yarn')
 ACTIVATIONS = ('silu', 'swish', 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'relu')
 METHODS = ('plain', 'swift')
+SCORINGS = ('auto', 'vmap', 'map')
 MAX_INT = 2**28  # sums of a few of them are still int32
 
 
@@ -247,6 +248,8 @@ class SearchConfig:
     skip_ratio: share of the 2(L-2) sublayers that a mask skips (0.45).
     context_window: most recent generated tokens that candidates are scored on.
     num_candidates: masks scored in one pass, the incumbent among them.
+    scoring: `vmap` (all masks in one pass, every sublayer computed), `map` (a
+      pass a mask, skipped sublayers left out) or `auto`: `map` on CPU.
     opt_interval: rounds from one scoring pass to the next.
     max_iterations: scoring passes after which the search stops.
     patience: passes without a better mask after which it stops.
@@ -261,6 +264,7 @@ class SearchConfig:
   skip_ratio: float = 0.45
   context_window: int = 50
   num_candidates: int = 8
+  scoring: str = 'auto'
   opt_interval: int = 1
   max_iterations: int = 1000
   patience: int = 300
@@ -280,6 +284,12 @@ class SearchConfig:
     require_number('search.target_matchness', self.target_matchness, 0, 1)
     require_int('search.context_window', self.context_window, 1)
     require_int('search.num_candidates', self.num_candidates, 2)
+    require(
+      self.scoring in SCORINGS,
+      'search.scoring',
+      self.scoring,
+      f'one of {", ".join(SCORINGS)}',
+    )
     require_int('search.opt_interval', self.opt_interval, 1)
     require_int('search.max_iterations', self.max_iterations, 0)
     require_int('search.patience', self.patience, 1)

@@ -193,26 +193,31 @@ def attend(
   Scores and softmax are float32. Dead slots take no part even if they hold NaN,
   so their values are masked too (0 * NaN is NaN).
   """
+  b, t, kv_heads, group, h = q.shape
+  # One matrix of T * G queries a key/value head: XLA on CPU is slower with more
+  # axes than that.
+  rows = q.swapaxes(1, 2).reshape(b, kv_heads, t * group, h)
+  attn_mask = jnp.repeat(attn_mask, group, axis=1)[:, None]  # [B, 1, T G, T]
 
   def scores(keys: Array) -> Array:
     return jnp.einsum(
-      'btkgh,bksh->bkgts', q, keys, preferred_element_type=jnp.float32
+      'bkrh,bksh->bkrs', rows, keys, preferred_element_type=jnp.float32
     )
 
-  mix = functools.partial(jnp.einsum, 'bkgts,bksh->btkgh')
-  logits = jnp.where(attn_mask[:, None, None], scores(k), -jnp.inf)
+  logits = jnp.where(attn_mask, scores(k), -jnp.inf)
   if past is not None:
     past_k, past_v, length = past
     filled = jnp.arange(past_k.shape[2]) < length[:, None]  # [B, S]
-    past_logits = scores(past_k)
-    past_logits = jnp.where(filled[:, None, None, None], past_logits, -jnp.inf)
+    past_logits = jnp.where(filled[:, None, None], scores(past_k), -jnp.inf)
     logits = jnp.concatenate([past_logits, logits], axis=-1)
-  probs = jax.nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
+  probs = jax.nn.softmax(logits * h**-0.5, axis=-1).astype(q.dtype)
   if past is None:
-    return mix(probs, v)
-  slots = past_k.shape[2]
-  past_v = jnp.where(filled[:, None, :, None], past_v, 0)
-  return mix(probs[..., :slots], past_v) + mix(probs[..., slots:], v)
+    out = probs @ v
+  else:
+    slots = past_k.shape[2]
+    past_v = jnp.where(filled[:, None, :, None], past_v, 0)
+    out = probs[..., :slots] @ past_v + probs[..., slots:] @ v
+  return out.reshape(b, kv_heads, t, group, h).swapaxes(1, 2)
 
 
 class MLP(nnx.Module):

@@ -39,7 +39,7 @@ class Model:
   """The target on its devices, with what every dispatch needs beside it.
 
   Attributes:
-    capacity: cache slots a row. It doubles when a batch needs more and never
+    capacity: cache slots a row. It grows when a batch needs more and never
       shrinks: programs are compiled for it.
   """
 
@@ -57,6 +57,18 @@ class Model:
     self.shapes, settings = drafting.split_config(draft, cfg.vocab_size)
     self.settings = self.put(settings)
     self.full = self.put(skip_masks.none_skipped(cfg.num_hidden_layers))
+
+  def reserve(self, slots: int) -> None:
+    """Grows `capacity` to the next of 128, 192, 256, 384, 512, 768, ...
+
+    Two sizes an octave: few to compile for, and a step reads all slots, so that
+    few stand empty.
+    """
+    while self.capacity < slots:
+      is_power = self.capacity & (self.capacity - 1) == 0
+      self.capacity = (
+        self.capacity * 3 // 2 if is_power else self.capacity * 4 // 3
+      )
 
   def put(self, tree: Any) -> Any:
     """Arrays on the device, replicated over a mesh. Every upload goes here."""
@@ -182,8 +194,7 @@ class Session:
     # A pass may write a whole tree behind the last token that counts.
     longest = int((lengths + limits).max()) + self.model.shapes.max_width + 1
     model = self.model
-    while model.capacity < max(chunks * chunk, longest):
-      model.capacity *= 2
+    model.reserve(max(chunks * chunk, longest))
     tokens = np.zeros((batch, model.capacity), np.int32)
     for b, row in enumerate(self.rows):
       tokens[b, : len(row.prompt)] = row.prompt
@@ -294,7 +305,15 @@ class Session:
       self.state.prompt_length,
       self.model.put(candidates),
       self.searcher.cfg.context_window,
+      is_vmapped=self._scores_vmapped(),
     )
+
+  def _scores_vmapped(self) -> bool:
+    scoring = self.searcher.cfg.scoring
+    if scoring == 'auto':
+      # A CPU takes as long as there is to compute; elsewhere weights are read.
+      return jax.default_backend() != 'cpu'
+    return scoring == 'vmap'
 
 
 def _counts_up_to(

@@ -106,6 +106,18 @@ def random(
   return from_bits(bits)
 
 
+def neighbour(rng: np.random.Generator, mask: SkipMask) -> SkipMask:
+  """`mask` with one skipped and one kept sublayer exchanged.
+
+  There must be one of each among the free sublayers.
+  """
+  bits = mask.bits().copy()
+  skipped, kept = np.flatnonzero(bits), np.flatnonzero(~bits)
+  bits[rng.choice(skipped)] = False
+  bits[rng.choice(kept)] = True
+  return from_bits(bits)
+
+
 def from_lists(
   attention: Iterable[int], mlp: Iterable[int], num_layers: int
 ) -> SkipMask:

@@ -223,19 +223,17 @@ def find_skip_set(
   matchness = make_matchness(graphdef)
   full = skip_mask.none_skipped(num_layers)
 
-  def score(bits: np.ndarray) -> float:
-    return float(matchness(params, rows, skip_mask.from_bits(bits), full))
+  def score(mask: SkipMask) -> float:
+    return float(matchness(params, rows, mask, full))
 
-  best = skip_mask.uniform(num_layers, skip_ratio).bits()
+  best = skip_mask.uniform(num_layers, skip_ratio)
   best_score = score(best)
   for _ in range(evaluations):
-    bits = best.copy()
-    bits[rng.choice(np.flatnonzero(best))] = False
-    bits[rng.choice(np.flatnonzero(~best))] = True
-    new_score = score(bits)
+    mask = skip_mask.neighbour(rng, best)
+    new_score = score(mask)
     if new_score > best_score:
-      best, best_score = bits, new_score
-  return skip_mask.from_bits(best)
+      best, best_score = mask, new_score
+  return best
 
 
 def train(

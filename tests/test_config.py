@@ -95,6 +95,7 @@ INVALID = {
   'search.skip_ratio': NO_SHARE,
   'search.context_window': no_int(1),
   'search.num_candidates': no_int(2),
+  'search.scoring': NO_NAME,
   'search.opt_interval': no_int(1),
   'search.max_iterations': no_int(0),
   'search.patience': no_int(1),

@@ -55,6 +55,15 @@ def test_streamed_pieces_are_the_text():
     assert seen[row] == result.text == words
 
 
+def test_the_cache_grows_by_steps_and_never_shrinks():
+  model, seen = tiny_model.engine()._model, []
+  for slots in (1, 128, 129, 200, 100, 257, 385, 513, 2049):
+    model.reserve(slots)
+    assert model.capacity >= slots
+    seen.append(model.capacity)
+  assert seen == [128, 128, 192, 256, 256, 384, 512, 768, 3072]
+
+
 def test_a_window_longer_than_the_context_is_named():
   search = SearchConfig(context_window=91)
   with pytest.raises(InputError, match='search.context_window=91: .*=90'):

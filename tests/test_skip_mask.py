@@ -63,6 +63,16 @@ def test_models_without_a_free_sublayer(layers):
   assert skip_masks.num_to_skip(layers, 1.0) == 0
 
 
+@given(seed=st.integers(0, 99), ratio=st.floats(0.1, 0.9))
+def test_a_neighbour_differs_by_one_exchange(seed, ratio):
+  rng = np.random.default_rng(seed)
+  mask = skip_masks.random(rng, 9, ratio)
+  before = mask.bits().copy()
+  bits = skip_masks.neighbour(rng, mask).bits()
+  assert (mask.bits() == before).all()
+  assert (bits & ~before).sum() == (before & ~bits).sum() == 1
+
+
 def test_stack_adds_the_candidate_axis():
   masks = [skip_masks.uniform(7, 0.4), skip_masks.none_skipped(7)]
   stacked = skip_masks.stack(masks)

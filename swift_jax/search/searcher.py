@@ -10,7 +10,7 @@ from swift_jax.skip_mask import SkipMask
 
 
 class Searcher:
-  """Random search beside an incumbent that is scored again in every pass.
+  """Random masks and neighbours against an incumbent scored in every pass.
 
   The incumbent and its challengers meet on the same text, so neither a lucky nor
   an easy window decides. It starts as the uniform mask and keeps the ratio.
@@ -46,12 +46,18 @@ class Searcher:
     self.active = False
 
   def candidates(self) -> SkipMask:
-    """Masks to score next, [C, L]: the incumbent, then random ones."""
-    fresh = [
+    """Masks to score next, [C, L]: the incumbent, random ones, neighbours.
+
+    Random masks find a region, exchanges of two sublayers climb in it.
+    """
+    num_fresh = self.cfg.num_candidates - 1
+    masks = [
       skip_masks.random(self._rng, self.num_layers, self.cfg.skip_ratio)
-      for _ in range(self.cfg.num_candidates - 1)
+      for _ in range(num_fresh // 2)
     ]
-    return skip_masks.stack([self.incumbent, *fresh])
+    while len(masks) < num_fresh:
+      masks.append(skip_masks.neighbour(self._rng, self.incumbent))
+    return skip_masks.stack([self.incumbent, *masks])
 
   def observe(
     self, candidates: SkipMask, hits: np.ndarray, positions: int
