@@ -21,9 +21,9 @@ def get_config():
     'num_attention_heads': 4,
     'num_key_value_heads': 2,
     'head_dim': 64,
-    'max_position_embeddings': 1024,
+    'max_position_embeddings': 512,
     'rms_norm_eps': 1e-5,
     'tie_word_embeddings': True,
   }
-  config.train = {'steps': 2000}
+  config.train = {'steps': 2400, 'decay': 0.6}
   return config

@@ -110,9 +110,10 @@ def main(config: ml_collections.ConfigDict) -> int:
   seconds = time.perf_counter() - started
   print(f'compiled in {seconds:.1f} s (not in the times below)\n')
 
-  plain = [engine.generate(prompt, plain_cfg)[0] for prompt in prompts]
-  swift = []
+  plain, swift = [], []
   for number, prompt in enumerate(prompts, 1):
+    # In turns, so that a busy machine slows both.
+    plain += engine.generate(prompt, plain_cfg)
     print(f'--- prompt {number} of {len(prompts)}, SWIFT\n{prompt}', end='')
     swift += engine.generate(prompt, swift_cfg, common.show_text)
     print('\n')

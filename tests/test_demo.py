@@ -108,6 +108,16 @@ def test_generate_writes_text_and_a_record(tmp_path):
   assert record['finish_reason'] == 'length'
 
 
+def test_the_readmes_example_runs(capsys):
+  readme = (ROOT / 'README.md').read_text()
+  (example,) = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
+  assert len(example.splitlines()) <= 14
+  exec(compile(example, 'README.md', 'exec'), {})
+  out = capsys.readouterr().out
+  assert 'import os\n\ndef find(' in out and 'class Queue:' in out
+  assert re.search(r'attention [█░]{16}\nmlp       [█░]{16}\n0\.\d+\n$', out)
+
+
 SMALL = {
   'model': {'dtype': 'float32'},
   'decode': {'max_new_tokens': 12},

@@ -63,24 +63,18 @@ def test_vmapped_scores_are_those_of_one_by_one():
     made = tiny_model.reference(texts[row, :prompt].tolist(), length - prompt)
     texts[row, prompt:length] = made
   cache = text_cache(texts, np.array(lengths) - 1)
-  scores = matchness.score(
-    graphdef,
-    params,
-    cache,
-    jnp.asarray(texts),
-    jnp.asarray(prompts),
-    skip_masks.stack(masks),
-    WINDOW,
-  )
-  mapped = matchness.score(
-    graphdef,
-    params,
-    cache,
-    jnp.asarray(texts),
-    jnp.asarray(prompts),
-    skip_masks.stack(masks),
-    WINDOW,
-    is_vmapped=False,
+  scores, mapped = (
+    matchness.score(
+      graphdef,
+      params,
+      cache,
+      jnp.asarray(texts),
+      jnp.asarray(prompts),
+      skip_masks.stack(masks),
+      WINDOW,
+      is_vmapped,
+    )
+    for is_vmapped in (True, False)
   )
   assert mapped.hits.tolist() == scores.hits.tolist()
   assert int(mapped.positions) == int(scores.positions)
