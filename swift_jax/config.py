@@ -251,6 +251,10 @@ class SearchConfig:
     scoring: `vmap` (all masks in one pass, every sublayer computed), `map` (a
       pass a mask, skipped sublayers left out) or `auto`: `map` on CPU.
     opt_interval: rounds from one scoring pass to the next.
+    time_budget: share of the wall time so far that the search may take, so that
+      a short text does not pay for a long search; 1: no limit.
+    bayes_interval: every how many scoring passes the candidates come from a
+      Gaussian process (the paper's 25; 1: always; 0: never, without gpjax).
     max_iterations: scoring passes after which the search stops.
     patience: passes without a better mask after which it stops.
     target_matchness: it stops once the incumbent scores above this.
@@ -266,6 +270,8 @@ class SearchConfig:
   num_candidates: int = 8
   scoring: str = 'auto'
   opt_interval: int = 1
+  time_budget: float = 0.1
+  bayes_interval: int = 0
   max_iterations: int = 1000
   patience: int = 300
   target_matchness: float = 0.93
@@ -291,6 +297,8 @@ class SearchConfig:
       f'one of {", ".join(SCORINGS)}',
     )
     require_int('search.opt_interval', self.opt_interval, 1)
+    require_number('search.time_budget', self.time_budget, 0, 1)
+    require_int('search.bayes_interval', self.bayes_interval, 0)
     require_int('search.max_iterations', self.max_iterations, 0)
     require_int('search.patience', self.patience, 1)
     require_int('search.seed', self.seed, 0)

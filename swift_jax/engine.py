@@ -180,8 +180,13 @@ class Engine:
     session = self._session(prompts, decode)
     if decode.method == 'swift' and self.searcher.active:
       # A searcher of its own: compiling must not move the search.
-      spare = Searcher(self.searcher.cfg, self.cfg.num_hidden_layers)
-      jax.block_until_ready(session.score(spare.candidates()))
+      cfg = self.searcher.cfg
+      cfg = dataclasses.replace(cfg, bayes_interval=min(cfg.bayes_interval, 1))
+      spare = Searcher(cfg, self.cfg.num_hidden_layers)
+      candidates = spare.candidates()
+      hits, _ = jax.device_get(session.score(candidates))
+      spare.observe(candidates, hits, cfg.context_window)
+      spare.candidates()  # waits for the Gaussian process, where there is one
     jax.block_until_ready(session.advance(1))
 
   def _session(

@@ -180,6 +180,7 @@ class Session:
     started = time.perf_counter()
     self.state = self._prefill()
     self.seconds.prefill = time.perf_counter() - started
+    self._pay(self.seconds.prefill)
 
   def _prefill(self) -> DecodeState:
     """Uploads the prompts and fills the cache; spare rows are done at once."""
@@ -240,14 +241,21 @@ class Session:
       per_dispatch *= _STEPS_PER_ROUND
     if self.decode.stop_strings:
       per_dispatch = 1  # so that counts end where the text does
-    due = self.searcher.cfg.opt_interval
+    searcher = self.searcher
+    due, pass_guess = searcher.cfg.opt_interval, 0.0
     while not all(row.done for row in self.rows):
-      searching = is_swift and self.searcher.active
-      count = min(per_dispatch, due) if searching else per_dispatch
+      searching = (
+        is_swift and searcher.active and searcher.budget.allows(pass_guess)
+      )
+      count = max(1, min(per_dispatch, due)) if searching else per_dispatch
       started = time.perf_counter()
       self.state = self.advance(count)
       seen = Seen.of(self.state)
-      self.seconds.decode += time.perf_counter() - started
+      taken = time.perf_counter() - started
+      self.seconds.decode += taken
+      self._pay(taken)
+      # A scoring pass takes about a round for each mask.
+      pass_guess = searcher.cfg.num_candidates * taken / count
       if not seen.finite:
         raise InputError(
           'the model gives logits that are not finite (NaN or infinity): the'
@@ -257,7 +265,12 @@ class Session:
       due -= count
       if searching and due <= 0:
         self._search()
-        due = self.searcher.cfg.opt_interval
+        due = searcher.cfg.opt_interval
+
+  def _pay(self, seconds: float, is_search: bool = False) -> None:
+    """Time that the search's share is taken of; plain decoding gives none."""
+    if self.decode.method == 'swift':
+      self.searcher.budget.add(seconds, is_search)
 
   def _read(self, seen: Seen, on_text: Callable[[int, str], None]) -> None:
     """Takes each row's new tokens, looks for stop strings, hands text on."""
@@ -293,7 +306,9 @@ class Session:
     candidates = self.searcher.candidates()
     hits, positions = jax.device_get(self.score(candidates))
     self.searcher.observe(candidates, hits, int(positions))
-    self.seconds.search += time.perf_counter() - started
+    taken = time.perf_counter() - started
+    self.seconds.search += taken
+    self._pay(taken, is_search=True)
 
   def score(self, candidates: skip_masks.SkipMask) -> matchness.Scores:
     """Hits of each candidate on the batch's newest text."""

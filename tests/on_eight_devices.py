@@ -23,7 +23,7 @@ PROMPTS = [[7], [1, 2, 3, 4, 5, 6, 7, 8, 9], list(range(40, 60))]
 DRAFT = DraftConfig(
   confidence_threshold=0.2, max_draft_length=6, verify_widths=(4, 16)
 )
-SEARCH = SearchConfig(context_window=12, num_candidates=3)
+SEARCH = SearchConfig(context_window=12, num_candidates=3, time_budget=1.0)
 
 
 def report(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> dict:

@@ -97,6 +97,8 @@ INVALID = {
   'search.num_candidates': no_int(2),
   'search.scoring': NO_NAME,
   'search.opt_interval': no_int(1),
+  'search.time_budget': NO_SHARE,
+  'search.bayes_interval': no_int(0),
   'search.max_iterations': no_int(0),
   'search.patience': no_int(1),
   'search.target_matchness': NO_SHARE,

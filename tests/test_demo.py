@@ -115,13 +115,15 @@ def test_the_readmes_example_runs(capsys):
   exec(compile(example, 'README.md', 'exec'), {})
   out = capsys.readouterr().out
   assert 'import os\n\ndef find(' in out and 'class Queue:' in out
-  assert re.search(r'attention [█░]{16}\nmlp       [█░]{16}\n0\.\d+\n$', out)
+  assert re.search(
+    r'attention [█░]{16}\nmlp       [█░]{16}\n(0\.\d+|None)\n$', out
+  )
 
 
 SMALL = {
   'model': {'dtype': 'float32'},
   'decode': {'max_new_tokens': 12},
-  'search': {'context_window': 8, 'opt_interval': 2},
+  'search': {'context_window': 8, 'opt_interval': 2, 'time_budget': 1.0},
 }
 
 

@@ -32,6 +32,7 @@ ORDER = {
   'weight_files': 4,
   'decoding': 4,
   'search.matchness': 4,
+  'search.acquisition': 4,
   'search': 5,
   'session': 5,
   'engine': 6,

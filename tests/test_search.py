@@ -15,7 +15,7 @@ from swift_jax import skip_mask as skip_masks
 from swift_jax.config import SearchConfig
 from swift_jax.errors import InputError
 from swift_jax.search import cached_sets, matchness
-from swift_jax.search.searcher import Searcher
+from swift_jax.search.searcher import Budget, Searcher
 
 LAYERS = CFG.num_hidden_layers
 FLOAT32 = jnp.dtype('float32')
@@ -146,6 +146,32 @@ def test_stops():
   search = searcher()
   search.observe(search.candidates(), np.zeros(4, int), 0)
   assert search.iterations == 0  # nothing was compared
+
+
+def test_the_budget_is_a_share_of_all_time():
+  budget = Budget(0.25)
+  assert not budget.allows(1.0)  # nothing has been decoded yet
+  budget.add(3.9)
+  assert not budget.allows(1.0)
+  budget.add(0.1)
+  assert budget.allows(1.0)
+  budget.add(2.0, is_search=True)  # it took twice as long as guessed
+  assert not budget.allows(0.0)
+  budget.add(9.9)
+  assert not budget.allows(0.0)
+  budget.add(0.1)  # 4 s of 16
+  assert budget.allows(100.0)
+  assert Budget(1.0).allows(100.0)
+  assert not Budget(0.0).allows(1e-9)
+
+
+@pytest.mark.parametrize('share', [0.0, 1.0])
+def test_a_search_without_budget_never_scores(share):
+  engine = tiny_model.engine(search={'time_budget': share})
+  engine.generate([[1, 2]], tiny_model.decode())
+  assert (engine.searcher.iterations > 0) == (share == 1.0)
+  spent = engine.searcher.budget.spent
+  assert (spent > 0) == (share == 1.0)
 
 
 def test_candidates_are_random_masks_and_neighbours():

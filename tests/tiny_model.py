@@ -52,7 +52,12 @@ def engine(
   mask: SkipMask | None = None, eos=(), tokenizer=None, search=None, **draft
 ) -> Engine:
   """An engine on the tiny model; drafts with `mask`, else searches."""
-  searching = {'context_window': 11, 'num_candidates': 3, 'skip_ratio': 0.5}
+  searching = {
+    'context_window': 11,
+    'num_candidates': 3,
+    'skip_ratio': 0.5,
+    'time_budget': 1.0,
+  }
   searching = SearchConfig(**{**searching, **(search or {})})
   drafting = DraftConfig(verify_widths=(4, 8, 32), **draft)
   made = Engine(CFG, *weights(), tokenizer, eos, drafting, searching)

@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import SearchConfig
+from swift_jax.errors import InputError
 from swift_jax.skip_mask import SkipMask
 
 
+@dataclasses.dataclass
+class Budget:
+  """At most a share of the wall time for the search; all times in seconds.
+
+  Attributes:
+    share: 1 is no limit.
+    elapsed: time of prompts, rounds and search so far.
+    spent: the search's part of it.
+    per_pass: what the last pass took; None before the first.
+  """
+
+  share: float
+  elapsed: float = 0.0
+  spent: float = 0.0
+  per_pass: float | None = None
+
+  def add(self, seconds: float, is_search: bool = False) -> None:
+    self.elapsed += seconds
+    if is_search:
+      self.spent += seconds
+      self.per_pass = seconds
+
+  def allows(self, guess: float) -> bool:
+    """Whether one more pass fits; `guess` is its time before the first."""
+    estimate = guess if self.per_pass is None else self.per_pass
+    return self.share >= 1 or self.spent + estimate <= self.share * self.elapsed
+
+
+_MARGIN = 0.01  # of matchness, by which a set must be better to draft
+
+
 class Searcher:
-  """Random masks and neighbours against an incumbent scored in every pass.
+  """Proposals against an incumbent that is scored again in every pass.
 
   The incumbent and its challengers meet on the same text, so neither a lucky nor
   an easy window decides. It starts as the uniform mask and keeps the ratio.
@@ -20,6 +55,7 @@ class Searcher:
     matchness: its share of hits in the last pass; None before the first.
     iterations: passes scored.
     active: whether the search goes on.
+    budget: what it may cost, over all texts.
   """
 
   def __init__(self, cfg: SearchConfig, num_layers: int):
@@ -34,6 +70,10 @@ class Searcher:
     self.active = cfg.enabled and has_choice and cfg.max_iterations > 0
     self._rng = np.random.default_rng(cfg.seed)
     self._since_improved = 0
+    self.budget = Budget(cfg.time_budget)
+    self._surrogate = None
+    if self.active and cfg.bayes_interval:
+      self._surrogate = _make_surrogate(cfg, free, skipped)
 
   def start_from(self, mask: SkipMask) -> None:
     """Drafts with a given set; the search rests (SWIFT's cached layer sets)."""
@@ -46,18 +86,33 @@ class Searcher:
     self.active = False
 
   def candidates(self) -> SkipMask:
-    """Masks to score next, [C, L]: the incumbent, random ones, neighbours.
+    """Masks to score next, [C, L]: the incumbent, then proposals.
 
-    Random masks find a region, exchanges of two sublayers climb in it.
+    In every `bayes_interval`-th pass they are the Gaussian process's, which were
+    computed while the device was decoding. Otherwise random masks find a region
+    and exchanges of two sublayers climb in it.
     """
     num_fresh = self.cfg.num_candidates - 1
-    masks = [
+    masks = self._suggested()[:num_fresh] or [
       skip_masks.random(self._rng, self.num_layers, self.cfg.skip_ratio)
       for _ in range(num_fresh // 2)
     ]
     while len(masks) < num_fresh:
       masks.append(skip_masks.neighbour(self._rng, self.incumbent))
     return skip_masks.stack([self.incumbent, *masks])
+
+  def _suggested(self) -> list[SkipMask]:
+    """The process's masks, if it was set off; it also names the incumbent."""
+    if self._surrogate is None or not self._surrogate.is_running:
+      return []
+    suggested = self._surrogate.collect()
+    before = self.incumbent.bits()
+    best, self.matchness = self._surrogate.best(before, _MARGIN)
+    if (best != before).any():
+      self.incumbent = skip_masks.from_bits(best)
+      self._since_improved = 0
+    known = (suggested == best).all(axis=1)
+    return [skip_masks.from_bits(bits) for bits in suggested[~known]]
 
   def observe(
     self, candidates: SkipMask, hits: np.ndarray, positions: int
@@ -70,8 +125,14 @@ class Searcher:
     if not positions:
       return
     self.iterations += 1
+    if self._surrogate is not None:
+      self._surrogate.observe(candidates.bits(), hits / positions, positions)
     best = int(np.argmax(hits))
-    if hits[best] > hits[0]:
+    if self._surrogate is not None:
+      # One window decides nothing; the process weighs all of them.
+      self._since_improved += 1
+      best = 0
+    elif hits[best] > hits[0]:
       self.incumbent = SkipMask(candidates.attn[best], candidates.mlp[best])
       self._since_improved = 0
     else:
@@ -82,3 +143,20 @@ class Searcher:
       and self._since_improved < self.cfg.patience
       and self.iterations < self.cfg.max_iterations
     )
+    if self._surrogate is not None and self.active:
+      if (self.iterations + 1) % self.cfg.bayes_interval == 0:
+        self._surrogate.start()
+
+
+def _make_surrogate(cfg: SearchConfig, num_free: int, num_skipped: int) -> Any:
+  """Imported when used: gpjax takes seconds and starts jax's backend."""
+  try:
+    from swift_jax.search.surrogate import Surrogate
+  except ImportError as error:
+    raise InputError(
+      f'search.bayes_interval={cfg.bayes_interval}: needs gpjax ({error});'
+      ' 0 searches without it'
+    ) from None
+  return Surrogate(
+    num_free, num_skipped, num_suggested=cfg.num_candidates, seed=cfg.seed
+  )
