@@ -149,7 +149,7 @@ class JsonLines:
   """Lines that take the file's name once all of them are there.
 
   Until then they lie in `FILE.partial`; a run that breaks off leaves what was
-  complete there, and removes the file if that is nothing.
+  complete there until the next one, and removes the file if that is nothing.
   """
 
   def __init__(self, path: str):

@@ -179,7 +179,7 @@ def _measure(
   held_out: np.ndarray,
   found: SkipMask,
 ) -> dict[str, float]:
-  """The card's figures, on all held-out text."""
+  """The card's figures, on the held-out text in whole batches of eight rows."""
   graphdef, _ = llama.abstract_model(model_cfg)
   rows = training.spread_rows(held_out, cfg.seq_len, 10**6)
   batches = [rows[i : i + 8] for i in range(0, len(rows) - 7, 8)] or [rows]

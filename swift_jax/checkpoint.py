@@ -244,15 +244,16 @@ def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
   if isinstance(place, NamedSharding):
     place = NamedSharding(place.mesh, PartitionSpec())
 
-  def sample(leaves: list[Array]) -> Array:
+  def sample(params: Any) -> Array:
+    separate = traverse_util.flatten_dict(fused.split(params))
+    leaves = [separate[path] for path in sorted(separate)]
     rows = [leaf[(0,) * (leaf.ndim - 1)] for leaf in leaves]
     return jnp.concatenate([row[:16].astype(jnp.float32) for row in rows])
 
-  leaves = [flat[path] for path in paths]
-  numbers = jax.device_get(jax.jit(sample, out_shardings=place)(leaves))
+  numbers = jax.device_get(jax.jit(sample, out_shardings=place)(params))
   facts = [
     dataclasses.asdict(cfg),
-    [(weight_files.hf_name(path), flat[path].shape) for path in paths],
+    [('.'.join(map(str, path)), flat[path].shape) for path in paths],
   ]
   digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
   digest.update(numbers.tobytes())

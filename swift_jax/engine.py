@@ -158,7 +158,9 @@ class Engine:
     encoded = self.encode(prompts)
     results: list[Result] = []
     for at in range(0, len(encoded), decode.batch_size):
-      session = self._session(encoded[at : at + decode.batch_size], decode)
+      session = self._session(
+        encoded[at : at + decode.batch_size], decode, self.searcher
+      )
 
       def hand_on(row: int, piece: str, at: int = at) -> None:
         if on_text is not None:
@@ -177,12 +179,12 @@ class Engine:
     """Compiles what `generate` runs for prompts up to this length."""
     decode = decode or DecodeConfig()
     prompts = [[0] * prompt_length] * decode.batch_size
-    session = self._session(prompts, decode)
+    cfg = self.searcher.cfg
+    cfg = dataclasses.replace(cfg, bayes_interval=min(cfg.bayes_interval, 1))
+    # A searcher of its own: compiling must not move the search or its budget.
+    spare = Searcher(cfg, self.cfg.num_hidden_layers)
+    session = self._session(prompts, decode, spare)
     if decode.method == 'swift' and self.searcher.active:
-      # A searcher of its own: compiling must not move the search.
-      cfg = self.searcher.cfg
-      cfg = dataclasses.replace(cfg, bayes_interval=min(cfg.bayes_interval, 1))
-      spare = Searcher(cfg, self.cfg.num_hidden_layers)
       candidates = spare.candidates()
       hits, _ = jax.device_get(session.score(candidates))
       spare.observe(candidates, hits, cfg.context_window)
@@ -190,12 +192,15 @@ class Engine:
     jax.block_until_ready(session.advance(1))
 
   def _session(
-    self, prompts: Sequence[Sequence[int]], decode: DecodeConfig
+    self,
+    prompts: Sequence[Sequence[int]],
+    decode: DecodeConfig,
+    searcher: Searcher,
   ) -> Session:
     sharding.check_batch(decode.batch_size, self._model.mesh)
     return Session(
       self._model,
-      self.searcher,
+      searcher,
       self._eos,
       prompts,
       self._detokenize,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -29,7 +30,7 @@ from swift_jax.search.searcher import Searcher
 
 MAX_EOS_IDS = 8
 _MIN_CAPACITY = 128
-_CONTEXT_TOKENS = 8  # of the prompt; more than one character's tokens
+_CONTEXT_TOKENS = 8  # of the prompt, that generated tokens are decoded behind
 # Plain steps for a round: SWIFT returns some four tokens a round, so that both
 # methods go to the host about equally often.
 _STEPS_PER_ROUND = 4
@@ -168,7 +169,9 @@ class Session:
     self.rows = [
       Row(
         prompt,
-        Detokenizer(detokenize, decode.stop_strings, prompt[-_CONTEXT_TOKENS:]),
+        Detokenizer(
+          detokenize, decode.stop_strings, _end_of(prompt, detokenize)
+        ),
         dict.fromkeys(names, 0),
       )
       for prompt in prompts
@@ -242,7 +245,7 @@ class Session:
     if self.decode.stop_strings:
       per_dispatch = 1  # so that counts end where the text does
     searcher = self.searcher
-    due, pass_guess = searcher.cfg.opt_interval, 0.0
+    due, pass_guess = searcher.cfg.opt_interval, math.inf
     while not all(row.done for row in self.rows):
       searching = (
         is_swift and searcher.active and searcher.budget.allows(pass_guess)
@@ -263,7 +266,8 @@ class Session:
         )
       self._read(seen, on_text)
       due -= count
-      if searching and due <= 0:
+      # Whoever read the text may have ended the search.
+      if searching and searcher.active and due <= 0:
         self._search()
         due = searcher.cfg.opt_interval
 
@@ -329,6 +333,16 @@ class Session:
       # A CPU takes as long as there is to compute; elsewhere weights are read.
       return jax.default_backend() != 'cpu'
     return scoring == 'vmap'
+
+
+def _end_of(
+  prompt: Sequence[int], detokenize: Callable[[Sequence[int]], str]
+) -> Sequence[int]:
+  """A prompt's last tokens, from where a character begins."""
+  start = max(0, len(prompt) - _CONTEXT_TOKENS)
+  while start and detokenize(prompt[start:]).startswith('\ufffd'):
+    start = max(0, start - _CONTEXT_TOKENS)
+  return prompt[start:]
 
 
 def _counts_up_to(

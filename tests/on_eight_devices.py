@@ -6,6 +6,7 @@ python on_eight_devices.py FOLDER     a checkpoint; prints JSON
 import json
 import pathlib
 import sys
+import tempfile
 
 import jax
 
@@ -37,10 +38,15 @@ def report(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> dict:
       method, max_new_tokens=30, batch_size=4, prefill_chunk=8
     )
     texts[method] = [r.tokens for r in engine.generate(PROMPTS, decode)]
+  with tempfile.TemporaryDirectory() as name:
+    checkpoint.export_hf(pathlib.Path(name), cfg, params)
+    file = pathlib.Path(name, 'model.safetensors')
+    same = file.read_bytes() == (folder / file.name).read_bytes()
   leaves = jax.tree.leaves(params)
   cache = engine._model.empty_cache(4, 128)
   return {
     **texts,
+    'exports_the_same': same,
     'passes_scored': engine.searcher.iterations,
     'devices': len(leaves[0].sharding.device_set),
     'bytes': sum(p.nbytes for p in leaves),

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 import tiny_model
 from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
 
@@ -67,8 +68,21 @@ def test_shorter_prompts_and_limits_compile_nothing():
   assert compilations.count > warm
 
 
-def test_every_transfer_is_explicit():
-  engine = tiny_model.engine()
+def test_the_gaussian_process_compiles_while_warming_up():
+  jax.clear_caches()
+  compilations = Compilations()
+  engine = tiny_model.engine(search={'bayes_interval': 3})
+  engine.warmup(tiny_model.decode(), 12)
+  warm = compilations.count
+  assert warm > 0
+  engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
+  assert engine.searcher.iterations > 3
+  assert compilations.count == warm
+
+
+@pytest.mark.parametrize('bayes_interval', [0, 1])
+def test_every_transfer_is_explicit(bayes_interval):
+  engine = tiny_model.engine(search={'bayes_interval': bayes_interval})
   with jax.transfer_guard('disallow'):
     engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
   assert engine.searcher.iterations > 0  # the search's transfers too

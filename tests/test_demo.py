@@ -116,7 +116,7 @@ def test_the_readmes_example_runs(capsys):
   out = capsys.readouterr().out
   assert 'import os\n\ndef find(' in out and 'class Queue:' in out
   assert re.search(
-    r'attention [█░]{16}\nmlp       [█░]{16}\n(0\.\d+|None)\n$', out
+    r'attention [█░]{16}\nmlp       [█░]{16}\n([01]\.\d+|None)\n$', out
   )
 
 

@@ -2,8 +2,10 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+import pytest
 
 from swift_jax.detokenizer import Detokenizer
+from swift_jax.session import _end_of
 
 
 def utf8(tokens) -> str:
@@ -59,6 +61,23 @@ def test_the_prompts_end_is_no_part_of_the_text(text, data):
   assert ''.join(pieces) + row.finish() == row.text
   whole = utf8(tokens[:at]).rstrip('\ufffd')
   assert whole + row.text == text or at == len(tokens)
+
+
+def byte_fallback(tokens) -> str:
+  """All or nothing, as the tokenizers library decodes a run of bytes."""
+  try:
+    return bytes(tokens).decode()
+  except UnicodeDecodeError:
+    return '\ufffd' * len(tokens)
+
+
+@pytest.mark.parametrize('length', range(1, 12))
+def test_a_context_begins_where_a_character_does(length):
+  prompt, text = '漢' * length, '字🙂'
+  context = _end_of(list(prompt.encode()), byte_fallback)
+  row = Detokenizer(byte_fallback, context=context)
+  pieces = [row.push([byte]) for byte in text.encode()]
+  assert ''.join(pieces) == text == row.text
 
 
 def sentencepiece(tokens) -> str:

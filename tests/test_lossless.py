@@ -184,8 +184,13 @@ def test_any_stop_strings(bits, threshold, cuts):
     assert made <= len(b.tokens) <= made + b.metrics.verify_passes
 
 
-def test_search_while_decoding_changes_nothing():
-  engine = tiny_model.engine(confidence_threshold=0.0, max_draft_length=6)
+@pytest.mark.parametrize('bayes_interval', [0, 2])
+def test_search_while_decoding_changes_nothing(bayes_interval):
+  engine = tiny_model.engine(
+    search={'bayes_interval': bayes_interval},
+    confidence_threshold=0.0,
+    max_draft_length=6,
+  )
   wanted = [tiny_model.reference(prompt, 60) for prompt in PROMPTS]
   assert tokens(engine, PROMPTS, max_new_tokens=60) == wanted
   assert engine.searcher.iterations > 0

@@ -167,11 +167,36 @@ def test_the_budget_is_a_share_of_all_time():
 
 @pytest.mark.parametrize('share', [0.0, 1.0])
 def test_a_search_without_budget_never_scores(share):
-  engine = tiny_model.engine(search={'time_budget': share})
+  engine = tiny_model.engine(search={'time_budget': share, 'context_window': 1})
   engine.generate([[1, 2]], tiny_model.decode())
   assert (engine.searcher.iterations > 0) == (share == 1.0)
   spent = engine.searcher.budget.spent
   assert (spent > 0) == (share == 1.0)
+
+
+def test_a_reader_of_the_text_may_end_the_search():
+  engine = tiny_model.engine(confidence_threshold=0.0)
+  mask = skip_masks.from_lists([1], [2], LAYERS)
+
+  def on_text(*_):
+    engine.set_skip_mask(mask)
+
+  class Words:
+    def decode(self, ids, **_):
+      return ' '.join(map(str, ids))
+
+  engine.tokenizer = Words()
+  engine.generate([[1, 2]], tiny_model.decode(rounds_per_dispatch=9), on_text)
+  assert engine.searcher.iterations == 0
+  assert engine.skip_mask.to_lists() == mask.to_lists()
+
+
+def test_warming_up_moves_neither_search_nor_budget():
+  engine = tiny_model.engine()
+  before = engine.skip_mask.bits()
+  engine.warmup(tiny_model.decode(), 20)
+  assert engine.searcher.budget.elapsed == engine.searcher.iterations == 0
+  assert (engine.skip_mask.bits() == before).all()
 
 
 def test_candidates_are_random_masks_and_neighbours():

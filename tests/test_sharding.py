@@ -23,6 +23,8 @@ CFG = ModelConfig(
   num_attention_heads=16,
   num_key_value_heads=8,
   head_dim=6,
+  attention_bias=True,
+  mlp_bias=True,
 )
 LLAMA_70B = ModelConfig(
   vocab_size=32000,
@@ -60,15 +62,17 @@ def test_eight_devices_write_what_one_writes(reports, data, tensor):
   # The text must have something to get wrong.
   assert all(len(set(row)) > 8 for row in one['plain'])
   assert (one['devices'], eight['devices']) == (1, 8)
+  assert one['exports_the_same'] and eight['exports_the_same']
 
 
 @pytest.mark.parametrize('data, tensor', on_eight_devices.MESHES)
 def test_each_device_holds_its_part_only(reports, data, tensor):
   one, eight = reports['one'], reports[f'{data}x{tensor}']
   assert one['bytes_on_one'] == one['bytes'] == eight['bytes']
-  norms = (2 * CFG.num_hidden_layers + 1) * CFG.hidden_size * 4
-  split = eight['bytes'] - norms
-  assert eight['bytes_on_one'] == split // tensor + norms
+  # Norms and the biases of o and down lie everywhere.
+  whole = (4 * CFG.num_hidden_layers + 1) * CFG.hidden_size * 4
+  split = eight['bytes'] - whole
+  assert eight['bytes_on_one'] == split // tensor + whole
   assert one['cache_on_one'] == [4, 8, 128, 6]
   assert eight['cache_on_one'] == [4 // data, 8 // tensor, 128, 6]
 

@@ -28,7 +28,7 @@ Predict = Callable[[Array], tuple[Array, Array]]
 
 def start_pool(bits: Array, means: Array, key: Array, k: int) -> Array:
   """The best masks so far, and random ones."""
-  elites = bits[jax.lax.top_k(means, _ELITES)[1]]
+  elites = bits[jax.lax.top_k(means, _ELITES)[1]]  # N must be as many
   draws = jax.random.uniform(key, (_POOL, bits.shape[1]))
   drawn = (
     jnp.zeros_like(draws)

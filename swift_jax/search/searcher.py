@@ -52,7 +52,7 @@ class Searcher:
 
   Attributes:
     incumbent: the mask that drafts.
-    matchness: its share of hits in the last pass; None before the first.
+    matchness: its share of hits when it was last scored; None before.
     iterations: passes scored.
     active: whether the search goes on.
     budget: what it may cost, over all texts.
@@ -77,23 +77,29 @@ class Searcher:
 
   def start_from(self, mask: SkipMask) -> None:
     """Drafts with a given set; the search rests (SWIFT's cached layer sets)."""
+    self._surrogate = None
     self.incumbent = skip_masks.check(mask, self.num_layers)
     self.matchness = None
     self.active = False
 
   def rest(self) -> None:
-    """Ends the search; the incumbent drafts on, its score stays."""
+    """Ends the search; the best mask so far drafts on, its score stays."""
+    self._weigh()
     self.active = False
 
   def candidates(self) -> SkipMask:
     """Masks to score next, [C, L]: the incumbent, then proposals.
 
-    In every `bayes_interval`-th pass they are the Gaussian process's, which were
-    computed while the device was decoding. Otherwise random masks find a region
-    and exchanges of two sublayers climb in it.
+    Every `bayes_interval`-th time they are the Gaussian process's. Otherwise
+    random masks find a region and exchanges of two sublayers climb in it. Where
+    there is a process, this is also when it names the incumbent.
     """
+    masks = self._weigh()
+    interval = self.cfg.bayes_interval
+    if not interval or (self.iterations + 1) % interval:
+      masks = []
     num_fresh = self.cfg.num_candidates - 1
-    masks = self._suggested()[:num_fresh] or [
+    masks = masks[:num_fresh] or [
       skip_masks.random(self._rng, self.num_layers, self.cfg.skip_ratio)
       for _ in range(num_fresh // 2)
     ]
@@ -101,51 +107,56 @@ class Searcher:
       masks.append(skip_masks.neighbour(self._rng, self.incumbent))
     return skip_masks.stack([self.incumbent, *masks])
 
-  def _suggested(self) -> list[SkipMask]:
-    """The process's masks, if it was set off; it also names the incumbent."""
+  def observe(
+    self, candidates: SkipMask, hits: np.ndarray, positions: int
+  ) -> None:
+    """Takes a pass's hits int[C].
+
+    With a Gaussian process, which weighs all windows, it is set off here and
+    computes while the device decodes. Without one the incumbent yields to a
+    better score on the same text; the best of many noisy scores flatters its
+    mask, so a new incumbent is scored once more before it can end the search.
+    """
+    if not positions or not self.active:
+      return
+    self.iterations += 1
+    self._since_improved += 1
+    has_reached = False
+    if self._surrogate is not None:
+      self._surrogate.observe(candidates.bits(), hits / positions, positions)
+      self._surrogate.start()
+    else:
+      best = int(np.argmax(hits))
+      if hits[best] > hits[0]:
+        self._replace(SkipMask(candidates.attn[best], candidates.mlp[best]))
+      self.matchness = float(hits[best] / positions)
+      has_reached = hits[0] / positions > self.cfg.target_matchness
+    if (
+      has_reached
+      or self._since_improved >= self.cfg.patience
+      or self.iterations >= self.cfg.max_iterations
+    ):
+      self.rest()
+
+  def _replace(self, mask: SkipMask) -> None:
+    self.incumbent = mask
+    self._since_improved = 0
+
+  def _weigh(self) -> list[SkipMask]:
+    """The process's masks, new and distinct, once it has named the incumbent."""
     if self._surrogate is None or not self._surrogate.is_running:
       return []
     suggested = self._surrogate.collect()
     before = self.incumbent.bits()
-    best, self.matchness = self._surrogate.best(before, _MARGIN)
-    if (best != before).any():
-      self.incumbent = skip_masks.from_bits(best)
-      self._since_improved = 0
-    known = (suggested == best).all(axis=1)
-    return [skip_masks.from_bits(bits) for bits in suggested[~known]]
-
-  def observe(
-    self, candidates: SkipMask, hits: np.ndarray, positions: int
-  ) -> None:
-    """Takes a pass's hits int[C]; the incumbent yields only to a better one.
-
-    The best of many noisy scores flatters its mask, so a new incumbent is scored
-    once more before it can end the search.
-    """
-    if not positions:
-      return
-    self.iterations += 1
-    if self._surrogate is not None:
-      self._surrogate.observe(candidates.bits(), hits / positions, positions)
-    best = int(np.argmax(hits))
-    if self._surrogate is not None:
-      # One window decides nothing; the process weighs all of them.
-      self._since_improved += 1
-      best = 0
-    elif hits[best] > hits[0]:
-      self.incumbent = SkipMask(candidates.attn[best], candidates.mlp[best])
-      self._since_improved = 0
-    else:
-      self._since_improved += 1
-    self.matchness = float(hits[best] / positions)
-    self.active = (
-      hits[0] / positions <= self.cfg.target_matchness
-      and self._since_improved < self.cfg.patience
-      and self.iterations < self.cfg.max_iterations
-    )
-    if self._surrogate is not None and self.active:
-      if (self.iterations + 1) % self.cfg.bayes_interval == 0:
-        self._surrogate.start()
+    best = self._surrogate.best(before, _MARGIN)
+    if (best.bits != before).any():
+      self._replace(skip_masks.from_bits(best.bits))
+    self.matchness = best.score
+    if best.mean > self.cfg.target_matchness:
+      self.active = False
+    distinct = {bits.tobytes(): bits for bits in suggested}
+    distinct.pop(best.bits.tobytes(), None)
+    return [skip_masks.from_bits(bits) for bits in distinct.values()]
 
 
 def _make_surrogate(cfg: SearchConfig, num_free: int, num_skipped: int) -> Any:

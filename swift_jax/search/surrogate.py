@@ -2,12 +2,11 @@
 
 Masks of one size are points of {0, 1}^D, D = 2(L - 2). The kernel is
 
-  k(x, y) = v exp(-sum_d w_d |x_d - y_d|) + b (x.s)(y.s) + o exp(-|t - u| / tau)
+  k(x, y) = v exp(-sum_d w_d |x_d - y_d|) + o exp(-|t - u| / tau)
 
-an ARD Hamming kernel; a linear one on the importance prior s, whose slope is so
-marginalised and may turn out to be zero or negative; and an Ornstein-Uhlenbeck
-term on the time of the observation, which takes up windows of text that are
-easier or harder. Noise is learnt, plus the binomial variance of each score.
+an ARD Hamming kernel and an Ornstein-Uhlenbeck term on the time of the
+observation, which takes up windows of text that are easier or harder. Noise is
+learnt, plus the binomial variance of each score.
 
 The buffer has a fixed capacity, its spare rows a huge noise, so fit and
 suggestion compile once. Importing this file imports gpjax, which takes more than
@@ -20,7 +19,6 @@ import functools
 from typing import Any, NamedTuple
 import warnings
 
-import equinox as eqx
 import gpjax as gpx
 from gpjax.parameters import NonNegativeReal, PositiveReal, val
 import jax
@@ -37,7 +35,6 @@ _PADDING_VARIANCE = 1e6
 _JITTER = 1e-5
 _FIT_STEPS = 5  # warm-started at every call; 40 gain nothing
 _FIT_RATE = 0.05
-_PRIOR_SLOPE = 0.7  # expected fall of the score for a unit of importance
 _KEPT = 16  # best masks that leave a full buffer last
 
 
@@ -61,29 +58,23 @@ class MaskKernel(gpx.kernels.AbstractKernel):
 
   weights: Any
   variance: Any
-  slope: Any
   offset: Any
   tau: Any
-  importance: Any
 
-  def __init__(self, importance: Float[np.ndarray, ' d'], num_skipped: int):
-    size = importance.shape[0]
+  def __init__(self, size: int, num_skipped: int):
     # Two random masks of this size are e^-1 apart.
     weight = 0.5 / (num_skipped * (1 - num_skipped / size))
     self.weights = PositiveReal(jnp.full(size, weight, jnp.float32))
     self.tau = PositiveReal(jnp.float32(8.0))
     self.variance = NonNegativeReal(jnp.float32(1.0))
-    self.slope = NonNegativeReal(jnp.float32(0.3))
     self.offset = NonNegativeReal(jnp.float32(0.2))
-    self.importance = paramax.non_trainable(jnp.asarray(importance))
     super().__init__(compute_engine=_MATRIX_FORM)
 
   def of_bits(self, x: Array, y: Array) -> Array:
     """Covariances of the part that depends on the masks alone."""
-    w, s = val(self.weights), val(self.importance)
+    w = val(self.weights)
     apart = (x @ w)[:, None] + (y @ w)[None] - 2 * (x * w) @ y.T
-    hamming = val(self.variance) * jnp.exp(-jnp.maximum(apart, 0.0))
-    return hamming + val(self.slope) * jnp.outer(x @ s, y @ s)
+    return val(self.variance) * jnp.exp(-jnp.maximum(apart, 0.0))
 
   def matrix(self, x: Array, y: Array) -> Array:
     apart = jnp.abs(x[:, -1:] - y[:, -1:].T)
@@ -91,8 +82,8 @@ class MaskKernel(gpx.kernels.AbstractKernel):
     return self.of_bits(x[:, :-1], y[:, :-1]) + in_time
 
   def variances(self, x: Array) -> Array:
-    linear = val(self.slope) * (x[:, :-1] @ val(self.importance)) ** 2
-    return val(self.variance) + val(self.offset) + linear
+    variance = val(self.variance) + val(self.offset)
+    return jnp.full(x.shape[0], variance)
 
   def __call__(self, x: Array, y: Array) -> Array:
     return self.matrix(x[None], y[None])[0, 0]
@@ -110,16 +101,6 @@ class _RowNoise(gpx.likelihoods.Gaussian):
   def noise_vector(self, n: int) -> Array:
     del n
     return jnp.square(val(self.obs_stddev)) + val(self.row_variance)
-
-
-class _PriorMean(gpx.mean_functions.AbstractMeanFunction):
-  """A score falls with the importance of what is skipped."""
-
-  importance: Any
-  slope: float = eqx.field(static=True, default=_PRIOR_SLOPE)
-
-  def __call__(self, x: Array) -> Array:
-    return -self.slope * (x[:, :-1] @ val(self.importance))[:, None]
 
 
 class Hyper(NamedTuple):
@@ -147,6 +128,14 @@ class Buffer(NamedTuple):
   times: Float[Array, ' n']
   count: Int[Array, '']
   now: Float[Array, '']
+
+
+class Best(NamedTuple):
+  """A mask: its bits, its last score, and its posterior mean."""
+
+  bits: Bool[np.ndarray, ' d']
+  score: float
+  mean: float
 
 
 class Suggestion(NamedTuple):
@@ -186,7 +175,7 @@ def suggest(
   means = (
     kernel.of_bits(buffer.bits, buffer.bits) @ posterior.representer_weights
   )
-  means = means[:, 0] + model.prior.mean_function(_now(buffer.bits))[:, 0]
+  means = means[:, 0]
   means = jnp.where(scale.is_live, means, -jnp.inf)
 
   pool = acquisition.start_pool(buffer.bits, means, pool_key, num_skipped)
@@ -241,15 +230,15 @@ def _fit(
   )
   prior = gpx.Prior(
     kernel=hyper.kernel,
-    mean_function=_PriorMean(hyper.kernel.importance),
+    mean_function=gpx.mean_functions.Zero(),
     jitter=_JITTER,
   )
   noise = paramax.non_trainable(scale.row_variance)
   model = prior * _RowNoise(hyper.noise, noise)
 
   def logs(kernel: MaskKernel, noise: Any) -> list[Array]:
-    fitted = (kernel.weights, kernel.variance, kernel.slope, kernel.offset)
-    return [jnp.log(val(p)) for p in (*fitted, kernel.tau, noise)]
+    fitted = (kernel.weights, kernel.variance, kernel.offset, kernel.tau, noise)
+    return [jnp.log(val(p)) for p in fitted]
 
   def objective(model: Any, data: gpx.Dataset) -> Array:
     now = logs(model.prior.kernel, model.likelihood.obs_stddev)
@@ -287,7 +276,6 @@ class Surrogate:
     num_skipped: int,
     num_suggested: int = 8,
     capacity: int = 128,
-    importance: np.ndarray | None = None,
     seed: int = 0,
   ):
     """Begins with an empty buffer.
@@ -297,8 +285,6 @@ class Surrogate:
       num_skipped: how many of them every mask skips.
       num_suggested: masks a suggestion proposes, K.
       capacity: rows of the buffer, N.
-      importance: a guess of what skipping each sublayer costs, larger = more,
-        on any scale, float[D]; None: no guess.
       seed: of fits and pools.
     """
     self._num_skipped, self._num_suggested = num_skipped, num_suggested
@@ -311,9 +297,7 @@ class Surrogate:
     self.means = np.full(capacity, -np.inf, np.float32)
     self._running: Any = None
     with jax.default_device(self._cpu):
-      kernel = MaskKernel(
-        _standardise(importance, num_free, num_skipped), num_skipped
-      )
+      kernel = MaskKernel(num_free, num_skipped)
       initial = Hyper(kernel, NonNegativeReal(jnp.float32(0.2)))
       # Committed, as what comes back will be: one program for both.
       self._initial = jax.device_put(initial, self._cpu)
@@ -325,24 +309,34 @@ class Surrogate:
     bits: Bool[np.ndarray, 'c d'],
     scores: Float[np.ndarray, ' c'],
     positions: int,
-    elapsed: float = 1.0,
   ) -> None:
-    """Adds masks scored on one text; `elapsed` since the last, in passes.
+    """Adds masks scored on one text.
 
-    When the buffer is full the oldest goes, but never one of the best.
+    When the buffer is full the oldest row goes, but never the newest row of one
+    of the best masks.
     """
-    self._now += elapsed
+    self._now += 1
     for row, score in zip(bits, scores, strict=True):
       at = self.count
       if self.count < len(self._scores):
         self.count += 1
       else:
         ages = self._times.copy()
-        ages[np.argsort(-self.means)[:_KEPT]] = np.inf
+        ages[self._best_rows()] = np.inf
         at = int(np.argmin(ages))
       self._bits[at], self._scores[at] = row, score
       self._positions[at], self._times[at] = positions, self._now
       self.means[at] = -np.inf
+
+  def _best_rows(self) -> list[int]:
+    """The newest row of each of the best masks; new rows have only a score."""
+    worth = np.where(np.isfinite(self.means), self.means, self._scores)
+    rows: dict[bytes, int] = {}
+    for at in np.lexsort((-self._times, -worth)):
+      rows.setdefault(self._bits[at].tobytes(), int(at))
+      if len(rows) == _KEPT:
+        break
+    return list(rows.values())
 
   def start(self) -> None:
     """Sets off a fit and a suggestion."""
@@ -380,10 +374,8 @@ class Surrogate:
     self.means = np.array(means)
     return bits
 
-  def best(
-    self, incumbent: Bool[np.ndarray, ' d'], margin: float
-  ) -> tuple[Bool[np.ndarray, ' d'], float]:
-    """The mask to draft with, and its last score.
+  def best(self, incumbent: Bool[np.ndarray, ' d'], margin: float) -> Best:
+    """The mask to draft with.
 
     The incumbent, unless the posterior mean of another is better by `margin`:
     one score on one window has an error larger than most gains.
@@ -393,16 +385,5 @@ class Surrogate:
     rows = np.flatnonzero(same.all(axis=1))
     if rows.size and self.means[rows].max() + margin > self.means[at]:
       at = int(rows[np.argmax(self._times[rows])])
-    return self._bits[at] > 0.5, float(self._scores[at])
-
-
-def _standardise(
-  importance: np.ndarray | None, num_free: int, num_skipped: int
-) -> Float[np.ndarray, ' d']:
-  """Importances such that a random mask's sum has deviation 1."""
-  if importance is None:
-    return np.zeros(num_free, np.float32)
-  centred = importance - importance.mean()
-  ratio = num_skipped / num_free
-  spread = centred.std() * np.sqrt(num_skipped * (1 - ratio)) + 1e-12
-  return (centred / spread).astype(np.float32)
+    bits, score = self._bits[at] > 0.5, float(self._scores[at])
+    return Best(bits, score, float(self.means[at]))
