@@ -20,8 +20,23 @@ from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Bool, Float, Int
 
 Params = nnx.State | dict[str, Any]
-GraphDef = nnx.GraphDef
 Flag = Bool[Array, ''] | np.bool_  # the latter is an element of a host mask
+
+
+@jax.tree_util.register_static
+class GraphDef(nnx.GraphDef):
+  """nnx's, hashed once.
+
+  It is a static argument of every dispatch, and nnx walks the whole model for
+  each hash: half a millisecond for 16 layers.
+  """
+
+  def __init__(self, graphdef: nnx.GraphDef):
+    super().__init__(graphdef.nodes, graphdef.attributes, graphdef.num_leaves)
+    object.__setattr__(self, '_hash', hash(graphdef))
+
+  def __hash__(self) -> int:
+    return self._hash
 
 
 def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
@@ -169,7 +184,8 @@ class Llama(nnx.Module):
 def abstract_model(cfg: ModelConfig) -> tuple[GraphDef, Params]:
   """(graphdef, parameters as shapes): costs no memory, whatever the size."""
   model = nnx.eval_shape(lambda: Llama(cfg, nnx.Rngs(0)))
-  return nnx.split(model)
+  graphdef, params = nnx.split(model)
+  return GraphDef(graphdef), params
 
 
 def init_model(cfg: ModelConfig, seed: int) -> tuple[GraphDef, Params]:

@@ -58,6 +58,7 @@ class Model:
     self.shapes, settings = drafting.split_config(draft, cfg.vocab_size)
     self.settings = self.put(settings)
     self.full = self.put(skip_masks.none_skipped(cfg.num_hidden_layers))
+    self._numbers: dict[int, jax.Array] = {}
 
   def reserve(self, slots: int) -> None:
     """Grows `capacity` to the next of 128, 192, 256, 384, 512, 768, ...
@@ -74,6 +75,12 @@ class Model:
   def put(self, tree: Any) -> Any:
     """Arrays on the device, replicated over a mesh. Every upload goes here."""
     return jax.device_put(tree, sharding.replicated(self.mesh))
+
+  def number(self, value: int) -> jax.Array:
+    """A small integer on the device, uploaded once."""
+    if value not in self._numbers:
+      self._numbers[value] = self.put(np.int32(value))
+    return self._numbers[value]
 
   def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
     """A cache made where it will live: no device holds another's heads."""
@@ -165,6 +172,9 @@ class Session:
   ):
     self.model, self.searcher, self.decode = model, searcher, decode
     self.seconds = Seconds()
+    self._uploaded: tuple[skip_masks.SkipMask, skip_masks.SkipMask] | None = (
+      None
+    )
     names = [f.name for f in dataclasses.fields(states.Counts)]
     self.rows = [
       Row(
@@ -206,7 +216,7 @@ class Session:
     tokens, lengths, limits = model.put((tokens, lengths, limits))
     state = rounds.start(cache, tokens, lengths, limits)
     for i in range(chunks):
-      at = model.put(np.int32(i * chunk))
+      at = model.number(i * chunk)
       state = rounds.prefill(
         model.graphdef, model.params, state, model.full, at, chunk
       )
@@ -215,7 +225,7 @@ class Session:
   def advance(self, count: int) -> DecodeState:
     """One dispatch of `count` rounds, or of as many plain steps."""
     model = self.model
-    num = model.put(np.int32(count))
+    num = model.number(count)
     if self.decode.method == 'plain':
       return rounds.plain_steps(
         model.graphdef, model.params, self.state, model.full, self._stops, num
@@ -224,13 +234,20 @@ class Session:
       model.graphdef,
       model.params,
       self.state,
-      model.put(self.searcher.incumbent),
+      self._drafting_mask(),
       model.full,
       model.settings,
       self._stops,
       num,
       model.shapes,
     )
+
+  def _drafting_mask(self) -> skip_masks.SkipMask:
+    """The incumbent on the device, uploaded when it changes."""
+    incumbent = self.searcher.incumbent
+    if self._uploaded is None or self._uploaded[0] is not incumbent:
+      self._uploaded = incumbent, self.model.put(incumbent)
+    return self._uploaded[1]
 
   def run(self, on_text: Callable[[int, str], None]) -> None:
     """Writes until every row has ended; `on_text` gets row and piece.
