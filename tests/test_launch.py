@@ -136,8 +136,8 @@ REFUSED_FLAGS = [
   ),
   (['--config.draft.verify_widths=(4'], ["draft.verify_widths='(4'"]),
   (
-    ['--config.draft.verify_widths=(4, 8)'],
-    ['draft.verify_widths=(4, 8)', 'max_draft_length=25'],
+    ['--config.draft.verify_widths=(4, 7)'],
+    ['draft.verify_widths=(4, 7)', 'max_draft_length=7'],
   ),
   (['--config.search.skip_ratio=-1'], ['search.skip_ratio=-1.0']),
   (['--config.decode.method=fast'], ["decode.method='fast'"]),
