@@ -123,11 +123,13 @@ def main(config: ml_collections.ConfigDict) -> int:
     again = [engine.generate(prompt, swift_cfg)[0] for prompt in prompts]
     runs['swift, found'] = again
 
+  if 'swift, found' in runs:
+    print('swift: while it searches; swift, found: again, with what it found\n')
   print(_line([name for name, _ in _COLUMNS]))
   for name, results in runs.items():
     print(row(name, results, plain))
   passes = engine.searcher.iterations
-  print(f'\nskipped when drafting, after {passes} scoring passes:')
+  print(f'\nthe skip set after {passes} scoring passes (█ runs, ░ is skipped):')
   print(engine.skip_mask.blocks())
   for name, results in runs.items():
     where = first_difference(plain, results)

@@ -81,7 +81,8 @@ show SWIFT without a download; it is no useful writer of programs.
 | held-out matchness at 45 % (share of tokens whose argmax stays) | {matchness_found:.3f} with the set in `skip_sets.json`, {matchness_uniform:.3f} with the uniform set |
 | time | {hours:.1f} hours on {devices} |
 
-The set in `skip_sets.json` was found on training text by {swaps} swaps uphill:
+The set in `skip_sets.json` was found on training text by {swaps} swaps uphill (█
+runs, ░ is skipped):
 
 ```
 {skip_picture}
