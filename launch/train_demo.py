@@ -76,7 +76,7 @@ show SWIFT without a download; it is no useful writer of programs.
 | optimizer | {optimizer}, {matrix_lr} on the layers' matrices, {other_lr} elsewhere; warm-up {warmup} steps, the last {decay:.0%} of the steps decay to zero |
 | stochastic depth | yes: sublayers are dropped while training, so that the model tolerates skipped ones as large models do by themselves. Layer l is dropped with probability {max_drop_rate} * l / (L - 1); the first and the last layer never |
 | seed | {seed} |
-| held-out loss, all layers | {loss:.3f} nats a token = {bits_per_byte:.3f} bits a byte |
+| held-out loss in windows of {seq_len} tokens, all layers | {loss:.3f} nats a token = {bits_per_byte:.3f} bits a byte |
 | held-out loss, 45 % of the sublayers skipped (uniform set) | {loss_skipped:.3f} nats a token |
 | held-out matchness at 45 % (share of tokens whose argmax stays) | {matchness_found:.3f} with the set in `skip_sets.json`, {matchness_uniform:.3f} with the uniform set |
 | time | {hours:.1f} hours on {devices} |
@@ -89,7 +89,9 @@ runs, ░ is skipped):
 ```
 
 The figures are those of the last run of `launch/train_demo.py`. A run that was
-stopped and started again with other rates has in this table those it ended with.
+stopped and started again with other settings has in this table those it ended
+with: steps before that may have had other rates and other rows, and the time
+counts pauses.
 """
 
 

@@ -31,8 +31,8 @@ from swift_jax.search.searcher import Searcher
 MAX_EOS_IDS = 8
 _MIN_CAPACITY = 128
 _CONTEXT_TOKENS = 8  # of the prompt, that generated tokens are decoded behind
-# Plain steps for a round: SWIFT returns some four tokens a round, so that both
-# methods go to the host about equally often.
+# Plain steps for a round, which returns a few tokens: so plain decoding goes to the
+# host no more often than SWIFT does.
 _STEPS_PER_ROUND = 4
 
 

@@ -1,4 +1,4 @@
-"""The demo model: a small Llama that wrote its weights on two CPU cores."""
+"""The demo model: a small Llama that was trained on two CPU cores."""
 
 import pathlib
 
