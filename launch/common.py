@@ -192,6 +192,13 @@ def run(
     config_flags.DEFINE_config_dict('config', config, sys_argv=argv)
   except InputError as error:
     _refuse(error)
+  run_plain(lambda: main(config), argv)
+
+
+def run_plain(
+  main: Callable[[], int | None], argv: Sequence[str] | None = None
+) -> NoReturn:
+  """Runs a `main()` that has no config; bad input ends with status 2."""
 
   def parse(args: Sequence[str]) -> list[str]:
     try:
@@ -204,7 +211,7 @@ def run(
     try:
       if len(args) > 1:
         raise InputError(f'unexpected argument {args[1]!r}')
-      return main(config)
+      return main()
     except InputError as error:
       _refuse(error)
     except KeyboardInterrupt:
@@ -214,7 +221,7 @@ def run(
       _drop_output()  # Whoever read our text has gone.
       return 1
 
-  app.run(guarded, argv=argv, flags_parser=parse)
+  app.run(guarded, argv=argv or sys.argv, flags_parser=parse)
 
 
 def _quiet() -> None:

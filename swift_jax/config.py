@@ -18,6 +18,7 @@ ROPE_TYPES = ('default', 'linear', 'llama3', 'yarn')
 ACTIVATIONS = ('silu', 'swish', 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'relu')
 METHODS = ('plain', 'swift')
 SCORINGS = ('auto', 'vmap', 'map')
+RECIPES = ('default', 'paper')
 MAX_INT = 2**28  # sums of a few of them are still int32
 
 
@@ -249,18 +250,29 @@ class SearchConfig:
     context_window: most recent generated tokens that candidates are scored on.
     num_candidates: masks scored in one pass, the incumbent among them.
     scoring: `vmap` (all masks in one pass, every sublayer computed), `map` (a
-      pass a mask, skipped sublayers left out) or `auto`: `map` on CPU.
+      pass a mask, skipped sublayers left out) or `auto`: the quicker of the two,
+      measured when it is first needed.
+    importance: begin with what a derivative says of each sublayer, once a stream.
     opt_interval: rounds from one scoring pass to the next.
     time_budget: share of the wall time so far that the search may take, so that
       a short text does not pay for a long search; 1: no limit.
     bayes_interval: every how many scoring passes the candidates come from a
-      Gaussian process (the paper's 25; 1: always; 0: never, without gpjax).
+      Gaussian process (the paper's 25; 1: always; 0: never, without gpjax). It
+      starts once the budget allows the seconds that it takes to compile.
     max_iterations: scoring passes after which the search stops.
     patience: passes without a better mask after which it stops.
-    target_matchness: it stops once the incumbent scores above this.
+    target_matchness: it stops once the incumbent scores above this, an error
+      bar below included.
+    restart: search again when the acceptance falls lastingly.
+    recipe: `default`, or `paper`: the official code's, with one mask a pass, the
+      window at the start of each text, and a suggestion every 25th pass.
     cache: JSON file with skip sets to start from; `published` names the ones
-      that come with the package. A run that starts from a set does not search.
-    cache_name: which set of that file, where it holds several.
+      that come with the package. A run that starts from a set does not search
+      until the stream has changed.
+    cache_name: which set of that file, where it holds several; the name under
+      which `save` writes, where it is empty `default`.
+    save: JSON file that the set that was found is written to, for this model.
+    record: JSON Lines file with a line for each scoring pass.
     seed: seed of the random candidates.
   """
 
@@ -269,22 +281,29 @@ class SearchConfig:
   context_window: int = 50
   num_candidates: int = 8
   scoring: str = 'auto'
+  importance: bool = True
   opt_interval: int = 1
   time_budget: float = 0.1
-  bayes_interval: int = 0
+  bayes_interval: int = 1
   max_iterations: int = 1000
   patience: int = 300
   target_matchness: float = 0.93
+  restart: bool = True
+  recipe: str = 'default'
   cache: str = ''
   cache_name: str = ''
+  save: str = ''
+  record: str = ''
   seed: int = 0
 
   def __post_init__(self):
+    for name in ('enabled', 'importance', 'restart'):
+      require_bool(f'search.{name}', getattr(self, name))
     require(
-      isinstance(self.enabled, bool),
-      'search.enabled',
-      self.enabled,
-      'a boolean',
+      self.recipe in RECIPES,
+      'search.recipe',
+      self.recipe,
+      f'one of {", ".join(RECIPES)}',
     )
     require_number('search.skip_ratio', self.skip_ratio, 0, 1)
     require_number('search.target_matchness', self.target_matchness, 0, 1)
@@ -302,7 +321,7 @@ class SearchConfig:
     require_int('search.max_iterations', self.max_iterations, 0)
     require_int('search.patience', self.patience, 1)
     require_int('search.seed', self.seed, 0)
-    for name in ('cache', 'cache_name'):
+    for name in ('cache', 'cache_name', 'save', 'record'):
       value = getattr(self, name)
       require(isinstance(value, str), f'search.{name}', value, 'a string')
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import datetime
+import functools
+import json
 from typing import Any
 
 import jax
 import numpy as np
 
+import swift_jax
 from swift_jax import checkpoint, sharding
 from swift_jax.config import (
   DecodeConfig,
@@ -19,12 +23,14 @@ from swift_jax.config import (
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
 from swift_jax.metrics import Metrics, ratio
-from swift_jax.search import cached_sets
+from swift_jax.search import atomic_file, cached_sets, paper, records
 from swift_jax.search.searcher import Searcher
 from swift_jax.session import MAX_EOS_IDS, Model, Row, Session
 from swift_jax.skip_mask import SkipMask
 
 Prompt = str | Sequence[int]
+_DEFAULT_NAME = 'default'  # of a set that is saved
+_STATE_FORMAT = 'swift_jax search state'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Engine:
     cfg: the model's shape.
     tokenizer: a transformers tokenizer; None where prompts are token ids.
     searcher: the search and its incumbent.
+    model: the target on its devices.
   """
 
   def __init__(
@@ -80,11 +87,26 @@ class Engine:
       )
     self.cfg = cfg
     self.tokenizer = tokenizer
-    self.searcher = Searcher(search, cfg.num_hidden_layers)
-    if search.cache:
-      self.searcher.start_from(_cached_mask(search, cfg))
     self._eos = tuple(eos_token_ids)
-    self._model = Model(cfg, graphdef, params, draft or DraftConfig(), mesh)
+    self.model = Model(cfg, graphdef, params, draft or DraftConfig(), mesh)
+    self.searcher = self._make_searcher(search)
+
+  def _make_searcher(self, search: SearchConfig) -> Searcher:
+    _check_files(search)
+    searcher = paper.make_searcher(search, self.cfg.num_hidden_layers)
+    if search.cache:
+      mask = _cached_mask(search, self.cfg, self.fingerprint)
+      searcher.start_from(mask, may_restart=True)
+    if search.record:
+      layers, settings = self.cfg.num_hidden_layers, dataclasses.asdict(search)
+      header = records.Header(layers, self.fingerprint, settings)
+      searcher.on_pass = records.Writer(search.record, header).write
+    return searcher
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """A hash that ties skip sets and search states to this model."""
+    return checkpoint.fingerprint(self.cfg, self.model.params)
 
   @classmethod
   def from_pretrained(
@@ -109,8 +131,10 @@ class Engine:
     """
     folder = checkpoint.resolve(path)
     cfg = checkpoint.load_config(folder, dtype)
-    if search is not None and search.cache:
-      _cached_mask(search, cfg)  # a bad file is refused before weights load
+    if search is not None:  # a bad file is refused before weights load
+      _check_files(search)
+      if search.cache:
+        _cached_mask(search, cfg, None)
     tokenizer = checkpoint.load_tokenizer(folder, cfg)
     eos = sorted(checkpoint.eos_token_ids(folder))
     graphdef, params = checkpoint.load_params(folder, cfg, mesh)
@@ -157,21 +181,78 @@ class Engine:
       prompts = [prompts]
     encoded = self.encode(prompts)
     results: list[Result] = []
-    for at in range(0, len(encoded), decode.batch_size):
-      session = self._session(
-        encoded[at : at + decode.batch_size], decode, self.searcher
-      )
+    passes = self.searcher.iterations
+    try:
+      for at in range(0, len(encoded), decode.batch_size):
+        session = self._session(
+          encoded[at : at + decode.batch_size], decode, self.searcher
+        )
 
-      def hand_on(row: int, piece: str, at: int = at) -> None:
-        if on_text is not None:
-          on_text(at + row, piece)
+        def hand_on(row: int, piece: str, at: int = at) -> None:
+          if on_text is not None:
+            on_text(at + row, piece)
 
-      session.run(hand_on)
-      results += [
-        self._result(prompts[at + b], row, session)
-        for b, row in enumerate(session.rows)
-      ]
+        session.run(hand_on)
+        results += [
+          self._result(prompts[at + b], row, session)
+          for b, row in enumerate(session.rows)
+        ]
+    finally:  # what was found is kept, whatever ends the text
+      if self.searcher.cfg.save and self.searcher.iterations > passes:
+        self._save_set()
     return results
+
+  def _save_set(self) -> None:
+    """Writes the set that drafts, unless the file has a better one."""
+    searcher, search = self.searcher, self.searcher.cfg
+    name = search.cache_name or _DEFAULT_NAME
+    found = cached_sets.CachedSet(
+      name=name,
+      model=self.fingerprint,
+      matchness=searcher.estimate.mean,
+      positions=round(searcher.estimate.positions),
+      skip_ratio=float(search.skip_ratio),
+      context_window=search.context_window,
+      date=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+      version=swift_jax.__version__,
+      **{k: tuple(v) for k, v in searcher.incumbent.to_lists().items()},
+    )
+    cached_sets.save(search.save, found)
+
+  def save_search(self, path: str) -> None:
+    """Writes all that the search has learnt, for `load_search`.
+
+    Raises:
+      InputError: the file cannot be written, and is as it was.
+    """
+    where = f'search state {path!r}'
+    target = atomic_file.writable(path, where)
+    state = {'model': self.fingerprint, 'search': self.searcher.state()}
+    text = json.dumps({_STATE_FORMAT: 1, **state}, allow_nan=False)
+    atomic_file.replace(target, f'{text}\n', where)
+
+  def load_search(self, path: str) -> None:
+    """Goes on from what `save_search` wrote.
+
+    Raises:
+      InputError: no such file, damaged, or of another model or other settings;
+        the search is as it was.
+    """
+    where = f'search state {path!r}'
+    try:
+      saved = json.loads(atomic_file.read(path, where))
+      if saved[_STATE_FORMAT] != 1:
+        raise ValueError(f'version {saved[_STATE_FORMAT]!r}')
+      model, state = saved['model'], saved['search']
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+      if isinstance(error, InputError):
+        raise
+      raise InputError(f'{where}: is no search state: {error}') from None
+    if model != self.fingerprint:
+      raise InputError(
+        f'{where}: is of model {model!r}, this one is {self.fingerprint!r}'
+      )
+    self.searcher.restore(state)
 
   def warmup(
     self, decode: DecodeConfig | None = None, prompt_length: int = 2
@@ -179,16 +260,18 @@ class Engine:
     """Compiles what `generate` runs for prompts up to this length."""
     decode = decode or DecodeConfig()
     prompts = [[0] * prompt_length] * decode.batch_size
-    cfg = self.searcher.cfg
-    cfg = dataclasses.replace(cfg, bayes_interval=min(cfg.bayes_interval, 1))
     # A searcher of its own: compiling must not move the search or its budget.
-    spare = Searcher(cfg, self.cfg.num_hidden_layers)
+    search = self.searcher.cfg
+    spare = paper.make_searcher(search, self.cfg.num_hidden_layers)
     session = self._session(prompts, decode, spare)
-    if decode.method == 'swift' and self.searcher.active:
+    if decode.method == 'swift' and self.searcher.may_search:
+      session.prepare_search()
       candidates = spare.candidates()
-      hits, _ = jax.device_get(session.score(candidates))
-      spare.observe(candidates, hits, cfg.context_window)
-      spare.candidates()  # waits for the Gaussian process, where there is one
+      scores = session.score(candidates)
+      # Nothing has been written yet; what follows needs a text to weigh.
+      everything = np.ones_like(scores.compared)
+      spare.observe(candidates, scores._replace(compared=everything), 1)
+      spare.state()  # waits for the Gaussian process, where there is one
     jax.block_until_ready(session.advance(1))
 
   def _session(
@@ -197,9 +280,9 @@ class Engine:
     decode: DecodeConfig,
     searcher: Searcher,
   ) -> Session:
-    sharding.check_batch(decode.batch_size, self._model.mesh)
+    sharding.check_batch(decode.batch_size, self.model.mesh)
     return Session(
-      self._model,
+      self.model,
       searcher,
       self._eos,
       prompts,
@@ -275,6 +358,17 @@ class Engine:
     )
 
 
-def _cached_mask(search: SearchConfig, cfg: ModelConfig) -> SkipMask:
+def _cached_mask(
+  search: SearchConfig, cfg: ModelConfig, model: str | None
+) -> SkipMask:
   layers = cfg.num_hidden_layers
-  return cached_sets.load(search.cache, search.cache_name, layers)
+  return cached_sets.load(search.cache, search.cache_name, layers, model)
+
+
+def _check_files(search: SearchConfig) -> None:
+  """Refuses what could not be written once there is something to write."""
+  if search.save:
+    cached_sets.check_writable(search.save)
+    cached_sets.check_name(
+      search.cache_name or _DEFAULT_NAME, 'search.cache_name'
+    )

@@ -20,7 +20,8 @@ from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Bool, Float, Int
 
 Params = nnx.State | dict[str, Any]
-Flag = Bool[Array, ''] | np.bool_  # the latter is an element of a host mask
+# np.bool_ is an element of a host mask.
+Flag = Bool[Array, ''] | np.bool_ | Float[Array, '']
 
 
 @jax.tree_util.register_static
@@ -45,7 +46,12 @@ def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
   A sublayer returns only what it adds, never the cache: a cache passed through
   the branch would be copied, and then skipping half the sublayers is slower than
   skipping none. Under vmap the branch becomes a select and both sides run.
+
+  A float in [0, 1] skips a share: the sublayer runs, and what it adds is scaled.
+  No text is written so; the derivative tells what the sublayer matters.
   """
+  if jnp.issubdtype(jnp.result_type(skip), jnp.floating):
+    return jax.tree.map(lambda d: (1 - skip).astype(d.dtype) * d, sublayer())
   shapes = jax.eval_shape(sublayer)
   # For training only: a skipped branch must return zeros for every residual of
   # the branch not taken, so keep few of them and recompute the rest.

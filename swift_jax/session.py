@@ -7,7 +7,8 @@ text on, looks for stop strings and lets the search have its turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import dataclasses
 import math
 import time
@@ -26,7 +27,8 @@ from swift_jax.detokenizer import Detokenizer
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
 from swift_jax.search import matchness
-from swift_jax.search.searcher import Searcher
+from swift_jax.search.scorer import Scorer
+from swift_jax.search.searcher import STARTING_SECONDS, Searcher
 
 MAX_EOS_IDS = 8
 _MIN_CAPACITY = 128
@@ -57,6 +59,7 @@ class Model:
     self.capacity = _MIN_CAPACITY
     self.shapes, settings = drafting.split_config(draft, cfg.vocab_size)
     self.settings = self.put(settings)
+    self.scorer = Scorer(self)
     self.full = self.put(skip_masks.none_skipped(cfg.num_hidden_layers))
     self._numbers: dict[int, jax.Array] = {}
 
@@ -190,6 +193,8 @@ class Session:
     if not decode.ignore_eos:
       stop_ids[: len(eos_token_ids)] = eos_token_ids
     self._stops = states.StopRules(model.put(stop_ids))
+    searcher.new_text()
+    self._scored_at = 0  # tokens written when candidates were scored last
     started = time.perf_counter()
     self.state = self._prefill()
     self.seconds.prefill = time.perf_counter() - started
@@ -265,7 +270,9 @@ class Session:
     due, pass_guess = searcher.cfg.opt_interval, math.inf
     while not all(row.done for row in self.rows):
       searching = (
-        is_swift and searcher.active and searcher.budget.allows(pass_guess)
+        is_swift
+        and searcher.active
+        and sharding.agreed(searcher.budget.allows(pass_guess))
       )
       count = max(1, min(per_dispatch, due)) if searching else per_dispatch
       started = time.perf_counter()
@@ -275,7 +282,7 @@ class Session:
       self.seconds.decode += taken
       self._pay(taken)
       # A scoring pass takes about a round for each mask.
-      pass_guess = searcher.cfg.num_candidates * taken / count
+      pass_guess = searcher.num_candidates * taken / count
       if not seen.finite:
         raise InputError(
           'the model gives logits that are not finite (NaN or infinity): the'
@@ -288,14 +295,15 @@ class Session:
         self._search()
         due = searcher.cfg.opt_interval
 
-  def _pay(self, seconds: float, is_search: bool = False) -> None:
+  def _pay(self, seconds: float) -> None:
     """Time that the search's share is taken of; plain decoding gives none."""
     if self.decode.method == 'swift':
-      self.searcher.budget.add(seconds, is_search)
+      self.searcher.budget.add(seconds)
 
   def _read(self, seen: Seen, on_text: Callable[[int, str], None]) -> None:
     """Takes each row's new tokens, looks for stop strings, hands text on."""
     stopped = []
+    before = self._verdict()
     for b, row in enumerate(self.rows):
       if row.done:
         continue
@@ -317,39 +325,66 @@ class Session:
       done = np.array(seen.done)
       done[stopped] = True
       self.state = self.state.replace(done=self.model.put(done))
+    drafted, accepted = np.subtract(self._verdict(), before).tolist()
+    self.searcher.watch(drafted, accepted)
+
+  def _verdict(self) -> tuple[int, int]:
+    """Drafted and accepted tokens so far."""
+    counts = [row.counts for row in self.rows]
+    return sum(c['drafted'] for c in counts), sum(c['accepted'] for c in counts)
 
   def _search(self) -> None:
-    """One scoring pass, if the batch has written a window of text."""
+    """One scoring pass, if the batch has written a window of text and more."""
     written = sum(len(row.text.tokens) for row in self.rows)
-    if written < self.searcher.cfg.context_window:
+    fresh = written - self._scored_at
+    searcher = self.searcher
+    if not fresh or written < searcher.cfg.context_window:
       return
+    self._scored_at = written
+    with self._searching():
+      self.prepare_search()
+    with self._searching(is_pass=True):
+      candidates = searcher.candidates()
+      searcher.observe(candidates, self.score(candidates), fresh)
+
+  def prepare_search(self) -> None:
+    """What the search asks for beside scores, once: not in a pass's time."""
+    searcher, text = self.searcher, self._text()
+    window = searcher.cfg.context_window
+    if searcher.wants_process and sharding.agreed(
+      searcher.budget.affords(STARTING_SECONDS)
+    ):
+      searcher.start_process()
+    if searcher.wants_importance:
+      searcher.take_importance(
+        self.model.scorer.importance(text, window, searcher.cfg.skip_ratio)
+      )
+    shape = searcher.num_candidates, window, searcher.cfg.scoring
+    self.model.scorer.choose(text, *shape)
+
+  @contextlib.contextmanager
+  def _searching(self, is_pass: bool = False) -> Iterator[None]:
+    """Time of the search."""
     started = time.perf_counter()
-    candidates = self.searcher.candidates()
-    hits, positions = jax.device_get(self.score(candidates))
-    self.searcher.observe(candidates, hits, int(positions))
+    yield
     taken = time.perf_counter() - started
     self.seconds.search += taken
-    self._pay(taken, is_search=True)
+    self.searcher.budget.pay(taken, is_pass)
 
   def score(self, candidates: skip_masks.SkipMask) -> matchness.Scores:
-    """Hits of each candidate on the batch's newest text."""
-    return matchness.score(
-      self.model.graphdef,
-      self.model.params,
-      self.state.cache,
-      self.state.tokens,
-      self.state.prompt_length,
-      self.model.put(candidates),
-      self.searcher.cfg.context_window,
-      is_vmapped=self._scores_vmapped(),
-    )
+    """What each candidate makes of the batch's newest text, on the host."""
+    cfg = self.searcher.cfg
+    text, window = self._text(), cfg.context_window
+    return self.model.scorer.score(text, candidates, window, cfg.scoring)
 
-  def _scores_vmapped(self) -> bool:
-    scoring = self.searcher.cfg.scoring
-    if scoring == 'auto':
-      # A CPU takes as long as there is to compute; elsewhere weights are read.
-      return jax.default_backend() != 'cpu'
-    return scoring == 'vmap'
+  def _text(self) -> matchness.Text:
+    state = self.state
+    text = matchness.Text(
+      state.cache, state.tokens, state.target, state.prompt_length
+    )
+    if self.searcher.uses_first_window:
+      return matchness.as_of(text, self.searcher.cfg.context_window)
+    return text
 
 
 def _end_of(

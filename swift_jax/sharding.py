@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+import numpy as np
 
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
@@ -81,6 +82,15 @@ def check_mesh(cfg: ModelConfig, mesh: Mesh | None) -> None:
   ]
   if odd:
     raise InputError(f'mesh.tensor={parts} does not divide {", ".join(odd)}')
+
+
+def agreed(value: bool) -> bool:
+  """The first process's word, for what each would decide by its own clock."""
+  if jax.process_count() == 1:
+    return value
+  from jax.experimental import multihost_utils
+
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def check_batch(batch_size: int, mesh: Mesh | None) -> None:

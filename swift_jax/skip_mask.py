@@ -16,6 +16,8 @@ from swift_jax.typing import Array, Bool
 class SkipMask:
   """Sublayers to skip when drafting; True = skipped. A pytree, so it is traced.
 
+  A float in [0, 1] is a share that is left out: for derivatives only.
+
   Attributes:
     attn: attention sublayers, bool[L] (with leading axes: several masks).
     mlp: MLP sublayers, bool[L].

@@ -43,7 +43,7 @@ def report(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> dict:
     file = pathlib.Path(name, 'model.safetensors')
     same = file.read_bytes() == (folder / file.name).read_bytes()
   leaves = jax.tree.leaves(params)
-  cache = engine._model.empty_cache(4, 128)
+  cache = engine.model.empty_cache(4, 128)
   return {
     **texts,
     'exports_the_same': same,

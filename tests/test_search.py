@@ -1,6 +1,4 @@
-"""Scoring against one by one, the search's rules, files of skip sets."""
-
-import json
+"""Scoring against one by one, the search's rules."""
 
 from flax import nnx
 import jax
@@ -13,8 +11,7 @@ from tiny_model import CFG
 from swift_jax import kv_cache
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import SearchConfig
-from swift_jax.errors import InputError
-from swift_jax.search import cached_sets, matchness
+from swift_jax.search import matchness
 from swift_jax.search.searcher import Budget, Searcher
 
 LAYERS = CFG.num_hidden_layers
@@ -229,63 +226,6 @@ def test_same_seed_same_candidates():
     a, b, c = (s.candidates().bits() for s in (one, two, other))
     assert (a == b).all()
     assert (a[1:] != c[1:]).any()
-
-
-def test_published_sets_fit_their_models():
-  sizes = {
-    'llama-2-13b/cnndm': (40, 34),
-    'llama-2-13b-chat/cnndm': (40, 34),
-    'llama-2-70b/cnndm': (80, 78),
-    'codellama-13b/humaneval': (40, 34),
-    'codellama-34b/humaneval': (48, 46),
-  }
-  assert set(cached_sets.read('published')) == set(sizes)
-  for name, (layers, skipped) in sizes.items():
-    mask = cached_sets.load('published', name, layers)
-    assert mask.num_skipped() == skipped
-    assert mask.to_lists() == cached_sets.read('published')[name]
-
-
-def test_engine_starts_from_a_file(tmp_path):
-  file = tmp_path / 'sets.json'
-  file.write_text(json.dumps({'mine': {'attention': [1], 'mlp': [2, 3]}}))
-  engine = tiny_model.engine(search={'cache': str(file)})
-  assert engine.skip_mask.to_lists() == {'attention': [1], 'mlp': [2, 3]}
-  assert not engine.searcher.active
-  engine.generate([[1, 2]], tiny_model.decode())
-  assert engine.searcher.iterations == 0
-
-
-@pytest.mark.parametrize(
-  'content, named',
-  [
-    ('{', 'not JSON'),
-    ('[]', 'object of named sets'),
-    ('{"a": {"attention": [1]}}', "'a'"),
-    ('{"a": {"attention": [1], "mlp": "2"}}', "'a'"),
-    ('{"a": {"attention": [0], "mlp": []}}', 'layer 0'),
-    ('{"a": {"attention": [], "mlp": [4]}}', 'layer 4'),
-    ('{"a": {"attention": [7], "mlp": []}}', 'layer 7'),
-    ('{"a": {"attention": [1, 1], "mlp": []}}', 'layer 1 comes twice'),
-    ('{"a": {"attention": [1.5], "mlp": []}}', '1.5'),
-  ],
-)
-def test_bad_files_are_refused(tmp_path, content, named):
-  file = tmp_path / 'sets.json'
-  file.write_text(content)
-  with pytest.raises(InputError, match='sets.json') as error:
-    cached_sets.load(str(file), '', LAYERS)
-  assert named in str(error.value)
-  assert '\n' not in str(error.value)
-
-
-def test_unknown_names_and_missing_files():
-  with pytest.raises(InputError, match='nowhere.json'):
-    cached_sets.load('nowhere.json', '', LAYERS)
-  with pytest.raises(InputError, match="cache_name='llama'"):
-    cached_sets.load('published', 'llama', 40)
-  with pytest.raises(InputError, match='holds 5 sets'):
-    cached_sets.load('published', '', 40)
 
 
 def test_scoring_reads_the_cache_and_leaves_it():

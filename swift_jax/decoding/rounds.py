@@ -74,7 +74,7 @@ def plain_steps(
       finite=state.finite & finite.all(),
       counts=counts,
     )
-    return commit(state, block, jnp.ones_like(state.end), stops)[0]
+    return commit(state, block, block, jnp.ones_like(state.end), stops)[0]
 
   return _repeat(step, state, num_steps)
 
@@ -131,7 +131,8 @@ def swift_round(
       cache=cache.write(updates),
       finite=state.finite & (finite | state.done).all(),
     )
-    state, kept = commit(state, verified.block, verified.block_length, stops)
+    block = verified.block  # greedy: the target's argmax
+    state, kept = commit(state, block, block, verified.block_length, stops)
     accepted = jnp.minimum(verified.num_accepted, kept)
     leaf_hit = verified.leaf_hit & (kept > verified.num_accepted)
     counts = state.counts

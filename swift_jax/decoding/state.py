@@ -35,6 +35,8 @@ class DecodeState:
   Attributes:
     cache: keys and values of all committed tokens but the newest.
     tokens: prompt and generated text, int32[B, S]; dead after `length`.
+    target: the target's argmax where it wrote each generated token, int32[B, S];
+      the tokens themselves unless they were sampled. What drafts are scored on.
     prompt_length: tokens of the prompt, int32[B].
     end: committed tokens at which a row is full, int32[B].
     done: rows that write no more, bool[B].
@@ -44,6 +46,7 @@ class DecodeState:
 
   cache: KVCache
   tokens: Int[Array, 'b s']
+  target: Int[Array, 'b s']
   prompt_length: Int[Array, ' b']
   end: Int[Array, ' b']
   done: Bool[Array, ' b']
@@ -88,6 +91,7 @@ def start(
   return DecodeState(
     cache=cache,
     tokens=prompts,
+    target=jnp.zeros_like(prompts),
     prompt_length=prompt_length,
     end=prompt_length + max_new_tokens,
     done=max_new_tokens <= 0,
@@ -99,13 +103,15 @@ def start(
 def commit(
   state: DecodeState,
   block: Int[Array, 'b w'],
+  target: Int[Array, 'b w'],
   block_length: Int[Array, ' b'],
   stops: StopRules,
 ) -> tuple[DecodeState, Int[Array, ' b']]:
   """Appends `block[b, :block_length[b]]`, cut where plain decoding would end.
 
   A row is cut after its first end-of-text token and at `end`; a row that was
-  done gets nothing. The block's keys and values must be in the cache already.
+  done gets nothing. The block's keys and values must be in the cache already;
+  `target` is the target's argmax at each of its tokens.
 
   Returns:
     The state with rolled cache, and the tokens that each row kept, int32[B].
@@ -122,8 +128,10 @@ def commit(
   # Tokens past `kept` must not be written: a full row has no room for them.
   slots = jnp.where(index < kept[:, None], slots, state.tokens.shape[1])
   rows = jnp.arange(block.shape[0])[:, None]
-  tokens = state.tokens.at[rows, slots].set(block, mode='drop')
-  cache = state.cache.rollback(state.cache.length + kept)
-  state = state.replace(tokens=tokens, cache=cache)
+  state = state.replace(
+    tokens=state.tokens.at[rows, slots].set(block, mode='drop'),
+    target=state.target.at[rows, slots].set(target, mode='drop'),
+    cache=state.cache.rollback(state.cache.length + kept),
+  )
   done = state.done | has_stop | (state.length >= state.end)
   return state.replace(done=done), kept

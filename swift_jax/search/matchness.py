@@ -8,23 +8,126 @@ from typing import NamedTuple
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from swift_jax.kv_cache import KVCache
-from swift_jax.llama import GraphDef, Params
+from swift_jax.llama import GraphDef, Llama, Params
 from swift_jax.skip_mask import SkipMask
-from swift_jax.typing import Array, Int
+from swift_jax.typing import Array, Bool, Float, Int
+
+_FLOOR = -3.0  # nats: a token given less is a miss, however little it was
+
+
+class Text(NamedTuple):
+  """What a batch has written, as scoring reads it.
+
+  Attributes:
+    cache: the target's keys and values of all committed tokens but the newest;
+      only read.
+    tokens: committed text, int32[B, S]; dead after the cache's length + 1.
+    target: the target's argmax where each token stands, int32[B, S]: a sampled
+      text is not what a draft has to guess.
+    prompt_length: int32[B]; the target did not write the prompt.
+  """
+
+  cache: KVCache
+  tokens: Int[Array, 'b s']
+  target: Int[Array, 'b s']
+  prompt_length: Int[Array, ' b']
 
 
 class Scores(NamedTuple):
-  """What the candidates hit.
+  """What the candidates made of each position.
 
   Attributes:
-    hits: positions where a candidate's argmax is the target's token, int32[C].
-    positions: how many positions were compared, int32[].
+    hits: a candidate's argmax is the target's, bool[C, B, T].
+    log_probs: nats that it gives the target's argmax, float32[C, B, T].
+    confidence: probability of its own argmax, float32[C, B, T].
+    compared: positions that count, bool[B, T]; the others are the prompt's.
   """
 
-  hits: Int[Array, ' c']
-  positions: Int[Array, '']
+  hits: Bool[Array, 'c b t']
+  log_probs: Float[Array, 'c b t']
+  confidence: Float[Array, 'c b t']
+  compared: Bool[Array, 'b t']
+
+  @property
+  def positions(self) -> int:
+    """How many positions count."""
+    return int(self.compared.sum())
+
+  def num_hits(self) -> Int[np.ndarray, ' c']:
+    """Positions that each mask hit."""
+    return np.where(self.compared, self.hits, False).sum((1, 2))
+
+  def closeness(self) -> Float[np.ndarray, 'c p']:
+    """What each mask gave the target's token at every position that counts.
+
+    In nats, at least `_FLOOR`: a finer measure of what hits measure, since a near
+    miss is better than a far one, and a sure hit than an unsure one.
+    """
+    return np.maximum(self.log_probs[:, self.compared], _FLOOR)
+
+  def accepted_lengths(
+    self, threshold: float, max_length: int
+  ) -> Float[np.ndarray, ' c']:
+    """Tokens a round that each mask would have brought on this text.
+
+    Rounds are walked as decoding would: draft until the confidence is below
+    `threshold` or `max_length` is reached, keep what hits, and the target's own
+    token after it. The text is the target's, so what is drafted after a hit is
+    what would have been drafted. Leaves are left out; the window cuts the last
+    round short, so the figure is a little low.
+    """
+    hits, sure = self.hits, self.confidence >= threshold
+    count, _, length = hits.shape
+    # From the back: hits in a row, tokens drafted, and then rounds to the end.
+    run = np.zeros((*hits.shape[:2], length + 1), int)
+    drafted, rounds = run.copy(), run.copy()
+    rows = np.arange(count)[:, None], np.arange(hits.shape[1])
+    for i in reversed(range(length)):
+      run[..., i] = np.where(hits[..., i], 1 + run[..., i + 1], 0)
+      longer = np.where(sure[..., i], 1 + drafted[..., i + 1], 1)
+      drafted[..., i] = longer
+      kept = np.minimum(run[..., i], np.minimum(longer, max_length))
+      after = np.minimum(i + kept + 1, length)
+      rounds[..., i] = 1 + rounds[(*rows, after)]
+    # Positions that count are a row's last ones.
+    first = length - self.compared.sum(1)
+    walked = rounds[(*rows, first)].sum(1)
+    return self.positions / np.maximum(walked, 1)
+
+
+@functools.partial(jax.jit, static_argnames='written')
+def as_of(text: Text, written: int) -> Text:
+  """The text as it was when no row had written more than so many tokens."""
+  length = jnp.minimum(text.cache.length, text.prompt_length + written - 1)
+  return text._replace(cache=text.cache.rollback(length))
+
+
+def _window(text: Text, window: int) -> tuple[Array, Array, Array, KVCache]:
+  """The last `window` positions: inputs, targets, which count, and the cache
+  before them; the first three [B, window]."""
+  first = jnp.maximum(text.cache.length - window, 0)  # [B], first input's
+  offsets = first[:, None] + jnp.arange(window)  # [B, window]
+
+  def read(row: Array, at: Array) -> Array:
+    return jnp.take_along_axis(row, at, axis=1, mode='clip')
+
+  target_at = offsets + 1
+  compared = (target_at >= text.prompt_length[:, None]) & (
+    target_at <= text.cache.length[:, None]
+  )
+  prefix = text.cache.rollback(first)
+  inputs, targets = read(text.tokens, offsets), read(text.target, target_at)
+  return inputs, targets, compared, prefix
+
+
+def _target_log_probs(logits: Array, targets: Array) -> tuple[Array, Array]:
+  """log p(target) and what normalises it, [B, T], from logits [B, T, V]."""
+  chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  total = jax.nn.logsumexp(logits, axis=-1)
+  return chosen - total, total
 
 
 @functools.partial(
@@ -33,48 +136,72 @@ class Scores(NamedTuple):
 def score(
   graphdef: GraphDef,
   params: Params,
-  cache: KVCache,
-  tokens: Int[Array, 'b s'],
-  prompt_length: Int[Array, ' b'],
+  text: Text,
   candidate_masks: SkipMask,
   window: int,
   is_vmapped: bool = True,
 ) -> Scores:
-  """Matchness of C masks on the last `window` generated tokens of each row.
+  """C masks on the last `window` generated tokens of each row.
 
   A pass of the gated model over the window, teacher-forced, on top of the
   target's own keys and values of what precedes it (SWIFT, section 4.1). The
   parameters and the cache are not batched over the candidates, and no candidate
-  returns a cache. Under greedy decoding the committed tokens are the target's
-  argmax. Tokens of the prompt are never compared: the target did not write them.
+  returns a cache.
 
   Args:
-    cache: holds all committed tokens but the newest; only read.
-    tokens: committed text, dead after the cache's length + 1.
     candidate_masks: masks with a leading axis C.
-    window: positions a row.
+    window: positions a row, T.
     is_vmapped: one pass for all masks, in which every sublayer runs and what a
       mask skips is thrown away; else a pass a mask, behind gates that skip it.
       The first reads the weights once, the second computes less.
   """
   model = nnx.merge(graphdef, params)
-  first = jnp.maximum(cache.length - window, 0)  # [B], first input's position
-  offsets = first[:, None] + jnp.arange(window + 1)  # [B, window + 1]
-  text = jnp.take_along_axis(tokens, offsets, axis=1, mode='clip')
-  target_at = offsets[:, 1:]
-  compared = (target_at >= prompt_length[:, None]) & (
-    target_at <= cache.length[:, None]
-  )
-  prefix = cache.rollback(first)
+  inputs, targets, compared, prefix = _window(text, window)
 
-  def hits(skip_mask: SkipMask) -> Array:
-    hidden, _ = model(text[:, :-1], skip_mask, cache=prefix)
-    best = jnp.argmax(model.logits(hidden), axis=-1)
-    return ((best == text[:, 1:]) & compared).sum(dtype=jnp.int32)
+  def one(skip_mask: SkipMask) -> tuple[Array, Array, Array]:
+    hidden, _ = model(inputs, skip_mask, cache=prefix)
+    logits = model.logits(hidden)
+    log_probs, total = _target_log_probs(logits, targets)
+    confidence = jnp.exp(logits.max(-1) - total)
+    return jnp.argmax(logits, axis=-1) == targets, log_probs, confidence
 
   with jax.named_scope('score'):
     if is_vmapped:
-      all_hits = jax.vmap(hits)(candidate_masks)
-    else:
-      all_hits = jax.lax.map(hits, candidate_masks)
-    return Scores(all_hits, compared.sum(dtype=jnp.int32))
+      return Scores(*jax.vmap(one)(candidate_masks), compared)
+    return Scores(*jax.lax.map(one, candidate_masks), compared)
+
+
+@functools.partial(jax.jit, static_argnames=('graphdef', 'window'))
+def sensitivities(
+  graphdef: GraphDef,
+  params: Params,
+  text: Text,
+  window: int,
+  skip_ratio: Float[Array, ''],
+) -> Float[Array, ' d']:
+  """What each free sublayer matters, from one pass there and back.
+
+  The derivative of the target's mean log-probability on the window with respect
+  to each sublayer's share, at a model in which every free sublayer counts only by
+  1 - skip_ratio: leave-one-out to first order, where half of the model is missing
+  and not where all of it is there.
+
+  Returns:
+    Nats a position, in the order of `SkipMask.bits`; high: do not skip.
+  """
+  model: Llama = nnx.merge(graphdef, params)
+  inputs, targets, compared, prefix = _window(text, window)
+  layers = model.cfg.num_hidden_layers
+  free = jnp.zeros(layers).at[1:-1].set(1.0)
+
+  def gain(kept: SkipMask) -> Array:
+    skipped = jax.tree.map(lambda row: free * (1 - row), kept)
+    hidden, _ = model(inputs, skipped, cache=prefix)
+    log_probs, _ = _target_log_probs(model.logits(hidden), targets)
+    count = jnp.maximum(compared.sum(), 1)
+    return jnp.where(compared, log_probs, 0.0).sum() / count
+
+  with jax.named_scope('sensitivities'):
+    share = jnp.full(layers, 1 - skip_ratio)
+    slopes = jax.grad(gain)(SkipMask(share, share))
+    return jnp.concatenate([slopes.attn[1:-1], slopes.mlp[1:-1]])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
+import importlib.util
+import math
 from typing import Any
 
 import numpy as np
@@ -10,38 +12,23 @@ import numpy as np
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import SearchConfig
 from swift_jax.errors import InputError
+from swift_jax.search import codec, proposals
+from swift_jax.search.budget import Budget, Estimate
+from swift_jax.search.drift import Drift
+from swift_jax.search.matchness import Scores
+from swift_jax.search.proposals import Proposal
+from swift_jax.search.record_forms import PassRecord
 from swift_jax.skip_mask import SkipMask
+from swift_jax.typing import Float
 
-
-@dataclasses.dataclass
-class Budget:
-  """At most a share of the wall time for the search; all times in seconds.
-
-  Attributes:
-    share: 1 is no limit.
-    elapsed: time of prompts, rounds and search so far.
-    spent: the search's part of it.
-    per_pass: what the last pass took; None before the first.
-  """
-
-  share: float
-  elapsed: float = 0.0
-  spent: float = 0.0
-  per_pass: float | None = None
-
-  def add(self, seconds: float, is_search: bool = False) -> None:
-    self.elapsed += seconds
-    if is_search:
-      self.spent += seconds
-      self.per_pass = seconds
-
-  def allows(self, guess: float) -> bool:
-    """Whether one more pass fits; `guess` is its time before the first."""
-    estimate = guess if self.per_pass is None else self.per_pass
-    return self.share >= 1 or self.spent + estimate <= self.share * self.elapsed
-
-
-_MARGIN = 0.01  # of matchness, by which a set must be better to draft
+# By which a mask must be better to draft, in deviations of the difference.
+_MARGIN = 0.5
+_MARGIN_ON_ONE_TEXT = 1.0  # where one window alone decides
+_MIN_PASSES = 3  # before the incumbent's score can end the search
+_NEW_TEXT = 4.0  # how far another prompt's text is, in windows
+_HISTORY = 16  # passes that a process which starts late is told
+_REMEMBERED = 512  # masks whose last score is known
+STARTING_SECONDS = 8.0  # of the process: to import it and to compile it
 
 
 class Searcher:
@@ -52,122 +39,405 @@ class Searcher:
 
   Attributes:
     incumbent: the mask that drafts.
-    matchness: its share of hits when it was last scored; None before.
+    source: who proposed it.
+    estimate: its share of hits, over the windows it was scored on.
     iterations: passes scored.
+    evaluations: masks scored in them.
+    restarts: how often the stream drifted.
     active: whether the search goes on.
     budget: what it may cost, over all texts.
+    on_pass: called with a record of each pass.
   """
+
+  uses_first_window = False  # the text's newest tokens, not its first
+  _learnt = (  # what a state is, beside its parts
+    'source',
+    'iterations',
+    'evaluations',
+    'restarts',
+    'active',
+    '_since_improved',
+    '_since_start',
+    '_watches',
+    '_importance',
+    '_suggested',
+    '_history',
+    '_scored',
+    '_event',
+    '_is_new_text',
+  )
 
   def __init__(self, cfg: SearchConfig, num_layers: int):
     self.cfg = cfg
     self.num_layers = num_layers
     self.incumbent = skip_masks.uniform(num_layers, cfg.skip_ratio)
-    self.matchness: float | None = None
-    self.iterations = 0
-    skipped = skip_masks.num_to_skip(num_layers, cfg.skip_ratio)
-    free = skip_masks.num_free(num_layers)
-    has_choice = 0 < skipped < free
-    self.active = cfg.enabled and has_choice and cfg.max_iterations > 0
-    self._rng = np.random.default_rng(cfg.seed)
-    self._since_improved = 0
+    self.source = 'start'
+    self.estimate = Estimate()
+    self.iterations = self.evaluations = self.restarts = 0
+    self._skipped = skip_masks.num_to_skip(num_layers, cfg.skip_ratio)
+    self._free = skip_masks.num_free(num_layers)
+    self._has_choice = cfg.enabled and 0 < self._skipped < self._free
+    self.active = self._has_choice and cfg.max_iterations > 0
     self.budget = Budget(cfg.time_budget)
-    self._surrogate = None
+    self.on_pass: Callable[[PassRecord], None] | None = None
+    self._rng = np.random.default_rng(cfg.seed)
+    self._since_improved = self._since_start = 0
+    self._watches = False  # whether drift may wake a search at rest
+    self._drift = Drift()
+    self._importance: np.ndarray | None = None
+    self._surrogate: Any = None
+    self._suggested: list[np.ndarray] = []
+    self._history: list[list[Any]] = []
+    self._scored: dict[str, list[Any]] = {}
+    self._sources: list[str] = []
+    self._event: str | None = 'start'
+    self._is_new_text = True
     if self.active and cfg.bayes_interval:
-      self._surrogate = _make_surrogate(cfg, free, skipped)
+      _require_gpjax(cfg)
 
-  def start_from(self, mask: SkipMask) -> None:
-    """Drafts with a given set; the search rests (SWIFT's cached layer sets)."""
-    self._surrogate = None
+  @property
+  def num_candidates(self) -> int:
+    """Masks scored in one pass, C."""
+    return self.cfg.num_candidates
+
+  @property
+  def matchness(self) -> float | None:
+    """The incumbent's share of hits; None before it was scored."""
+    return self.estimate.mean
+
+  @property
+  def wants_importance(self) -> bool:
+    """Whether the sublayers' sensitivities are asked for, once a stream."""
+    return self.active and self.cfg.importance and self._importance is None
+
+  @property
+  def wants_process(self) -> bool:
+    """Whether the Gaussian process is still to be started."""
+    has_one = self._surrogate is not None
+    return bool(self.active and self.cfg.bayes_interval and not has_one)
+
+  @property
+  def may_search(self) -> bool:
+    """Whether there is a search, now or after a drift."""
+    return self.active or self._watches
+
+  def start_from(self, mask: SkipMask, may_restart: bool = False) -> None:
+    """Drafts with a given set; the search rests (SWIFT's cached layer sets).
+
+    Args:
+      may_restart: a lasting fall of the acceptance starts a search.
+    """
     self.incumbent = skip_masks.check(mask, self.num_layers)
-    self.matchness = None
+    self.source = 'cached'
+    self.estimate = Estimate()
+    self._surrogate = None
     self.active = False
+    self._watches = may_restart and self._has_choice and self.cfg.restart
+    self._drift = Drift()
 
   def rest(self) -> None:
     """Ends the search; the best mask so far drafts on, its score stays."""
-    self._weigh()
+    self._name_incumbent()
     self.active = False
+    self._watches = self._has_choice and self.cfg.restart
+    self._drift = Drift()
+
+  def watch(self, drafted: int, accepted: int) -> None:
+    """Takes what some rounds drafted and accepted; may wake a search at rest."""
+    if self.active or not self._watches:
+      return
+    if self._drift.add(drafted, accepted):
+      self._restart()
+
+  def _restart(self) -> None:
+    """Another stream: what was scored counts no more, the incumbent drafts on."""
+    self.active, self._watches = True, False
+    self.restarts += 1
+    self._event = 'restart'
+    self.estimate = Estimate()
+    self._since_improved = self._since_start = 0
+    self._importance = None
+    self._history, self._suggested = [], []
+    if self._surrogate is not None:
+      self._surrogate.forget()
+
+  def new_text(self) -> None:
+    """The next window is of another text."""
+    self._is_new_text = True
+
+  def take_importance(self, importance: Float[np.ndarray, ' d']) -> None:
+    """The sublayers' sensitivities, in the order of `SkipMask.bits`."""
+    self._importance = np.asarray(importance)
+    if self._surrogate is not None:
+      self._surrogate.trust(self._importance)
+
+  def start_process(self) -> None:
+    """Makes the Gaussian process: it imports gpjax and compiles.
+
+    Raises:
+      InputError: gpjax cannot be imported.
+    """
+    try:
+      from swift_jax.search.surrogate import Surrogate
+    except ImportError as error:
+      raise needs_gpjax(self.cfg, error) from None
+    self._surrogate = Surrogate(
+      self._free,
+      self._skipped,
+      num_suggested=self.num_candidates,
+      seed=self.cfg.seed,
+    )
+    if self._importance is not None:
+      self._surrogate.trust(self._importance)
+    for scored in self._history:
+      self._surrogate.observe(*scored)
+    if self._history:
+      self._surrogate.start(self.incumbent.bits())
+    self._history = []
 
   def candidates(self) -> SkipMask:
-    """Masks to score next, [C, L]: the incumbent, then proposals.
+    """Masks to score next, [C, L]: the incumbent, then proposals, all distinct.
 
     Every `bayes_interval`-th time they are the Gaussian process's. Otherwise
-    random masks find a region and exchanges of two sublayers climb in it. Where
-    there is a process, this is also when it names the incumbent.
+    random masks find a region and exchanges of two sublayers climb in it; the
+    first time the sublayers' sensitivities tell where to begin. Where there is a
+    process, this is also when it names the incumbent.
     """
-    masks = self._weigh()
+    self._name_incumbent()
+    count = self.num_candidates
+    first = Proposal(self.incumbent, 'incumbent')
+    chosen = proposals.distinct(first, self.plan(), count)
+    self._sources = [proposal.source for proposal in chosen]
+    return skip_masks.stack([proposal.mask for proposal in chosen])
+
+  def plan(self) -> list[tuple[int, proposals.Stream]]:
+    """How many proposals each source may make at most, in turn."""
+    count, plan = self.num_candidates, []
+    if self._importance is not None and not self._since_start:
+      stream = proposals.by_importance(
+        self._rng, self._importance, self._skipped
+      )
+      plan.append((count // 2, stream))
     interval = self.cfg.bayes_interval
-    if not interval or (self.iterations + 1) % interval:
-      masks = []
-    num_fresh = self.cfg.num_candidates - 1
-    masks = masks[:num_fresh] or [
-      skip_masks.random(self._rng, self.num_layers, self.cfg.skip_ratio)
-      for _ in range(num_fresh // 2)
-    ]
-    while len(masks) < num_fresh:
-      masks.append(skip_masks.neighbour(self._rng, self.incumbent))
-    return skip_masks.stack([self.incumbent, *masks])
+    if interval and (self.iterations + 1) % interval == 0:
+      masks = map(skip_masks.from_bits, self._suggested)
+      plan.append((count, proposals.given(masks, 'gp')))
+    random = proposals.random(self._rng, self.num_layers, self.cfg.skip_ratio)
+    near = proposals.neighbours(self._rng, self.incumbent)
+    # Neighbours to the end: where there are few, random masks fill the rest.
+    plan += [(count // 2 - 1, random), (count, near), (count, random)]
+    return plan
 
   def observe(
-    self, candidates: SkipMask, hits: np.ndarray, positions: int
+    self, candidates: SkipMask, scores: Scores, fresh: float = math.inf
   ) -> None:
-    """Takes a pass's hits int[C].
+    """Takes what a pass of the masks of `candidates()` gave.
 
     With a Gaussian process, which weighs all windows, it is set off here and
-    computes while the device decodes. Without one the incumbent yields to a
-    better score on the same text; the best of many noisy scores flatters its
-    mask, so a new incumbent is scored once more before it can end the search.
+    computes while the device decodes. Without one the incumbent yields to a mask
+    that was better on this text by more than chance would have it.
+
+    Args:
+      scores: on the host.
+      fresh: tokens written since the last pass.
     """
+    positions = scores.positions
     if not positions or not self.active:
       return
-    self.iterations += 1
-    self._since_improved += 1
-    has_reached = False
+    self._count(candidates)
+    bits, hits = candidates.bits(), scores.num_hits()
+    self._remember(bits, hits, positions)
+    self.estimate.add(int(hits[0]), positions)
+    later = _NEW_TEXT if self._is_new_text else fresh / positions
+    later, self._is_new_text = min(later, _NEW_TEXT), False
+    closeness = scores.closeness()
+    # What a window gives all masks alike says nothing of any of them.
+    apart = closeness - closeness.mean(0)
+    scored = [bits, closeness.mean(1), apart.var(1) / positions, later]
     if self._surrogate is not None:
-      self._surrogate.observe(candidates.bits(), hits / positions, positions)
-      self._surrogate.start()
+      self._surrogate.observe(*scored)
+      self._surrogate.start(self.incumbent.bits())
     else:
-      best = int(np.argmax(hits))
-      if hits[best] > hits[0]:
-        self._replace(SkipMask(candidates.attn[best], candidates.mlp[best]))
-      self.matchness = float(hits[best] / positions)
-      has_reached = hits[0] / positions > self.cfg.target_matchness
+      self._history = [*self._history, scored][-_HISTORY:]
+      best = _clear_winner(closeness)
+      if best:
+        self._replace(bits[best])
+    self._stop_or_go_on()
+    self._record(candidates, scores)
+
+  def _count(self, candidates: SkipMask) -> None:
+    self.iterations += 1
+    self.evaluations += len(candidates.attn)
+    self._since_improved += 1
+    self._since_start += 1
+
+  def _stop_or_go_on(self) -> None:
     if (
-      has_reached
+      self._has_reached()
       or self._since_improved >= self.cfg.patience
-      or self.iterations >= self.cfg.max_iterations
+      or self._since_start >= self.cfg.max_iterations
     ):
       self.rest()
+      self._event = self._event or 'stopped'
 
-  def _replace(self, mask: SkipMask) -> None:
-    self.incumbent = mask
+  def _has_reached(self) -> bool:
+    found = self.estimate
+    is_known = found.passes >= _MIN_PASSES
+    return is_known and found.low > self.cfg.target_matchness
+
+  def _replace(self, bits: np.ndarray) -> None:
+    """A scored mask drafts from now on."""
+    self.incumbent = skip_masks.from_bits(bits)
+    self.source, hits, positions = self._scored[digits(bits)]
+    self.estimate = Estimate()
+    self.estimate.add(hits, positions)
     self._since_improved = 0
 
-  def _weigh(self) -> list[SkipMask]:
-    """The process's masks, new and distinct, once it has named the incumbent."""
+  def _remember(
+    self, bits: np.ndarray, hits: np.ndarray, positions: int
+  ) -> None:
+    """Each mask's last score, and who came up with it first."""
+    for row, source, count in zip(bits, self._sources, hits, strict=True):
+      source = self._scored.pop(digits(row), [source])[0]
+      self._scored[digits(row)] = [source, int(count), positions]
+    for name in list(self._scored)[:-_REMEMBERED]:
+      del self._scored[name]
+
+  def _collect(self) -> bool:
+    """Waits for the process where it is at work; whether it was."""
     if self._surrogate is None or not self._surrogate.is_running:
-      return []
-    suggested = self._surrogate.collect()
-    before = self.incumbent.bits()
-    best = self._surrogate.best(before, _MARGIN)
-    if (best.bits != before).any():
-      self._replace(skip_masks.from_bits(best.bits))
-    self.matchness = best.score
-    if best.mean > self.cfg.target_matchness:
-      self.active = False
-    distinct = {bits.tobytes(): bits for bits in suggested}
-    distinct.pop(best.bits.tobytes(), None)
-    return [skip_masks.from_bits(bits) for bits in distinct.values()]
+      return False
+    self._suggested = list(self._surrogate.collect())
+    return True
+
+  def _name_incumbent(self) -> None:
+    """The process's choice, if it has computed since it was last asked."""
+    if not self._collect():
+      return
+    best = self._surrogate.best(self.incumbent.bits(), _MARGIN)
+    if (best != self.incumbent.bits()).any():
+      self._replace(best)
+
+  def _record(self, candidates: SkipMask, scores: Scores) -> None:
+    """Hands on what the pass was."""
+    event, self._event = self._event, None
+    if self.on_pass is None:
+      return
+    self.on_pass(
+      PassRecord(
+        number=self.iterations,
+        evaluations=self.evaluations,
+        seconds=self.budget.elapsed,
+        search_seconds=self.budget.spent,
+        positions=scores.positions,
+        sources=tuple(self._sources),
+        hits=tuple(scores.num_hits().tolist()),
+        log_probs=tuple(scores.closeness().mean(1).tolist()),
+        masks=tuple(map(digits, candidates.bits())),
+        incumbent=digits(self.incumbent.bits()),
+        incumbent_source=self.source,
+        matchness=self.estimate.mean,
+        stddev=self.estimate.stddev,
+        event=event,
+      )
+    )
+
+  def state(self) -> dict[str, Any]:
+    """All that the search has learnt, as JSON has it."""
+    self._name_incumbent()
+    surrogate = self._surrogate
+    learnt = {name: getattr(self, name) for name in self._learnt}
+    return codec.encode(
+      {
+        'sizes': self._sizes(),
+        'learnt': learnt,
+        'incumbent': self.incumbent.bits(),
+        'estimate': vars(self.estimate),
+        'budget': vars(self.budget),
+        'drift': vars(self._drift),
+        'rng': self._rng.bit_generator.state,
+        'surrogate': None if surrogate is None else surrogate.state(),
+      }
+    )
+
+  def restore(self, state: dict[str, Any]) -> None:
+    """Goes on from what `state` gave.
+
+    Raises:
+      InputError: it is of a search of other sizes, or damaged; nothing has
+        changed then.
+    """
+    other = type(self)(self.cfg, self.num_layers)
+    try:
+      for name, mine in other._sizes().items():
+        if state['sizes'][name] != mine:
+          raise InputError(
+            f'search state: {name}={state["sizes"][name]!r}, here {mine!r}'
+          )
+      other._take(codec.decode(state))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+      if isinstance(error, InputError):
+        raise
+      raise InputError(
+        f'search state: damaged: {type(error).__name__}: {error}'
+      ) from error
+    other.on_pass, other.budget.share = self.on_pass, self.budget.share
+    vars(self).update(vars(other))
+
+  def _sizes(self) -> dict[str, Any]:
+    """What two searches must share for one to go on from the other."""
+    return {
+      'num_layers': self.num_layers,
+      'num_skipped': self._skipped,
+      'num_candidates': self.num_candidates,
+      'recipe': self.cfg.recipe,
+    }
+
+  def _take(self, state: dict[str, Any]) -> None:
+    bits = state['incumbent']
+    if bits.shape != (self._free,) or bits.sum() != self._skipped:
+      raise ValueError(f'incumbent has {bits.shape} sublayers')
+    self.incumbent = skip_masks.from_bits(bits)
+    codec.replace_fields(self, self._learnt, state['learnt'])
+    for name in ('estimate', 'budget', '_drift'):
+      part = getattr(self, name)
+      fields = tuple(vars(part))
+      codec.replace_fields(part, fields, state[name.lstrip('_')])
+    self._rng.bit_generator.state = state['rng']
+    if state['surrogate'] is not None:
+      self.start_process()
+      self._surrogate.restore(state['surrogate'])
 
 
-def _make_surrogate(cfg: SearchConfig, num_free: int, num_skipped: int) -> Any:
-  """Imported when used: gpjax takes seconds and starts jax's backend."""
+def digits(bits: np.ndarray) -> str:
+  """A mask as a string of 0 and 1."""
+  return ''.join('01'[int(bit)] for bit in bits)
+
+
+def _clear_winner(closeness: Float[np.ndarray, 'c p']) -> int:
+  """The best mask, if it is better than the first beyond chance; else 0.
+
+  Position by position, since both stand before the same text.
+  """
+  best = int(np.argmax(closeness.mean(1)))
+  gain = closeness[best] - closeness[0]
+  error = gain.std() / math.sqrt(gain.size)
+  return best if gain.mean() > _MARGIN_ON_ONE_TEXT * error else 0
+
+
+def _require_gpjax(cfg: SearchConfig) -> None:
+  """Early, and without importing it: that takes seconds."""
   try:
-    from swift_jax.search.surrogate import Surrogate
-  except ImportError as error:
-    raise InputError(
-      f'search.bayes_interval={cfg.bayes_interval}: needs gpjax ({error});'
-      ' 0 searches without it'
-    ) from None
-  return Surrogate(
-    num_free, num_skipped, num_suggested=cfg.num_candidates, seed=cfg.seed
+    is_there = importlib.util.find_spec('gpjax') is not None
+  except ValueError:  # it was switched off in sys.modules
+    is_there = False
+  if not is_there:
+    raise needs_gpjax(cfg, 'it is not installed')
+
+
+def needs_gpjax(cfg: SearchConfig, reason: object) -> InputError:
+  """What to say where the process cannot be had."""
+  return InputError(
+    f'search.bayes_interval={cfg.bayes_interval}: needs gpjax ({reason});'
+    ' 0 searches without it'
   )

@@ -1,0 +1,87 @@
+"""Where candidate masks come from. All of them skip equally many sublayers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from swift_jax import skip_mask as skip_masks
+from swift_jax.skip_mask import SkipMask
+from swift_jax.typing import Float
+
+# Draws without a new mask after which there is none: small models have few masks.
+_MAX_REPEATS = 64
+# By what importances are blurred, in their deviations, from mask to mask.
+_BLURS = (0.0, 0.5, 1.0)
+
+
+class Proposal(NamedTuple):
+  """A mask to score, and who came up with it (see `record_forms.SOURCES`)."""
+
+  mask: SkipMask
+  source: str
+
+
+Stream = Iterator[Proposal]
+
+
+def given(masks: Iterable[SkipMask], source: str) -> Stream:
+  """Masks that were chosen elsewhere."""
+  return (Proposal(mask, source) for mask in masks)
+
+
+def random(
+  rng: np.random.Generator, num_layers: int, skip_ratio: float
+) -> Stream:
+  """Masks drawn uniformly, without end."""
+  while True:
+    yield Proposal(skip_masks.random(rng, num_layers, skip_ratio), 'random')
+
+
+def neighbours(rng: np.random.Generator, mask: SkipMask) -> Stream:
+  """Masks that are one exchange of a kept and a skipped sublayer away."""
+  while True:
+    yield Proposal(skip_masks.neighbour(rng, mask), 'neighbour')
+
+
+def by_importance(
+  rng: np.random.Generator,
+  importance: Float[np.ndarray, ' d'],
+  num_skipped: int,
+) -> Stream:
+  """The masks that skip what matters least, more and more blurred by noise."""
+  worth = (importance - importance.mean()) / (importance.std() + 1e-12)
+  number = 0
+  while True:
+    blur = _BLURS[min(number, len(_BLURS) - 1)]
+    noisy = worth + blur * rng.normal(size=worth.size)
+    bits = np.zeros(worth.size, bool)
+    bits[np.argsort(noisy, kind='stable')[:num_skipped]] = True
+    yield Proposal(skip_masks.from_bits(bits), 'sensitivity')
+    number += 1
+
+
+def distinct(
+  first: Proposal, plan: Iterable[tuple[int, Stream]], count: int
+) -> list[Proposal]:
+  """`count` proposals, `first` in front, no mask twice.
+
+  Args:
+    plan: how many to take of each stream, in turn, until there are enough.
+    count: where fewer masks exist, `first` fills the rest.
+  """
+  chosen = {first.mask.bits().tobytes(): first}
+  for share, stream in plan:
+    wanted = min(len(chosen) + share, count)
+    repeats = 0
+    while len(chosen) < wanted and repeats < _MAX_REPEATS:
+      proposal = next(stream, None)
+      if proposal is None:
+        break
+      name = proposal.mask.bits().tobytes()
+      repeats = repeats + 1 if name in chosen else 0
+      chosen.setdefault(name, proposal)
+  proposals = list(chosen.values())
+  return proposals + [first] * (count - len(proposals))

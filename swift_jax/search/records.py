@@ -1,0 +1,115 @@
+"""What a search did, in a file that grows with it: a JSON line a scoring pass.
+
+A line is in the file when its pass has ended, so a run that is killed leaves at
+most its last line torn. What the lines hold is in `record_forms`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import pathlib
+from typing import IO
+
+from swift_jax.errors import InputError
+from swift_jax.search import atomic_file, record_forms
+from swift_jax.search.record_forms import EVENTS, SOURCES, Header, PassRecord
+
+__all__ = ['EVENTS', 'SOURCES', 'Header', 'PassRecord', 'Writer', 'read']
+
+_MAX_HEADER = 2**20  # bytes; what is longer is no header of ours
+
+
+class Writer:
+  """Writes a record while the search goes on; a context manager.
+
+  A record that is there is replaced when this is made.
+
+  Raises:
+    InputError: the file cannot be written, or holds something else than a
+      record: then it is as it was.
+  """
+
+  def __init__(self, path: str, header: Header):
+    self._where = f'search.record={path!r}'
+    target = atomic_file.writable(path, self._where)
+    with self._named_errors():
+      if not _is_ours(target):
+        raise InputError(f'{self._where}: the file there is no search record')
+      self._file: IO[str] = open(target, 'w', encoding='utf-8', newline='\n')
+    try:
+      self._append(record_forms.header_line(header))
+    except BaseException:
+      with contextlib.suppress(OSError):
+        self._file.close()
+      raise
+
+  def write(self, record: PassRecord) -> None:
+    """Adds a line, which is in the file when this returns.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    self._append(record_forms.pass_line(record))
+
+  def close(self) -> None:
+    with self._named_errors():
+      self._file.close()
+
+  def __enter__(self) -> Writer:
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def _append(self, line: str) -> None:
+    with self._named_errors():
+      self._file.write(line)
+      self._file.flush()
+
+  @contextlib.contextmanager
+  def _named_errors(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      raise InputError(
+        f'{self._where}: cannot be written: {error.strerror or error}'
+      ) from error
+
+
+def read(
+  path: str, setting: str = '--search'
+) -> tuple[Header, list[PassRecord]]:
+  """The passes of a record, in order; a torn last line is left out.
+
+  Args:
+    path: the file.
+    setting: what errors call the path.
+
+  Raises:
+    InputError: the file cannot be read or is no record; names the line and the
+      field.
+  """
+  where = f'{setting}={path!r}'
+  # A line is written with its newline: what follows the last one is torn.
+  *lines, _ = atomic_file.read(path, where).split(b'\n')
+  if not lines or not record_forms.is_header(lines[0]):
+    raise InputError(f'{where}: is no search record')
+  header = record_forms.parse_header(lines[0], f'{where}, line 1')
+  passes: list[PassRecord] = []
+  for number, line in enumerate(lines[1:], 2):
+    here = f'{where}, line {number}'
+    record = record_forms.parse_pass(line, header.num_layers, here)
+    if passes:
+      record_forms.check_order(passes[-1], record, here)
+    passes.append(record)
+  return header, passes
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+  """Whether a file may be written over: it is a record, empty or not there."""
+  if not path.exists():
+    return True
+  with open(path, 'rb') as file:
+    line = file.readline(_MAX_HEADER)
+  return not line or record_forms.is_header(line)
