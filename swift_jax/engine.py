@@ -8,6 +8,7 @@ import datetime
 import functools
 import json
 from typing import Any
+import weakref
 
 import jax
 import numpy as np
@@ -100,7 +101,9 @@ class Engine:
     if search.record:
       layers, settings = self.cfg.num_hidden_layers, dataclasses.asdict(search)
       header = records.Header(layers, self.fingerprint, settings)
-      searcher.on_pass = records.Writer(search.record, header).write
+      record = records.Writer(search.record, header)
+      weakref.finalize(self, record.close)
+      searcher.on_pass = record.write
     return searcher
 
   @functools.cached_property
@@ -184,7 +187,7 @@ class Engine:
     passes = self.searcher.iterations
     try:
       for at in range(0, len(encoded), decode.batch_size):
-        session = self._session(
+        session = self.session(
           encoded[at : at + decode.batch_size], decode, self.searcher
         )
 
@@ -263,8 +266,8 @@ class Engine:
     # A searcher of its own: compiling must not move the search or its budget.
     search = self.searcher.cfg
     spare = paper.make_searcher(search, self.cfg.num_hidden_layers)
-    session = self._session(prompts, decode, spare)
-    if decode.method == 'swift' and self.searcher.may_search:
+    session = self.session(prompts, decode, spare)
+    if decode.method == 'swift' and self.searcher.active:
       session.prepare_search()
       candidates = spare.candidates()
       scores = session.score(candidates)
@@ -274,16 +277,17 @@ class Engine:
       spare.state()  # waits for the Gaussian process, where there is one
     jax.block_until_ready(session.advance(1))
 
-  def _session(
+  def session(
     self,
     prompts: Sequence[Sequence[int]],
     decode: DecodeConfig,
-    searcher: Searcher,
+    searcher: Searcher | None = None,
   ) -> Session:
+    """A batch of token ids, its prompts in the cache; `generate` runs it."""
     sharding.check_batch(decode.batch_size, self.model.mesh)
     return Session(
       self.model,
-      searcher,
+      searcher or self.searcher,
       self._eos,
       prompts,
       self._detokenize,

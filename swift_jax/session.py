@@ -354,7 +354,9 @@ class Session:
     if searcher.wants_process and sharding.agreed(
       searcher.budget.affords(STARTING_SECONDS)
     ):
-      searcher.start_process()
+      # gpjax makes arrays of its own when it is imported.
+      with jax.transfer_guard('allow'):
+        searcher.start_process()
     if searcher.wants_importance:
       searcher.take_importance(
         self.model.scorer.importance(text, window, searcher.cfg.skip_ratio)

@@ -16,9 +16,16 @@ install_import_hook(
     'swift_jax.decoding',
     'swift_jax.layers',
     'swift_jax.llama',
+    'swift_jax.search.drift',
+    'swift_jax.search.gaussian_process',
     'swift_jax.search.matchness',
+    'swift_jax.search.paper',
+    'swift_jax.search.paper_process',
+    'swift_jax.search.proposals',
+    'swift_jax.search.searcher',
+    'swift_jax.search.surrogate',
   ],
-  'beartype.beartype',
+  'annotations.check',
 )
 
 # The first example compiles, and a machine may be busy: time decides nothing.

@@ -1,6 +1,7 @@
 """After warm-up nothing compiles again, and nothing moves in secret."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -68,21 +69,47 @@ def test_shorter_prompts_and_limits_compile_nothing():
   assert compilations.count > warm
 
 
-def test_the_gaussian_process_compiles_while_warming_up():
+SEARCHES = {
+  'random': {},
+  'gp': {'bayes_interval': 1},
+  'map': {'scoring': 'map', 'importance': False},
+  'paper': {'recipe': 'paper'},
+}
+
+
+def test_a_search_compiles_while_warming_up_and_never_again():
+  """Scoring in both ways, sensitivities and the process: not one program more
+  after 10 evaluations, after 100, from a state, and on another stream."""
   jax.clear_caches()
   compilations = Compilations()
-  engine = tiny_model.engine(search={'bayes_interval': 3})
-  engine.warmup(tiny_model.decode(), 12)
-  warm = compilations.count
-  assert warm > 0
-  engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
-  assert engine.searcher.iterations > 3
-  assert compilations.count == warm
+  for name, settings in SEARCHES.items():
+    before = compilations.count
+    endless = {'target_matchness': 1.0, 'patience': 999}
+    engine = tiny_model.engine(search={**endless, **settings})
+    engine.warmup(tiny_model.decode(), 20)
+    warm, searcher = compilations.count, engine.searcher
+    # Each one needs something that those before it did not compile.
+    assert warm > before or name == 'map'
+    for evaluations in (10, 100):
+      while searcher.evaluations < evaluations:
+        engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
+      assert compilations.count == warm, (name, evaluations)
+    searcher.restore(json.loads(json.dumps(searcher.state())))
+    searcher.rest()
+    if name != 'paper':  # which never restarts
+      searcher._restart()
+    engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
+    assert compilations.count == warm, name
+    assert searcher.restarts == (name != 'paper')
 
 
-@pytest.mark.parametrize('bayes_interval', [0, 1])
-def test_every_transfer_is_explicit(bayes_interval):
-  engine = tiny_model.engine(search={'bayes_interval': bayes_interval})
+@pytest.mark.parametrize('name', SEARCHES)
+def test_every_transfer_is_explicit(name):
+  """Of passes, sensitivities and the process once it has started."""
+  engine = tiny_model.engine(search=SEARCHES[name])
   with jax.transfer_guard('disallow'):
     engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
-  assert engine.searcher.iterations > 0  # the search's transfers too
+  searcher = engine.searcher
+  assert searcher.iterations > 0  # the search's transfers too
+  assert (searcher._surrogate is not None) == (name == 'gp')
+  assert (searcher._importance is not None) == (name in ('random', 'gp'))

@@ -92,6 +92,9 @@ INVALID = {
     [(), (25,), (0, 32), (32, 16), (32, 32), (4, 8), (32.0,)]
   ),
   'search.enabled': NO_BOOL,
+  'search.importance': NO_BOOL,
+  'search.restart': NO_BOOL,
+  'search.recipe': NO_NAME,
   'search.skip_ratio': NO_SHARE,
   'search.context_window': no_int(1),
   'search.num_candidates': no_int(2),
@@ -104,6 +107,8 @@ INVALID = {
   'search.target_matchness': NO_SHARE,
   'search.cache': NO_STRING,
   'search.cache_name': NO_STRING,
+  'search.save': NO_STRING,
+  'search.record': NO_STRING,
   'search.seed': no_int(0),
 }
 

@@ -100,4 +100,4 @@ def test_published_sets_are_those_that_docstrings_name():
   named = re.findall(
     r'--config\.search\.cache_name=(\S+)', ' '.join(map(docstring, FILES))
   )
-  assert set(named) == set(cached_sets.read('published'))
+  assert set(named) == {s.name for s in cached_sets.read('published')}

@@ -115,7 +115,7 @@ def test_left_over_cache_content_never_matters():
 
   def run(poison):
     engine = tiny_model.engine(mask, confidence_threshold=0.2)
-    empty = engine._model.empty_cache
+    empty = engine.model.empty_cache
 
     def poisoned(batch, capacity):
       cache = empty(batch, capacity)
@@ -125,7 +125,7 @@ def test_left_over_cache_content_never_matters():
       return cache.replace(k=nan[0], v=nan[1])
 
     if poison:
-      engine._model.empty_cache = poisoned
+      engine.model.empty_cache = poisoned
     results = engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, decode)
     counts = ('drafted', 'accepted', 'leaf_hits', 'verify_passes')
     return [
@@ -133,6 +133,30 @@ def test_left_over_cache_content_never_matters():
     ]
 
   assert run(poison=True) == run(poison=False)
+
+
+@pytest.mark.parametrize('method', ['plain', 'swift'])
+def test_the_target_of_a_greedy_text_is_the_text(method):
+  """What drafts are scored on: whoever wrote it, also where blocks were cut."""
+  eos = tiny_model.reference([9, 8, 7, 6, 5, 4, 3], 40)[9:10]
+  engine = tiny_model.engine(
+    skip_masks.uniform(CFG.num_hidden_layers, 0.5),
+    eos,
+    confidence_threshold=0.0,
+  )
+  session = engine.session(
+    PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode(method)
+  )
+  session.run(lambda *_: None)
+  state = jax.device_get(session.state)
+  written = 0
+  for row, prompt in enumerate(PROMPTS_OF_DIFFERENT_LENGTH):
+    places = slice(len(prompt), int(state.length[row]))
+    wanted = tiny_model.reference(prompt, 40, eos)
+    assert state.tokens[row, places].tolist() == wanted
+    assert state.target[row, places].tolist() == wanted
+    written += len(wanted)
+  assert 40 < written < 120  # one row ended early
 
 
 def test_what_a_skipped_sublayer_leaves_is_never_read(monkeypatch):
@@ -173,9 +197,9 @@ def test_padding_rows_never_matter():
 
 def test_nan_logits_end_the_run():
   engine = tiny_model.engine(skip_masks.uniform(5, 0.5))
-  params = engine._model.params
+  params = engine.model.params
   broken = {**params, 'norm': {'scale': jnp.full(CFG.hidden_size, jnp.nan)}}
-  engine._model.params = broken
+  engine.model.params = broken
   for method in ('plain', 'swift'):
     with pytest.raises(InputError, match='not finite'):
       engine.generate([[1, 2]], tiny_model.decode(method))

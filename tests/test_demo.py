@@ -46,9 +46,9 @@ def test_it_has_learnt_python(engine):
   """Text of our own, which it has not seen: a uniform guess costs 7.6 nats."""
   (tokens,) = engine.encode([TEXT])
   rows = training.spread_rows(np.asarray(tokens), len(tokens) - 1, 1)
-  loss = training.make_loss(engine._model.graphdef)
+  loss = training.make_loss(engine.model.graphdef)
   full = skip_masks.none_skipped(engine.cfg.num_hidden_layers)
-  assert float(loss(engine._model.params, rows, full)) < 3.0
+  assert float(loss(engine.model.params, rows, full)) < 3.0
 
 
 def test_it_fits_into_the_package():

@@ -1,18 +1,22 @@
 """What the engine reports and refuses."""
 
 import dataclasses
+import re
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import pytest
+from reference import cases
 import tiny_model
-from tiny_model import CFG
+from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
 
-from swift_jax import llama, sharding, skip_mask
-from swift_jax.config import SearchConfig
+import swift_jax
+from swift_jax import checkpoint, llama, sharding, skip_mask
+from swift_jax.config import DraftConfig, SearchConfig
 from swift_jax.engine import Engine
 from swift_jax.errors import InputError
+from swift_jax.search import cached_sets, records
 
 
 def test_metrics_are_what_their_names_say():
@@ -38,11 +42,12 @@ def test_metrics_are_what_their_names_say():
   assert (m.skip_ratio, m.search_s) == (None, 0.0)
 
 
-def test_streamed_pieces_are_the_text():
-  class Words:
-    def decode(self, ids, **_):
-      return ' '.join(f'w{i}' for i in ids)
+class Words:
+  def decode(self, ids, **_):
+    return ' '.join(f'w{i}' for i in ids)
 
+
+def test_streamed_pieces_are_the_text():
   engine = tiny_model.engine(tokenizer=Words(), confidence_threshold=0.0)
   seen = {0: '', 1: ''}
 
@@ -56,7 +61,7 @@ def test_streamed_pieces_are_the_text():
 
 
 def test_the_cache_grows_by_steps_and_never_shrinks():
-  model, seen = tiny_model.engine()._model, []
+  model, seen = tiny_model.engine().model, []
   for slots in (1, 128, 129, 200, 100, 257, 385, 513, 2049):
     model.reserve(slots)
     assert model.capacity >= slots
@@ -76,7 +81,7 @@ def test_a_batch_that_the_mesh_cannot_split_is_named():
     sharding.check_batch(3, mesh)
   sharding.check_batch(4, mesh)
   engine = tiny_model.engine()
-  engine._model.mesh = mesh
+  engine.model.mesh = mesh
   with pytest.raises(InputError, match='decode.batch_size=3'):
     engine.generate([[1]], tiny_model.decode())
 
@@ -97,3 +102,193 @@ def test_float32_products_are_float32_on_every_backend(dtype, wanted):
   products = text.count('dot_general[')
   assert products == 6 * CFG.num_hidden_layers + 1
   assert text.count('Precision.HIGHEST, Precision.HIGHEST') == wanted * products
+
+
+# ---- what a search leaves behind
+
+
+def write(engine, **decode):
+  return engine.generate(
+    PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode(**decode)
+  )
+
+
+def other_model(search: SearchConfig) -> Engine:
+  """Of the same shape, with other weights."""
+  draft = DraftConfig(verify_widths=(4, 8, 32))
+  return Engine(CFG, *tiny_model.weights(seed=1), draft=draft, search=search)
+
+
+def test_the_set_that_was_found_is_saved_and_drafts_in_the_next_engine(
+  tmp_path,
+):
+  path = str(tmp_path / 'sets.json')
+  engine = tiny_model.engine(search={'save': path})
+  write(engine)
+  (saved,) = cached_sets.read(path)
+  searcher = engine.searcher
+  assert saved.mask(CFG.num_hidden_layers).to_lists() == (
+    searcher.incumbent.to_lists()
+  )
+  assert saved.model == engine.fingerprint
+  assert (saved.name, saved.matchness) == ('default', engine.matchness)
+  assert saved.positions == round(searcher.estimate.positions) > 0
+  assert (saved.skip_ratio, saved.context_window) == (0.5, 11)
+  assert saved.version == swift_jax.__version__
+  # The next text's takes its place, under its name another's stays.
+  engine.searcher.incumbent = skip_mask.from_lists([1], [1, 2], 5)
+  engine.searcher.active = False
+  write(engine)
+  assert cached_sets.read(path) == [saved]  # nothing was scored, nothing found
+  other = tiny_model.engine(search={'save': path, 'cache_name': 'mine'})
+  write(other)
+  assert [s.name for s in cached_sets.read(path)] == ['default', 'mine']
+  cached = tiny_model.engine(search={'cache': path, 'cache_name': 'default'})
+  assert cached.skip_mask.to_lists() == {
+    'attention': list(saved.attention),
+    'mlp': list(saved.mlp),
+  }
+  assert not cached.searcher.active and cached.searcher.may_search
+  (result, *_) = write(cached)
+  assert result.metrics.search_s == 0 and cached.searcher.source == 'cached'
+
+
+def test_a_set_is_saved_whatever_ends_the_text(tmp_path):
+  path = str(tmp_path / 'sets.json')
+  engine = tiny_model.engine(search={'save': path}, tokenizer=Words())
+
+  def on_text(*_):
+    if engine.searcher.iterations == 2:
+      raise RuntimeError('enough')
+
+  with pytest.raises(RuntimeError, match='enough'):
+    engine.generate([[1, 2]], tiny_model.decode(), on_text)
+  (saved,) = cached_sets.read(path)
+  assert saved.matchness == engine.matchness
+
+
+def test_what_cannot_be_written_is_refused_at_once(tmp_path, monkeypatch):
+  """Before weights load, which may take minutes."""
+  monkeypatch.setattr(checkpoint, 'load_params', None)
+  folder = cases.write('gqa', tmp_path / 'model')
+  (tmp_path / 'text').write_text('not ours')
+  for name in ('no/where', 'text', 'model'):
+    path = str(tmp_path / name)
+    search = SearchConfig(save=path)
+    said = re.escape(f'search.save={path!r}')
+    with pytest.raises(InputError, match=said):
+      Engine(CFG, *tiny_model.weights(), search=search)
+    with pytest.raises(InputError, match=said):
+      Engine.from_pretrained(str(folder), search=search)
+    said = re.escape(f'search.record={path!r}')
+    with pytest.raises(InputError, match=said):
+      Engine(CFG, *tiny_model.weights(), search=SearchConfig(record=path))
+  assert (tmp_path / 'text').read_text() == 'not ours'
+  search = SearchConfig(save=str(tmp_path / 'sets'), cache_name='a\nb')
+  with pytest.raises(InputError, match=r"search.cache_name='a\\nb': expected"):
+    Engine(CFG, *tiny_model.weights(), search=search)
+
+
+def test_a_set_of_another_model_is_refused_by_name(tmp_path):
+  path = str(tmp_path / 'sets.json')
+  engine = tiny_model.engine(search={'save': path})
+  write(engine)
+  said = f"set 'default' is for model {engine.fingerprint}; this model is "
+  with pytest.raises(InputError, match=said):
+    other_model(SearchConfig(cache=path))
+  # Each model has its own of a name.
+  other = other_model(
+    SearchConfig(save=path, time_budget=1.0, bayes_interval=0, context_window=9)
+  )
+  write(other)
+  models = [s.model for s in cached_sets.read(path)]
+  assert models == [engine.fingerprint, other.fingerprint]
+
+
+def test_the_record_is_what_the_search_did(tmp_path):
+  path = str(tmp_path / 'record.jsonl')
+  engine = tiny_model.engine(search={'record': path, 'max_iterations': 4})
+  searcher, seen = engine.searcher, []
+  observe = searcher.observe
+  searcher.observe = lambda masks, scores, fresh: (
+    seen.append((masks.bits(), scores)),
+    observe(masks, scores, fresh),
+  )
+  write(engine)
+  header, passes = records.read(path)
+  assert header.num_layers == CFG.num_hidden_layers
+  assert header.model == engine.fingerprint
+  assert SearchConfig(**header.settings) == searcher.cfg
+  assert len(passes) == len(seen) == searcher.iterations == 4
+  assert passes[-1].evaluations == searcher.evaluations == 12
+  for record, (bits, scores) in zip(passes, seen, strict=True):
+    masks = [''.join(map(str, row.astype(int))) for row in bits]
+    assert list(record.masks) == masks
+    assert list(record.hits) == scores.num_hits().tolist()
+    assert record.positions == scores.positions
+    best = scores.closeness().mean(1).tolist()
+    assert record.log_probs == pytest.approx(best)
+  last = passes[-1]
+  bits = searcher.incumbent.bits().astype(int)
+  assert last.incumbent == ''.join(map(str, bits))
+  assert last.incumbent_source == searcher.source
+  assert (last.matchness, last.stddev) == (
+    searcher.matchness,
+    searcher.estimate.stddev,
+  )
+  assert [record.event for record in passes] == ['start', None, None, 'stopped']
+  assert last.search_seconds <= searcher.budget.spent
+
+
+def test_a_search_is_saved_and_goes_on_in_the_next_engine(tmp_path):
+  """As if the first one had gone on: only times differ."""
+  path, seen = str(tmp_path / 'state'), {}
+  engines = [tiny_model.engine() for _ in range(2)]
+  for engine in engines:
+    write(engine)
+  engines[0].save_search(path)
+  third = tiny_model.engine()
+  third.load_search(path)
+  assert third.searcher.state() == engines[0].searcher.state()
+  assert third.matchness == engines[0].matchness is not None
+  for name, engine in (('went on', engines[1]), ('loaded', third)):
+    masks = seen[name] = []
+    engine.searcher.on_pass = lambda record, masks=masks: masks.append(
+      (record.number, record.masks, record.hits, record.incumbent)
+    )
+    write(engine)
+  assert seen['loaded'] == seen['went on'] and len(seen['loaded']) > 3
+  state, wanted = (e.searcher.state() for e in (third, engines[1]))
+  assert {**state, 'budget': 0} == {**wanted, 'budget': 0}
+
+
+def test_bad_search_states_are_named_and_change_nothing(tmp_path):
+  path = tmp_path / 'state'
+  engine, foreign = tiny_model.engine(), other_model(SearchConfig())
+  write(engine)
+  engine.save_search(str(path))
+  before = engine.searcher.state()
+  whole = path.read_bytes()
+  said = f'is of model {engine.fingerprint!r}, this one is '
+  with pytest.raises(InputError, match=said + repr(foreign.fingerprint)):
+    foreign.load_search(str(path))
+  deeper = tiny_model.engine(search={'num_candidates': 4})
+  with pytest.raises(InputError, match='num_candidates=3, here 4'):
+    deeper.load_search(str(path))
+  torn = [whole[: len(whole) * part // 20] for part in range(20)]
+  others = [b'[]', b'3', b'"x"', b'{"swift_jax search state": 2}', b'\xff\xfe']
+  others += [b'[' * 100_000, whole.replace(b'"search"', b'"other"')]
+  for content in (*torn, *others):
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+      engine.load_search(str(path))
+    assert str(error.value).startswith(f'search state {str(path)!r}: ')
+    assert '\n' not in str(error.value)
+  path.write_bytes(whole.replace(b'"sizes"', b'"sises"'))
+  with pytest.raises(InputError, match='search state: damaged: .*sizes'):
+    engine.load_search(str(path))
+  with pytest.raises(InputError, match='cannot be read: No such file'):
+    engine.load_search(str(tmp_path / 'none'))
+  with pytest.raises(InputError, match='cannot be written: No such file'):
+    engine.save_search(str(tmp_path / 'no' / 'where'))
+  assert engine.searcher.state() == before

@@ -23,6 +23,7 @@ from swift_jax.config import DecodeConfig
 from swift_jax.engine import Result
 from swift_jax.errors import InputError
 from swift_jax.metrics import Metrics
+from swift_jax.search import cached_sets
 
 ROOT = pathlib.Path(__file__).parent.parent
 METRICS = Metrics(
@@ -304,6 +305,30 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
   with pytest.raises(InputError, match='out: cannot be written: No space left'):
     with generate.JsonLines(str(tmp_path / 'out')) as lines:
       lines.write({})
+
+
+def test_a_set_of_another_model_is_refused(launch, tmp_path):
+  path = str(tmp_path / 'sets.json')
+  entry = cached_sets.CachedSet(
+    name='mine',
+    attention=(3,),
+    mlp=(4,),
+    model='0123456789abcdef',
+    skip_ratio=0.45,
+    context_window=50,
+    date='2026-11-25T02:03:04+00:00',
+    version='0.1.0',
+  )
+  cached_sets.save(path, entry)
+  ended = launch('--prompt=x', f'--config.search.cache={path}')
+  said = "set 'mine' is for model 0123456789abcdef; this model is "
+  assert_refused(ended, [f'search.cache={path!r}', said])
+
+
+def test_without_gpjax_the_setting_is_named(launch, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'gpjax', None)
+  ended = launch('--prompt=x', '--config.search.bayes_interval=1')
+  assert_refused(ended, ['search.bayes_interval=1: needs gpjax', '0 searches'])
 
 
 def test_bad_model_folders_in_a_shell(tmp_path):

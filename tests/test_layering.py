@@ -98,13 +98,29 @@ def test_decoding_and_search_do_not_know_each_other():
       assert name.split('.')[0] != other, f'{file.name} imports {name}'
 
 
-def test_only_the_surrogate_imports_gpjax():
+def test_only_the_processes_import_gpjax():
+  """And below the evaluation only a search that starts one imports these."""
+  processes = {'search.gaussian_process', 'search.paper_process'}
   users = {
     module_name(file)
     for file in FILES
     if any(name.split('.')[0] == 'gpjax' for name in imported(file))
   }
-  assert users <= {'search.surrogate'}
+  assert users == processes
+  importers = {
+    process: {
+      module_name(file)
+      for file in FILES
+      if process in own_imports(file)
+      and level(module_name(file)) < ORDER['evaluation']
+    }
+    for process in (*processes, 'search.surrogate')
+  }
+  assert importers == {
+    'search.gaussian_process': {'search.surrogate'},
+    'search.surrogate': {'search.searcher'},
+    'search.paper_process': {'search.paper'},
+  }
 
 
 def test_nothing_imports_torch():
@@ -122,9 +138,11 @@ def test_configs_import_only_ml_collections():
 def test_importing_the_package_stays_cheap():
   code = (
     'import sys, swift_jax; swift_jax.DecodeConfig(); swift_jax.SkipMask;'
-    "print(sorted({'gpjax', 'torch', 'transformers'} & sys.modules.keys()))"
+    "print(sorted({'gpjax', 'torch', 'transformers'} & sys.modules.keys()));"
+    # What decodes and searches starts without it, too.
+    "import swift_jax.engine; print('gpjax' in sys.modules)"
   )
   done = subprocess.run(
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
-  assert done.stdout.strip() == '[]'
+  assert done.stdout.split('\n') == ['[]', 'False', '']

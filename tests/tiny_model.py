@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swift_jax import llama
+from swift_jax import kv_cache, llama
 from swift_jax.config import (
   DecodeConfig,
   DraftConfig,
@@ -18,6 +18,7 @@ from swift_jax.config import (
   SearchConfig,
 )
 from swift_jax.engine import Engine
+from swift_jax.search.matchness import Text
 from swift_jax.skip_mask import SkipMask
 
 CFG = ModelConfig(
@@ -51,8 +52,12 @@ def weights(cfg: ModelConfig = CFG, seed: int = 0):
 def engine(
   mask: SkipMask | None = None, eos=(), tokenizer=None, search=None, **draft
 ) -> Engine:
-  """An engine on the tiny model; drafts with `mask`, else searches."""
+  """An engine on the tiny model; drafts with `mask`, else searches.
+
+  Without the Gaussian process, which takes seconds to compile, unless asked.
+  """
   searching = {
+    'bayes_interval': 0,
     'context_window': 11,
     'num_candidates': 3,
     'skip_ratio': 0.5,
@@ -96,6 +101,33 @@ def reference(prompt, max_new_tokens, eos=()) -> list[int]:
       end = length + 1
       break
   return tokens[len(prompt) : end].tolist()
+
+
+@functools.partial(jax.jit, static_argnames='graphdef')
+def _run(graphdef, params, tokens, mask, cache):
+  model = nnx.merge(graphdef, params)
+  hidden, updates = model(tokens, mask, cache=cache)
+  return model.logits(hidden), updates
+
+
+def run(tokens, mask, cache=None):
+  """Logits of tokens [B, T] on top of a cache, and what they add to it."""
+  return _run(*weights(), jnp.asarray(tokens), mask, cache)
+
+
+def text(tokens, lengths, prompts, target=None) -> Text:
+  """What a batch has written: `lengths` of the tokens [B, S] of each row."""
+  tokens = jnp.asarray(tokens)
+  batch, slots = tokens.shape
+  cache = kv_cache.empty(5, batch, 3, slots, 8, jnp.dtype('float32'))
+  mask = SkipMask(np.zeros(5, bool), np.zeros(5, bool))
+  cache = cache.write(run(tokens, mask, cache)[1])
+  return Text(
+    cache.rollback(jnp.asarray(lengths) - 1),
+    tokens,
+    tokens if target is None else jnp.asarray(target),
+    jnp.asarray(prompts),
+  )
 
 
 PROMPTS_OF_DIFFERENT_LENGTH = [[5], [9, 8, 7, 6, 5, 4, 3], list(range(20, 40))]

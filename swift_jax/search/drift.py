@@ -22,6 +22,7 @@ BLOCK = 64  # drafted tokens
 _ALLOWANCE = 0.5  # half of the fall to find, in deviations
 _LIMIT = 5.0
 _MIN_BLOCKS = 4  # before the first is judged
+_MOST = 4.0  # deviations that one block alone may fall by: below the limit
 _MIN_STDDEV = 0.02  # equal blocks say little of how uneven a stream is
 
 
@@ -48,7 +49,8 @@ class Drift:
     acceptance = self._accepted / self._drafted
     self._drafted = self._accepted = 0
     if self.blocks >= _MIN_BLOCKS:
-      self.fall = max(0.0, self.fall - self._score(acceptance) - _ALLOWANCE)
+      fallen = min(-self._score(acceptance), _MOST)
+      self.fall = max(0.0, self.fall + fallen - _ALLOWANCE)
     self._learn(acceptance)
     return self.fall > _LIMIT
 

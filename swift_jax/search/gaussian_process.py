@@ -115,7 +115,7 @@ class _RowNoise(gpx.likelihoods.Gaussian):
 
   row_variance: Any = None
 
-  def __init__(self, obs_stddev: Any, row_variance: Array):
+  def __init__(self, obs_stddev: Any, row_variance: Any):
     super().__init__(obs_stddev=obs_stddev)
     self.row_variance = row_variance
 

@@ -15,7 +15,7 @@ from swift_jax.llama import GraphDef, Llama, Params
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Bool, Float, Int
 
-_FLOOR = -3.0  # nats: a token given less is a miss, however little it was
+_FLOOR = -5.0  # nats: a token given less is a miss, however little it was
 
 
 class Text(NamedTuple):
@@ -63,10 +63,11 @@ class Scores(NamedTuple):
   def closeness(self) -> Float[np.ndarray, 'c p']:
     """What each mask gave the target's token at every position that counts.
 
-    In nats, at least `_FLOOR`: a finer measure of what hits measure, since a near
-    miss is better than a far one, and a sure hit than an unsure one.
+    In nats, at least `_FLOOR`, also where a draft overflowed: a finer measure of
+    what hits measure, since a near miss is better than a far one, and a sure hit
+    than an unsure one.
     """
-    return np.maximum(self.log_probs[:, self.compared], _FLOOR)
+    return np.fmax(self.log_probs[:, self.compared], np.float32(_FLOOR))
 
   def accepted_lengths(
     self, threshold: float, max_length: int
@@ -79,7 +80,8 @@ class Scores(NamedTuple):
     what would have been drafted. Leaves are left out; the window cuts the last
     round short, so the figure is a little low.
     """
-    hits, sure = self.hits, self.confidence >= threshold
+    hits = self.hits & self.compared
+    sure = self.confidence >= threshold
     count, _, length = hits.shape
     # From the back: hits in a row, tokens drafted, and then rounds to the end.
     run = np.zeros((*hits.shape[:2], length + 1), int)
@@ -91,9 +93,9 @@ class Scores(NamedTuple):
       drafted[..., i] = longer
       kept = np.minimum(run[..., i], np.minimum(longer, max_length))
       after = np.minimum(i + kept + 1, length)
-      rounds[..., i] = 1 + rounds[(*rows, after)]
-    # Positions that count are a row's last ones.
-    first = length - self.compared.sum(1)
+      rounds[..., i] = self.compared[:, i] * (1 + rounds[(*rows, after)])
+    # Positions that count are in a row; a short text ends before the window.
+    first = np.argmax(self.compared, axis=1)
     walked = rounds[(*rows, first)].sum(1)
     return self.positions / np.maximum(walked, 1)
 

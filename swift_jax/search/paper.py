@@ -48,6 +48,13 @@ class PaperSearcher(Searcher):
   def _collect(self) -> bool:
     return False
 
+  def _history_form(self) -> list[Any]:
+    return [np.zeros(self._free, bool), 0.0]
+
+  def start_from(self, mask: SkipMask, may_restart: bool = False) -> None:
+    del may_restart
+    super().start_from(mask)
+
   def start_process(self) -> None:
     try:
       from swift_jax.search.paper_process import PaperProcess
@@ -85,13 +92,13 @@ class PaperSearcher(Searcher):
     self._count(candidates)
     (bits,), (hits,) = candidates.bits(), scores.num_hits()
     self._remember(bits[None], np.array([hits]), positions)
-    share = hits / positions
+    share = float(hits / positions)
     if self._surrogate is not None:
       self._surrogate.observe(bits, share)
     elif self.cfg.bayes_interval:
       self._history.append([bits, share])
     if share > self._best:
-      self._best = float(share)
+      self._best = share
       self._replace(bits)
     self._stop_or_go_on()
     self._record(candidates, scores)

@@ -25,10 +25,10 @@ from swift_jax.typing import Array, Bool, Float
 _KAPPA = 2.5
 _NOISE_VARIANCE = 1e-2  # of scores with deviation 1
 _CAPACITY = 256  # newest scores kept; the official code keeps all
-_FIT_STEPS = 50
-_POINTS = 4096
+_FIT_STEPS = 20
+_POINTS = 2048
 _LEARNT = ('_bits', '_scores', '_count')
-_STARTS, _ASCENT_STEPS, _ASCENT_RATE = 16, 60, 0.05
+_STARTS, _ASCENT_STEPS, _ASCENT_RATE = 16, 40, 0.05
 
 
 class _Noise(gpx.likelihoods.Gaussian):
@@ -116,7 +116,8 @@ class PaperProcess:
     self._scores = np.zeros(_CAPACITY, np.float32)
     self._count = 0
     with jax.default_device(self._cpu):
-      self._key = jax.random.key(seed)
+      # Committed, as a restored one is: one program for both.
+      self._key = jax.device_put(jax.random.key(seed), self._cpu)
 
   def observe(self, bits: Bool[np.ndarray, ' d'], score: float) -> None:
     if self._count == _CAPACITY:

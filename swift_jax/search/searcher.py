@@ -17,7 +17,7 @@ from swift_jax.search.budget import Budget, Estimate
 from swift_jax.search.drift import Drift
 from swift_jax.search.matchness import Scores
 from swift_jax.search.proposals import Proposal
-from swift_jax.search.record_forms import PassRecord
+from swift_jax.search.record_forms import EVENTS, SOURCES, PassRecord
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Float
 
@@ -76,8 +76,9 @@ class Searcher:
     self.iterations = self.evaluations = self.restarts = 0
     self._skipped = skip_masks.num_to_skip(num_layers, cfg.skip_ratio)
     self._free = skip_masks.num_free(num_layers)
-    self._has_choice = cfg.enabled and 0 < self._skipped < self._free
-    self.active = self._has_choice and cfg.max_iterations > 0
+    has_choice = 0 < self._skipped < self._free
+    self._may_score = cfg.enabled and has_choice and cfg.max_iterations > 0
+    self.active = self._may_score
     self.budget = Budget(cfg.time_budget)
     self.on_pass: Callable[[PassRecord], None] | None = None
     self._rng = np.random.default_rng(cfg.seed)
@@ -90,7 +91,7 @@ class Searcher:
     self._history: list[list[Any]] = []
     self._scored: dict[str, list[Any]] = {}
     self._sources: list[str] = []
-    self._event: str | None = 'start'
+    self._event = 'start'
     self._is_new_text = True
     if self.active and cfg.bayes_interval:
       _require_gpjax(cfg)
@@ -132,14 +133,16 @@ class Searcher:
     self.estimate = Estimate()
     self._surrogate = None
     self.active = False
-    self._watches = may_restart and self._has_choice and self.cfg.restart
+    self._watches = may_restart and self._may_score and self.cfg.restart
     self._drift = Drift()
 
   def rest(self) -> None:
     """Ends the search; the best mask so far drafts on, its score stays."""
+    if not self.active:
+      return
     self._name_incumbent()
     self.active = False
-    self._watches = self._has_choice and self.cfg.restart
+    self._watches = self.cfg.restart
     self._drift = Drift()
 
   def watch(self, drafted: int, accepted: int) -> None:
@@ -167,7 +170,7 @@ class Searcher:
 
   def take_importance(self, importance: Float[np.ndarray, ' d']) -> None:
     """The sublayers' sensitivities, in the order of `SkipMask.bits`."""
-    self._importance = np.asarray(importance)
+    self._importance = np.asarray(importance, np.float32)
     if self._surrogate is not None:
       self._surrogate.trust(self._importance)
 
@@ -288,9 +291,13 @@ class Searcher:
   def _replace(self, bits: np.ndarray) -> None:
     """A scored mask drafts from now on."""
     self.incumbent = skip_masks.from_bits(bits)
-    self.source, hits, positions = self._scored[digits(bits)]
+    # The process may remember a mask for longer.
+    unknown = 'gp', 0, 0
+    found = self._scored.get(digits(bits), unknown)
+    self.source, hits, positions = found
     self.estimate = Estimate()
-    self.estimate.add(hits, positions)
+    if positions:
+      self.estimate.add(hits, positions)
     self._since_improved = 0
 
   def _remember(
@@ -320,7 +327,7 @@ class Searcher:
 
   def _record(self, candidates: SkipMask, scores: Scores) -> None:
     """Hands on what the pass was."""
-    event, self._event = self._event, None
+    event, self._event = self._event, ''
     if self.on_pass is None:
       return
     self.on_pass(
@@ -338,7 +345,7 @@ class Searcher:
         incumbent_source=self.source,
         matchness=self.estimate.mean,
         stddev=self.estimate.stddev,
-        event=event,
+        event=event or None,
       )
     )
 
@@ -360,7 +367,7 @@ class Searcher:
       }
     )
 
-  def restore(self, state: dict[str, Any]) -> None:
+  def restore(self, state: Any) -> None:
     """Goes on from what `state` gave.
 
     Raises:
@@ -375,7 +382,13 @@ class Searcher:
             f'search state: {name}={state["sizes"][name]!r}, here {mine!r}'
           )
       other._take(codec.decode(state))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+      ArithmeticError,
+      AttributeError,
+      LookupError,
+      TypeError,
+      ValueError,
+    ) as error:
       if isinstance(error, InputError):
         raise
       raise InputError(
@@ -403,10 +416,34 @@ class Searcher:
       part = getattr(self, name)
       fields = tuple(vars(part))
       codec.replace_fields(part, fields, state[name.lstrip('_')])
+    self._check_learnt()
     self._rng.bit_generator.state = state['rng']
-    if state['surrogate'] is not None:
+    if state['surrogate'] is not None and self.cfg.bayes_interval:
       self.start_process()
       self._surrogate.restore(state['surrogate'])
+
+  def _check_learnt(self) -> None:
+    """Refuses what `replace_fields` let pass: parts, and what was None here."""
+    bits = np.zeros(self._free, bool)
+    learnt = {
+      'importance': ([self._importance], bits.astype(np.float32)),
+      'per_pass': ([self.budget.per_pass], 0.0),
+      'suggested': (self._suggested, bits),
+      'history': (self._history, self._history_form()),
+      'scored': (self._scored.values(), ['', 0, 0]),
+    }
+    for name, (items, example) in learnt.items():
+      known = [item for item in items if item is not None]
+      codec.check_items(name, known, example)
+    sources = {self.source, *(source for source, *_ in self._scored.values())}
+    if not sources <= {*SOURCES} or self._event not in ('', *EVENTS):
+      raise ValueError(f'unknown sources {sources}, event {self._event!r}')
+
+  def _history_form(self) -> list[Any]:
+    """An item of what a process that starts late is told."""
+    count = self.num_candidates
+    numbers = np.zeros(count, np.float32)
+    return [np.zeros((count, self._free), bool), numbers, numbers, 0.0]
 
 
 def digits(bits: np.ndarray) -> str:

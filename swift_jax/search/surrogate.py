@@ -77,7 +77,7 @@ class Surrogate:
       initial = gaussian_process.initial(num_free, num_skipped)
       # Committed, as what comes back will be: one program for both.
       self._initial = jax.device_put(initial, self._cpu)
-      self._key = jax.random.key(seed)
+      self._key = jax.device_put(jax.random.key(seed), self._cpu)
     self._hyper = self._initial
 
   def forget(self) -> None:
@@ -203,6 +203,11 @@ class Surrogate:
       KeyError, TypeError, ValueError: it is of a process of other sizes.
     """
     codec.replace_fields(self, _LEARNT, state)
+    if self.count > self._capacity:
+      raise ValueError(f'count={self.count} in a buffer of {self._capacity}')
+    for name in _LEARNT:  # only what is spare has no mean
+      if name != 'means' and not np.isfinite(getattr(self, name)).all():
+        raise ValueError(f'{name} is not finite')
     old, tree = jax.tree.flatten(self._initial)
     new = [np.asarray(leaf, np.float32) for leaf in state['hyper']]
     if [leaf.shape for leaf in new] != [leaf.shape for leaf in old]:

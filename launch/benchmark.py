@@ -1,0 +1,266 @@
+"""Measures, with the ratios that count taken within one run.
+
+  python launch/benchmark.py --suite=search --output=search.json
+
+`search`: what the search finds, how fast, and what it costs, on the model's own
+continuations of program text that it was not trained on. Takes some 15 minutes
+with the demo model on two cores. `--config=...` and its fields as everywhere; what
+the suite compares it sets itself, and it reads and writes no skip sets.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+import common
+from ml_collections import ConfigDict
+import numpy as np
+
+from swift_jax.errors import InputError
+from swift_jax.search import atomic_file
+
+if TYPE_CHECKING:
+  from swift_jax import Engine
+
+SUITES = ('search',)
+_SUITE = flags.DEFINE_string('suite', 'search', 'one of: search')
+_OUTPUT = flags.DEFINE_string('output', None, 'JSON file with all figures')
+_SEEDS = flags.DEFINE_integer('seeds', 10, 'searches of each recipe')
+
+_PROMPT_TOKENS = 32
+_STRIDE = 256  # tokens from one passage to the next
+_NEW_TOKENS = 128
+_STREAM_TEXTS, _FRESH_TEXTS = 24, 40  # of the comparison
+_STREAM_PROMPTS = 20
+_DOMAIN_PROMPTS = 18  # of each kind
+_TOKENS_PER_MASK = 3  # about a round's
+
+
+def main(config: ConfigDict) -> None:
+  if _SUITE.value not in SUITES:
+    raise InputError(f'--suite={_SUITE.value!r}: expected one of search')
+  if _SEEDS.value < 1:
+    raise InputError(f'--seeds={_SEEDS.value}: expected >= 1')
+  where = f'--output={_OUTPUT.value!r}'
+  target = _OUTPUT.value and atomic_file.writable(_OUTPUT.value, where)
+  started = time.perf_counter()
+  figures = search(config)
+  facts = {**environment(config), 'seconds': time.perf_counter() - started}
+  if target:
+    text = json.dumps({**facts, **figures}, indent=2, allow_nan=False)
+    atomic_file.replace(target, f'{text}\n', where)
+  print('\nsummary')
+  for name, value in figures['summary'].items():
+    print(f'  {name:<28} {_show(value)}')
+
+
+def search(config: ConfigDict) -> dict[str, Any]:
+  """The suite `search`."""
+  from swift_jax.evaluation import search_suite as suite
+  from swift_jax.evaluation.replay import Pace, Stream
+
+  settings = dataclasses.replace(
+    common.section(config, 'search'), cache='', save='', record=''
+  )
+
+  def make_engine(**changes: Any) -> Engine:
+    config.search = dataclasses.asdict(dataclasses.replace(settings, **changes))
+    return common.load_engine(config)
+
+  with config.unlocked():
+    engine = make_engine(time_budget=1.0)
+    code = prompts_of(engine, programs())
+    prose = prompts_of(engine, documentation())
+    wanted = _STREAM_TEXTS + _FRESH_TEXTS
+    if len(code) < wanted or len(prose) < _DOMAIN_PROMPTS:
+      raise InputError(
+        f'the standard library gives {len(code)} programs and {len(prose)}'
+        f' documentation strings: {wanted} and {_DOMAIN_PROMPTS} are needed'
+      )
+    _say('writing the text')
+    written = Stream(engine, code[:wanted], _NEW_TOKENS)
+    texts = [written.text(row) for row in range(_STREAM_TEXTS)]
+    rows = range(_STREAM_TEXTS, wanted)
+    halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    window = settings.context_window
+    fresh = suite.Fresh(
+      engine.model, [written.text(*half) for half in halves], window
+    )
+    pace = Pace(_NEW_TOKENS, _TOKENS_PER_MASK, window)
+    compared = suite.compare(engine, texts, fresh, pace, _SEEDS.value, _say)
+    print_comparison(compared.fresh, fresh.matchness(engine.skip_mask))
+    importance = suite.importance_figures(engine, texts, compared.found, window)
+    _print('importance: rank correlation with how often we kept it', importance)
+
+    _say('a stream from a cold start')
+    plain, swift = (
+      dataclasses.replace(
+        common.section(config, 'decode'),
+        method=method,
+        max_new_tokens=_NEW_TOKENS,
+        ignore_eos=True,
+        batch_size=1,
+      )
+      for method in ('plain', 'swift')
+    )
+    cold = suite.stream(plain, swift, make_engine(), code[-_STREAM_PROMPTS:])
+    _print('stream of 20 prompts, 128 new tokens each', cold)
+
+    _say('a change of domain')
+    change = suite.change_of_domain(
+      lambda **kw: make_engine(time_budget=1.0, bayes_interval=0, **kw),
+      swift,
+      code[:_DOMAIN_PROMPTS],
+      prose[:_DOMAIN_PROMPTS],
+    )
+    for name, seen in change.items():
+      _print(f'acceptance, {name}', seen)
+
+    _say('suggestions and compilations')
+    compiled = suite.compilations(
+      make_engine(time_budget=1.0, target_matchness=1.0, opt_interval=4),
+      swift,
+      code[:_STREAM_PROMPTS],
+    )
+    _print('programs compiled', compiled)
+    overlap = suite.overlap(engine, swift, code[0])
+    _print('overlap of a suggestion with rounds, ms', overlap)
+    suggestion = suite.suggestion_ms(80, 0.45)
+  ours, papers = compared.fresh['ours'], compared.fresh['paper']
+  at = suite.POINTS.index
+  gain = ours[:, at(100)] - papers[:, at(400)]
+  return {
+    'summary': {
+      'ours100_minus_paper400': float(gain.mean()),
+      'ours50_minus_paper400': float(
+        (ours[:, at(50)] - papers[:, at(400)]).mean()
+      ),
+      'search_time_share': cold['search_share'],
+      'swift_over_plain_cold_stream': cold['swift_over_plain'],
+      'suggestion_ms_156d': suggestion,
+      'recompilations': compiled['after_400'] - compiled['after_10'],
+    },
+    'comparison': {
+      'points': suite.POINTS,
+      'uniform': fresh.matchness(engine.skip_mask),
+      'fresh_matchness': {k: v.tolist() for k, v in compared.fresh.items()},
+    },
+    'importance': importance,
+    'stream': cold,
+    'change_of_domain': change,
+    'compilations': compiled,
+    'overlap_ms': overlap,
+  }
+
+
+def programs() -> list[str]:
+  """Source files that the demo model was not trained on."""
+  from swift_jax.demo import corpus
+
+  return list(corpus.documents(held_out=True))
+
+
+def documentation() -> list[str]:
+  """Their long documentation strings."""
+  found = []
+  for text in programs():
+    found += [doc for doc in docstrings(text) if len(doc) > 300]
+  return found
+
+
+def docstrings(text: str) -> Iterator[str]:
+  """The documentation strings of a program."""
+  try:
+    tree = ast.parse(text)
+  except SyntaxError:  # a template, or another version's syntax
+    return
+  kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+  for node in ast.walk(tree):
+    if isinstance(node, kinds):
+      yield ast.get_docstring(node) or ''
+
+
+def prompts_of(engine: Engine, documents: Sequence[str]) -> list[list[int]]:
+  """Passages of equal length, in a fixed order."""
+  found = []
+  for document in documents:
+    ids = list(engine.tokenizer(document)['input_ids'])
+    ends = range(_PROMPT_TOKENS, len(ids) + 1, _STRIDE)
+    found += [ids[end - _PROMPT_TOKENS : end] for end in ends]
+  np.random.default_rng(0).shuffle(found)
+  return found
+
+
+def environment(config: ConfigDict) -> dict[str, Any]:
+  """What the figures depend on."""
+  import jax
+
+  import swift_jax
+
+  return {
+    'suite': _SUITE.value,
+    'model': config.model.to_dict(),
+    'versions': {
+      'swift_jax': swift_jax.__version__,
+      'jax': jax.__version__,
+      'python': platform.python_version(),
+    },
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'cpus': os.cpu_count(),
+    'commit': _commit(),
+    'flags': sys.argv[1:],
+  }
+
+
+def _commit() -> str | None:
+  """The commit that is checked out; None outside a repository."""
+  root = pathlib.Path(__file__).resolve().parent
+  command = ['git', '-C', str(root), 'describe', '--always', '--dirty']
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()
+
+
+def print_comparison(fresh: Mapping[str, np.ndarray], uniform: float) -> None:
+  """Mean and deviation over seeds."""
+  from swift_jax.evaluation.search_suite import POINTS
+
+  print(f'\nmatchness on fresh text (the uniform set: {uniform:.3f})')
+  heads = ''.join(f'{f"after {point}":>16}' for point in POINTS)
+  print(f'{"":<18}{heads}')
+  for name, values in fresh.items():
+    pairs = zip(values.mean(0), values.std(0), strict=True)
+    cells = ''.join(f'{f"{m:.3f} +- {s:.3f}":>16}' for m, s in pairs)
+    print(f'{name:<18}{cells}')
+
+
+def _print(title: str, figures: Mapping[str, Any]) -> None:
+  print(f'\n{title}')
+  for name, value in figures.items():
+    print(f'  {name:<28} {_show(value)}')
+
+
+def _show(value: Any) -> str:
+  return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _say(what: str) -> None:
+  """Progress, beside the tables."""
+  print(f'... {what}', file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+  common.run(main)
