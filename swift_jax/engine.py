@@ -25,6 +25,7 @@ from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
 from swift_jax.metrics import Metrics, ratio
 from swift_jax.search import atomic_file, cached_sets, paper, records
+from swift_jax.search.budget import Estimate
 from swift_jax.search.searcher import Searcher
 from swift_jax.session import MAX_EOS_IDS, Model, Row, Session
 from swift_jax.skip_mask import SkipMask
@@ -94,6 +95,7 @@ class Engine:
 
   def _make_searcher(self, search: SearchConfig) -> Searcher:
     _check_files(search)
+    self._has_saved = False
     searcher = paper.make_searcher(search, self.cfg.num_hidden_layers)
     if search.cache:
       mask = _cached_mask(search, self.cfg, self.fingerprint)
@@ -206,9 +208,17 @@ class Engine:
     return results
 
   def _save_set(self) -> None:
-    """Writes the set that drafts, unless the file has a better one."""
+    """Writes the set that drafts, unless another run has left a better one.
+
+    Better is what has the higher score, an error bar below: scores of a few
+    windows are flattering.
+    """
     searcher, search = self.searcher, self.searcher.cfg
     name = search.cache_name or _DEFAULT_NAME
+    if not self._has_saved:
+      rival = cached_sets.saved(search.save, name, self.fingerprint)
+      if rival is not None and _low(rival) > searcher.estimate.low:
+        return
     found = cached_sets.CachedSet(
       name=name,
       model=self.fingerprint,
@@ -221,6 +231,7 @@ class Engine:
       **{k: tuple(v) for k, v in searcher.incumbent.to_lists().items()},
     )
     cached_sets.save(search.save, found)
+    self._has_saved = True
 
   def save_search(self, path: str) -> None:
     """Writes all that the search has learnt, for `load_search`.
@@ -367,6 +378,13 @@ def _cached_mask(
 ) -> SkipMask:
   layers = cfg.num_hidden_layers
   return cached_sets.load(search.cache, search.cache_name, layers, model)
+
+
+def _low(found: cached_sets.CachedSet) -> float:
+  """A saved score, an error bar below."""
+  if found.matchness is None or not found.positions:
+    return 0.0
+  return Estimate(found.matchness * found.positions, found.positions).low
 
 
 def _check_files(search: SearchConfig) -> None:

@@ -292,3 +292,28 @@ def test_bad_search_states_are_named_and_change_nothing(tmp_path):
   with pytest.raises(InputError, match='cannot be written: No such file'):
     engine.save_search(str(tmp_path / 'no' / 'where'))
   assert engine.searcher.state() == before
+
+
+@pytest.mark.parametrize(
+  'share, positions, stays',
+  [
+    (1.0, 10**6, True),
+    (0.0, 10**6, False),
+    (1.0, 1, False),  # a lucky position is no evidence
+    (None, None, False),
+  ],
+)
+def test_a_better_set_of_another_run_stays(tmp_path, share, positions, stays):
+  path = str(tmp_path / 'sets.json')
+  write(tiny_model.engine(search={'save': path}))
+  (saved,) = cached_sets.read(path)
+  lists = {'attention': (1,), 'mlp': (1, 2)}
+  rival = dataclasses.replace(
+    saved, matchness=share, positions=positions, **lists
+  )
+  cached_sets.save(path, rival)
+  engine = tiny_model.engine(search={'save': path, 'seed': 1})
+  for _ in range(2):
+    write(engine)
+  (kept,) = cached_sets.read(path)
+  assert (kept == rival) == stays

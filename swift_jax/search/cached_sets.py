@@ -123,6 +123,17 @@ def save(path: str, entry: CachedSet) -> None:
     atomic_file.replace(target, set_forms.to_ours(sets.values()), where)
 
 
+def saved(path: str, name: str, model: str) -> CachedSet | None:
+  """What `save` last wrote for a model under a name; None where nothing.
+
+  Raises:
+    InputError: the file cannot be read or is not in our form.
+  """
+  where = f'search.save={path!r}'
+  sets = _saved(_target(path, where), where)
+  return next((s for s in sets if (s.model, s.name) == (model, name)), None)
+
+
 def check_writable(path: str) -> None:
   """Refuses a path that `save` would refuse, before there is a set to save.
 
