@@ -12,16 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 import io
 import json
-import os
 import pathlib
-import secrets
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 import common
 
 from swift_jax.errors import InputError
-from swift_jax.search import records
+from swift_jax.search import atomic_file, records
 from swift_jax.search.records import Header, PassRecord
 
 if TYPE_CHECKING:
@@ -128,25 +126,17 @@ def write_files(folder: str, files: dict[str, bytes]) -> None:
   Raises:
     InputError: they cannot be written.
   """
+  where = f'--output={folder!r}'
   try:
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-      _replace(path / name, content)
   except (OSError, ValueError) as error:  # a null byte is a ValueError
     reason = getattr(error, 'strerror', None) or error
-    raise InputError(
-      f'--output={folder!r}: cannot be written: {reason}'
-    ) from None
-
-
-def _replace(target: pathlib.Path, content: bytes) -> None:
-  partial = target.with_name(f'.{target.name}.{secrets.token_hex(3)}.partial')
-  try:
-    partial.write_bytes(content)
-    os.replace(partial, target)
-  finally:
-    partial.unlink(missing_ok=True)
+    raise InputError(f'{where}: cannot be written: {reason}') from None
+  for name, content in files.items():
+    file = str(path / name)
+    where = f'--output={folder!r}: {name}'
+    atomic_file.replace(atomic_file.writable(file, where), content, where)
 
 
 def png(figure: Figure) -> bytes:

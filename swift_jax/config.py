@@ -259,19 +259,22 @@ class SearchConfig:
     bayes_interval: every how many scoring passes the candidates come from a
       Gaussian process (the paper's 25; 1: always; 0: never, without gpjax). It
       starts once the budget allows the seconds that it takes to compile.
-    max_iterations: scoring passes after which the search stops.
-    patience: passes without a better mask after which it stops.
+    max_iterations: scoring passes after which the search stops (1000).
+    patience: masks scored without a better one after which it stops (300).
     target_matchness: it stops once the incumbent scores above this, an error
       bar below included.
     restart: search again when the acceptance falls lastingly.
     recipe: `default`, or `paper`: the official code's, with one mask a pass, the
-      window at the start of each text, and a suggestion every 25th pass.
+      window at the start of each text, and a suggestion every 25th pass, whatever
+      `num_candidates` and `bayes_interval` are; `importance` and `restart` are
+      ours alone.
     cache: JSON file with skip sets to start from; `published` names the ones
       that come with the package. A run that starts from a set does not search
       until the stream has changed.
     cache_name: which set of that file, where it holds several; the name under
       which `save` writes, where it is empty `default`.
-    save: JSON file that the set that was found is written to, for this model.
+    save: JSON file that the set that was found is written to, for this model,
+      unless another run has left one of this ratio there with a higher score.
     record: JSON Lines file with a line for each scoring pass.
     seed: seed of the random candidates.
   """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -95,12 +96,12 @@ class Engine:
 
   def _make_searcher(self, search: SearchConfig) -> Searcher:
     _check_files(search)
-    self._has_saved = False
+    self._has_saved, self._saved_at = False, 0
     searcher = paper.make_searcher(search, self.cfg.num_hidden_layers)
     if search.cache:
       mask = _cached_mask(search, self.cfg, self.fingerprint)
       searcher.start_from(mask, may_restart=True)
-    if search.record:
+    if search.record and jax.process_index() == 0:
       layers, settings = self.cfg.num_hidden_layers, dataclasses.asdict(search)
       header = records.Header(layers, self.fingerprint, settings)
       record = records.Writer(search.record, header)
@@ -152,7 +153,7 @@ class Engine:
 
   @property
   def matchness(self) -> float | None:
-    """That mask's share of hits when it was last scored."""
+    """That mask's share of hits over the last windows; None before one."""
     return self.searcher.matchness
 
   def set_skip_mask(self, mask: SkipMask) -> None:
@@ -186,7 +187,6 @@ class Engine:
       prompts = [prompts]
     encoded = self.encode(prompts)
     results: list[Result] = []
-    passes = self.searcher.iterations
     try:
       for at in range(0, len(encoded), decode.batch_size):
         session = self.session(
@@ -198,40 +198,49 @@ class Engine:
             on_text(at + row, piece)
 
         session.run(hand_on)
+        self._save_set()
         results += [
           self._result(prompts[at + b], row, session)
           for b, row in enumerate(session.rows)
         ]
-    finally:  # what was found is kept, whatever ends the text
-      if self.searcher.cfg.save and self.searcher.iterations > passes:
+    except BaseException:  # what was found is kept, whatever ends the text
+      with contextlib.suppress(InputError):
         self._save_set()
+      raise
     return results
 
   def _save_set(self) -> None:
-    """Writes the set that drafts, unless another run has left a better one.
+    """Writes the set that drafts, if it was scored since the last time.
 
-    Better is what has the higher score, an error bar below: scores of a few
-    windows are flattering.
+    A better one of another run stays: what skips as much and has the higher score,
+    an error bar below, for the score of a few windows is flattering.
     """
     searcher, search = self.searcher, self.searcher.cfg
+    if not search.save or not searcher.iterations > self._saved_at:
+      return
+    if searcher.estimate.mean is None:  # just chosen, not yet scored
+      return
     name = search.cache_name or _DEFAULT_NAME
+    skip_ratio = searcher.incumbent.skip_ratio()
     if not self._has_saved:
       rival = cached_sets.saved(search.save, name, self.fingerprint)
-      if rival is not None and _low(rival) > searcher.estimate.low:
+      is_alike = rival is not None and rival.skip_ratio == skip_ratio
+      if is_alike and _low(rival) > searcher.estimate.low:
         return
     found = cached_sets.CachedSet(
       name=name,
       model=self.fingerprint,
       matchness=searcher.estimate.mean,
       positions=round(searcher.estimate.positions),
-      skip_ratio=float(search.skip_ratio),
+      skip_ratio=skip_ratio,
       context_window=search.context_window,
       date=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
       version=swift_jax.__version__,
       **{k: tuple(v) for k, v in searcher.incumbent.to_lists().items()},
     )
-    cached_sets.save(search.save, found)
-    self._has_saved = True
+    if jax.process_index() == 0:
+      cached_sets.save(search.save, found)
+    self._has_saved, self._saved_at = True, searcher.iterations
 
   def save_search(self, path: str) -> None:
     """Writes all that the search has learnt, for `load_search`.
@@ -394,3 +403,5 @@ def _check_files(search: SearchConfig) -> None:
     cached_sets.check_name(
       search.cache_name or _DEFAULT_NAME, 'search.cache_name'
     )
+  if search.record:
+    atomic_file.writable(search.record, f'search.record={search.record!r}')

@@ -50,15 +50,15 @@ def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
   A float in [0, 1] skips a share: the sublayer runs, and what it adds is scaled.
   No text is written so; the derivative tells what the sublayer matters.
   """
-  if jnp.issubdtype(jnp.result_type(skip), jnp.floating):
-    return jax.tree.map(lambda d: (1 - skip).astype(d.dtype) * d, sublayer())
   shapes = jax.eval_shape(sublayer)
-  # For training only: a skipped branch must return zeros for every residual of
+  # For derivatives only: a skipped branch must return zeros for every residual of
   # the branch not taken, so keep few of them and recompute the rest.
   sublayer = jax.checkpoint(
     sublayer,
     policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
   )
+  if jnp.issubdtype(jnp.result_type(skip), jnp.floating):
+    return jax.tree.map(lambda d: (1 - skip).astype(d.dtype) * d, sublayer())
 
   def zeros() -> object:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -23,7 +23,8 @@ class Metrics:
     acceptance_rate: accepted / drafted; None where nothing was drafted.
     mean_accepted_length: new_tokens / verify_passes (the paper's M).
     skip_ratio: of the mask that drafted last; None for plain decoding.
-    matchness: that mask's share of hits when last scored; None before.
+    matchness: that mask's share of hits over the last windows that it was
+      scored on; None before the first.
     tokens_per_second: new_tokens over all three times.
   """
 

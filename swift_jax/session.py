@@ -32,6 +32,7 @@ from swift_jax.search.searcher import STARTING_SECONDS, Searcher
 
 MAX_EOS_IDS = 8
 _MIN_CAPACITY = 128
+_NO_TEXT = 2**30  # as a prompt's length: nothing after it counts
 _CONTEXT_TOKENS = 8  # of the prompt, that generated tokens are decoded behind
 # Plain steps for a round, which returns a few tokens: so plain decoding goes to the
 # host no more often than SWIFT does.
@@ -194,7 +195,7 @@ class Session:
       stop_ids[: len(eos_token_ids)] = eos_token_ids
     self._stops = states.StopRules(model.put(stop_ids))
     searcher.new_text()
-    self._scored_at = 0  # tokens written when candidates were scored last
+    self._scored_at = [0] * len(prompts)  # tokens of each row, the last time
     started = time.perf_counter()
     self.state = self._prefill()
     self.seconds.prefill = time.perf_counter() - started
@@ -272,7 +273,9 @@ class Session:
       searching = (
         is_swift
         and searcher.active
-        and sharding.agreed(searcher.budget.allows(pass_guess))
+        and sharding.agreed(
+          searcher.budget.allows(pass_guess, saves=searcher.wants_process)
+        )
       )
       count = max(1, min(per_dispatch, due)) if searching else per_dispatch
       started = time.perf_counter()
@@ -335,17 +338,17 @@ class Session:
 
   def _search(self) -> None:
     """One scoring pass, if the batch has written a window of text and more."""
-    written = sum(len(row.text.tokens) for row in self.rows)
-    fresh = written - self._scored_at
+    written = [len(row.text.tokens) for row in self.rows]
+    fresh = sum(written) - sum(self._scored_at)
     searcher = self.searcher
-    if not fresh or written < searcher.cfg.context_window:
+    if not fresh or sum(written) < searcher.cfg.context_window:
       return
-    self._scored_at = written
     with self._searching():
       self.prepare_search()
     with self._searching(is_pass=True):
       candidates = searcher.candidates()
       searcher.observe(candidates, self.score(candidates), fresh)
+    self._scored_at = written
 
   def prepare_search(self) -> None:
     """What the search asks for beside scores, once: not in a pass's time."""
@@ -359,10 +362,12 @@ class Session:
         searcher.start_process()
     if searcher.wants_importance:
       searcher.take_importance(
-        self.model.scorer.importance(text, window, searcher.cfg.skip_ratio)
+        self.model.scorer.importance(
+          text, window, searcher.incumbent.skip_ratio()
+        )
       )
-    shape = searcher.num_candidates, window, searcher.cfg.scoring
-    self.model.scorer.choose(text, *shape)
+    masks = skip_masks.stack([searcher.incumbent] * searcher.num_candidates)
+    self.model.scorer.choose(text, masks, window, searcher.cfg.scoring)
 
   @contextlib.contextmanager
   def _searching(self, is_pass: bool = False) -> Iterator[None]:
@@ -380,9 +385,14 @@ class Session:
     return self.model.scorer.score(text, candidates, window, cfg.scoring)
 
   def _text(self) -> matchness.Text:
+    """What is new: a row that has written nothing since has been scored."""
     state = self.state
+    prompts = np.full(len(state.done), _NO_TEXT, np.int32)
+    for b, row in enumerate(self.rows):
+      if len(row.text.tokens) > self._scored_at[b]:
+        prompts[b] = len(row.prompt)
     text = matchness.Text(
-      state.cache, state.tokens, state.target, state.prompt_length
+      state.cache, state.tokens, state.target, self.model.put(prompts)
     )
     if self.searcher.uses_first_window:
       return matchness.as_of(text, self.searcher.cfg.context_window)

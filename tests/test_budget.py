@@ -77,3 +77,31 @@ def test_a_set_that_always_or_never_hits_is_no_certainty(hits):
   found.add(hits, 50)
   assert found.mean == hits / 50
   assert 0.01 < found.stddev < 0.03
+
+
+@pytest.mark.parametrize('saves', [True, False])
+def test_what_costs_more_than_a_pass_is_saved_up_for(saves):
+  """Passes alone would spend the share as it comes, and nothing dear ever fit."""
+  budget = Budget(0.1)
+  seconds = 0
+  while seconds < 500 and not budget.affords(8.0):
+    seconds += 1
+    budget.add(1.0)
+    while budget.allows(0.05, saves=saves):
+      budget.pay(0.05, is_pass=True)
+  assert budget.spent <= budget.elapsed * 0.1
+  assert (seconds < 500) == saves
+
+
+def test_a_long_rest_is_no_credit():
+  budget = Budget(0.1)
+  budget.add(1000.0)
+  budget.pay(2.0)
+  budget.forfeit()
+  assert not budget.affords(1.0)
+  budget.add(9.9)
+  assert not budget.affords(1.0)
+  budget.add(0.2)
+  assert budget.affords(1.0)
+  budget.forfeit()
+  assert not budget.affords(1e-3)

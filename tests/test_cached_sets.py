@@ -508,7 +508,7 @@ def test_a_write_that_fails_leaves_the_old_file(file, monkeypatch):
 
   def on_full_disk(path, mode, **how):
     real(path, mode).close()
-    return real('/dev/full', 'w', **how)
+    return real('/dev/full', mode.replace('x', 'w'), **how)
 
   with monkeypatch.context() as patch:
     patch.setattr(atomic_file, 'open', on_full_disk, raising=False)

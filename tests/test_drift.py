@@ -31,6 +31,21 @@ def test_false_alarms_are_as_rare_as_is_said():
   assert 650 < np.mean(lengths) < 1300
 
 
+@pytest.mark.parametrize('before', [4, 9])
+def test_a_block_is_standard_normal_given_few_before_it(before):
+  """So that a young watch is no more nervous than an old one: 4000 draws, of
+  which 2.3 % lie below -2 (a deviation is 0.24 %)."""
+  rng = np.random.default_rng(5)
+  scores = []
+  for acceptances in rng.normal(0.6, 0.1, (4000, before + 1)):
+    drift = Drift()
+    for acceptance in acceptances[:-1]:
+      drift._learn(acceptance)
+    scores.append(drift._score(acceptances[-1]))
+  assert abs(np.mean(scores)) < 0.07 and abs(np.std(scores) - 1) < 0.05
+  assert 0.013 < np.mean(np.array(scores) < -2) < 0.033
+
+
 @pytest.mark.parametrize('stddev', [0.03, 0.1])
 def test_a_lasting_fall_is_found_after_a_few_blocks(stddev):
   """By two deviations, whatever they are: after some four."""

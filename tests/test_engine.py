@@ -299,7 +299,7 @@ def test_bad_search_states_are_named_and_change_nothing(tmp_path):
   [
     (1.0, 10**6, True),
     (0.0, 10**6, False),
-    (1.0, 1, False),  # a lucky position is no evidence
+    (0.5, 1, False),  # a single position is no evidence
     (None, None, False),
   ],
 )

@@ -330,7 +330,7 @@ def test_a_file_that_cannot_be_replaced_leaves_no_half(tmp_path):
   search = save(tmp_path / 'x', HEADER, PASSES)
   (tmp_path / 'out' / 'skip_set.png').mkdir(parents=True)
   ended = report(f'--search={search}', f'--output={tmp_path / "out"}')
-  assert_refused(ended, 'out', 'cannot be written: Is a directory')
+  assert_refused(ended, 'out', 'skip_set.png: not a file')
   assert set(os.listdir(tmp_path / 'out')) <= FILES
 
 

@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 
 from swift_jax import skip_mask as skip_masks
-from swift_jax.config import SearchConfig
+from swift_jax.config import DraftConfig, SearchConfig
 from swift_jax.evaluation import search_suite as suite
 from swift_jax.evaluation.replay import Pace, Stream, replay
 from swift_jax.search import matchness
@@ -45,6 +45,7 @@ def test_a_replayed_text_is_scored_as_a_live_one(engine, stream, written):
   )
   session = engine.session(PROMPTS, decode)
   session.state = session.advance(written)
+  session._scored_at = [-1, -1, -1]  # every row has something new
   live = session.score(masks())
   replayed = engine.model.scorer.score(
     matchness.as_of(stream.text(0, 1, 2), written), masks(), WINDOW, 'map'
@@ -90,14 +91,18 @@ def test_every_recipe_replays(engine, stream, recipe):
 
 def test_fresh_matchness_is_the_share_of_both_windows(engine, stream):
   text = stream.text(0, 1, 2)
-  fresh = suite.Fresh(engine.model, [text], WINDOW)
+  draft = DraftConfig()
+  fresh = suite.Fresh(engine.model, [text], WINDOW, draft)
   mask = skip_masks.uniform(LAYERS, 0.5)
-  hits = 0
+  hits, rounds = 0, 0.0
   for seen in (text, matchness.as_of(text, WINDOW)):
     scores = engine.model.scorer.score(
       seen, skip_masks.stack([mask]), WINDOW, 'vmap'
     )
     hits += int(scores.num_hits()[0])
+    rounds += 3 * WINDOW / scores.accepted_lengths(0.8, 25)[0]
+  length = fresh.accepted_length(mask)
+  assert length == pytest.approx(2 * 3 * WINDOW / rounds)
   assert fresh.matchness(mask) == hits / (2 * 3 * WINDOW)
   assert fresh.matchness(skip_masks.none_skipped(LAYERS)) == 1.0
 
@@ -112,6 +117,8 @@ def test_a_stream_counts_both_runs():
   assert figures['new_tokens'] == 3 * plain.max_new_tokens
   assert figures['passes'] == engine.searcher.iterations > 0
   assert 0 < figures['search_share'] < 1
+  assert figures['identical']
+  assert figures['process_started'] == engine.searcher.has_process
   taken = figures['plain_seconds'] / figures['swift_seconds']
   assert figures['swift_over_plain'] == pytest.approx(taken)
 

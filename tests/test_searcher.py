@@ -103,6 +103,7 @@ def test_the_incumbent_is_scored_again_in_every_pass():
   for hits in (30, 20, 10):
     observe(search, hits, 0)
   assert search.incumbent is before and search.source == 'start'
+  assert search._scored[searchers.digits(before.bits())] == ['start', 10, 50]
   assert search.estimate.passes == 3
   positions = 50 * (1 + 0.8 + 0.64)
   assert search.matchness == pytest.approx((10 + 16 + 19.2) / positions)
@@ -156,6 +157,50 @@ def test_a_draft_that_overflows_is_no_winner():
   search.observe(candidates, scores, 20)
   assert (bits(search) == candidates.bits()[0]).all()
   json.dumps(search.state(), allow_nan=False)
+
+
+def test_sensitivities_that_overflowed_are_not_believed():
+  search = started(bayes_interval=1)
+  importance = np.array(synthetic.COST)
+  importance[3] = np.nan
+  search.take_importance(importance)
+  assert not search.wants_importance
+  synthetic.run(search, 3)
+  search.candidates()  # waits for it
+  assert np.isfinite(search._surrogate.means[: search._surrogate.count]).all()
+  json.dumps(search.state(), allow_nan=False)
+
+
+def test_the_set_that_reached_the_target_stays():
+  """Whatever the process, at work meanwhile, would rather have."""
+
+  class Process:
+    """Prefers another mask in the end."""
+
+    is_running = False
+
+    def observe(self, *_):
+      assert not self.is_running
+
+    def start(self, incumbent):
+      self.is_running, self.incumbent = True, incumbent
+
+    def collect(self):
+      self.is_running = False
+      return []
+
+    def best(self, *_):
+      is_late = search.iterations > 2
+      return GIVEN.bits() if is_late else self.incumbent
+
+  for target, stays in ((0.5, True), (0.95, False)):
+    search = synthetic.searcher(target_matchness=target, max_iterations=3)
+    search._surrogate = Process()
+    before = bits(search)
+    for _ in range(3):
+      observe(search, 45)
+    assert not search.active
+    assert (bits(search) == (before if stays else GIVEN.bits())).all()
 
 
 def test_the_process_names_the_incumbent_between_its_turns_too():
@@ -253,8 +298,8 @@ def test_a_challengers_winning_score_does_not_end_it():
   assert not search.active and search.estimate.passes == 3
 
 
-def test_patience_counts_passes_without_a_better_mask():
-  search = synthetic.searcher(patience=3)
+def test_patience_counts_masks_without_a_better_one():
+  search = synthetic.searcher(patience=3 * COUNT)
   for hits in ([20], [20], [20, 40], [40], [40], [40]):
     assert search.active
     observe(search, *hits)
@@ -271,7 +316,7 @@ def test_searches_that_never_begin():
     search = synthetic.searcher(**changes)
     assert not search.active and not search.may_search
     assert not search.wants_importance and not search.wants_process
-    search.start_from(GIVEN, may_restart=True)
+    search.start_from(search.incumbent, may_restart=True)
     fall(search)
     assert not search.active and not search.may_search
 
@@ -332,7 +377,7 @@ def test_a_lasting_fall_starts_it_once_more():
 
 
 def test_patience_begins_anew_after_a_restart():
-  search = synthetic.searcher(patience=2)
+  search = synthetic.searcher(patience=2 * COUNT)
   for _ in range(2):
     observe(search, 25)
   assert not search.active
@@ -351,8 +396,20 @@ def test_a_restart_empties_the_process():
   fall(search)
   assert process.count == 0 and not process.is_running
   assert search._surrogate is process and not search.wants_process
+  records = []
+  search.on_pass = records.append
   synthetic.run(search, 1)
   assert process.count == COUNT
+  assert 'gp' not in records[0].sources  # what it proposed was for the old one
+
+
+def test_a_process_that_starts_after_a_restart_is_told_of_the_new_stream():
+  search = synthetic.searcher(bayes_interval=99, max_iterations=2)
+  synthetic.run(search, 99)
+  fall(search)
+  synthetic.run(search, 1)
+  search.start_process()
+  assert search._surrogate.count == COUNT
 
 
 def test_a_cached_start_may_search_once_the_stream_changes():
@@ -362,6 +419,43 @@ def test_a_cached_start_may_search_once_the_stream_changes():
   fall(search)
   assert search.active and search.restarts == 1
   assert search.incumbent.to_lists() == GIVEN.to_lists()
+  # What it skips, two sublayers, is what the others do, whatever the ratio is.
+  search.take_importance(synthetic.COST)
+  sources = set()
+  search.on_pass = lambda record: sources.update(record.sources)
+  for found in synthetic.run(search, 4):
+    assert (found.sum(1) == 2).all()
+    assert len(np.unique(found, axis=0)) == COUNT
+  assert sources == {'incumbent', 'sensitivity', 'random', 'neighbour'}
+  other = synthetic.searcher()
+  other.start_from(GIVEN, may_restart=True)
+  other.restore(saved(search))
+  assert saved(other) == saved(search)
+
+
+def test_a_cached_start_knows_nothing_of_a_search_before_it():
+  search, fresh = (
+    started(bayes_interval=1),
+    synthetic.searcher(bayes_interval=1),
+  )
+  synthetic.run(search, 3)
+  for one in (search, fresh):
+    one.start_from(GIVEN, may_restart=True)
+    fall(one)
+    assert one.wants_process and one.wants_importance
+  for name in ('_history', '_suggested', '_scored', '_importance', 'estimate'):
+    assert getattr(search, name) == getattr(fresh, name)
+
+
+def test_a_long_rest_does_not_pay_for_the_search_after_it():
+  search = synthetic.searcher(time_budget=0.1, max_iterations=1)
+  synthetic.run(search, 99)
+  search.budget.add(3600.0)
+  assert search.budget.affords(300.0)
+  fall(search)
+  assert search.active and not search.budget.affords(0.1)
+  search.budget.add(10.0)
+  assert search.budget.affords(0.9) and not search.budget.affords(1.1)
 
 
 @pytest.mark.parametrize('recipe', ['default', 'paper'])
@@ -407,7 +501,7 @@ def saved(search):
 @pytest.mark.parametrize('name', SETTINGS)
 @pytest.mark.parametrize('passes', [0, 1, 5])
 def test_a_search_goes_on_from_its_state_as_if_it_had_not_ended(name, passes):
-  settings = {**SETTINGS[name], 'patience': 6, 'target_matchness': 1.0}
+  settings = {**SETTINGS[name], 'patience': 60, 'target_matchness': 1.0}
   importance = np.random.default_rng(1).normal(size=FREE)
   unbroken, first = started(**settings), started(**settings)
   records = {True: [], False: []}
@@ -447,6 +541,22 @@ def test_a_state_keeps_its_budget_and_takes_the_share_of_the_settings():
   two = synthetic.searcher(time_budget=0.25)
   two.restore(saved(one))
   assert vars(two.budget) == {**vars(one.budget), 'share': 0.25}
+
+
+def test_the_settings_count_that_a_state_is_restored_with():
+  resting, searching = (synthetic.searcher(max_iterations=2) for _ in range(2))
+  synthetic.run(resting, 99)
+  synthetic.run(searching, 1)
+  assert resting.may_search and searching.active
+  for changes in ({'enabled': False}, {'max_iterations': 0}):
+    for state in (saved(resting), saved(searching)):
+      search = synthetic.searcher(**changes)
+      search.restore(state)
+      assert not search.may_search
+  search = synthetic.searcher(restart=False)
+  search.restore(saved(resting))
+  fall(search)
+  assert not search.active
 
 
 def test_without_the_process_its_state_is_left_out():

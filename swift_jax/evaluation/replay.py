@@ -116,6 +116,8 @@ def replay(
   extra = 0
   found: dict[int, SkipMask] = {}
   last, before = -1, 0
+  if pace.window > pace.new_tokens or not searcher.active:
+    raise ValueError('a search with nothing to score')
   for index, written in pace.windows(len(texts), first, masks):
     if index != last:
       searcher.new_text()
@@ -124,7 +126,7 @@ def replay(
     text = matchness.as_of(texts[index], seen)
     if searcher.wants_importance:
       slopes = model.scorer.importance(
-        text, pace.window, searcher.cfg.skip_ratio
+        text, pace.window, searcher.incumbent.skip_ratio()
       )
       searcher.take_importance(slopes)
       extra += importance_masks

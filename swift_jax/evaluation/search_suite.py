@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from swift_jax import skip_mask as skip_masks
-from swift_jax.config import DecodeConfig, SearchConfig
+from swift_jax.config import DecodeConfig, DraftConfig, SearchConfig
 from swift_jax.engine import Engine
 from swift_jax.evaluation.replay import Pace, replay
 from swift_jax.metrics import distinct_ngrams, ratio
@@ -63,17 +63,32 @@ RECIPES: Mapping[str, tuple[Callable[..., Searcher], dict[str, Any]]] = {
 
 
 class Fresh:
-  """Texts that no search sees: what a set is worth there."""
+  """Texts that no search sees: what a set is worth there.
 
-  def __init__(self, model: Model, texts: Sequence[Text], window: int):
+  In two windows of each text, the first and the last.
+  """
+
+  def __init__(
+    self, model: Model, texts: Sequence[Text], window: int, draft: DraftConfig
+  ):
     self._model, self._texts, self._window = model, texts, window
-    self._known: dict[bytes, float] = {}
+    self._draft = draft
+    self._known: dict[bytes, tuple[float, float]] = {}
 
   def matchness(self, mask: SkipMask) -> float:
-    """Share of hits in two windows of each text, the first and the last."""
+    """Share of hits."""
+    return self._figures(mask)[0]
+
+  def accepted_length(self, mask: SkipMask) -> float:
+    """Tokens a round on the chain, by the draft's settings."""
+    return self._figures(mask)[1]
+
+  def _figures(self, mask: SkipMask) -> tuple[float, float]:
     name = mask.bits().tobytes()
     if name not in self._known:
-      hits = positions = 0
+      hits = positions = rounds = 0
+      cfg = self._draft
+      limits = cfg.confidence_threshold, cfg.max_draft_length
       for text in self._texts:
         for seen in (text, matchness.as_of(text, self._window)):
           scores = self._model.scorer.score(
@@ -81,7 +96,8 @@ class Fresh:
           )
           hits += int(scores.num_hits()[0])
           positions += scores.positions
-      self._known[name] = hits / positions
+          rounds += scores.positions / scores.accepted_lengths(*limits)[0]
+      self._known[name] = hits / positions, float(positions / rounds)
     return self._known[name]
 
 
@@ -91,10 +107,13 @@ class Comparison:
 
   Attributes:
     fresh: matchness on fresh text by recipe, float[seeds, points].
+    accepted_lengths: tokens a round that the last sets would bring on fresh
+      text (see `Scores.accepted_lengths`), the mean over seeds.
     found: our sets in the end, bool[seeds, D].
   """
 
   fresh: dict[str, np.ndarray]
+  accepted_lengths: dict[str, float]
   found: np.ndarray
 
 
@@ -111,6 +130,7 @@ def compare(
   The stops are switched off, so that all recipes reach the last point.
   """
   results: dict[str, np.ndarray] = {}
+  lengths: dict[str, float] = {}
   found = []
   layers = engine.cfg.num_hidden_layers
   endless = dataclasses.replace(
@@ -124,7 +144,7 @@ def compare(
   cost = importance_cost(engine.model, texts[0], endless)
   for name, (make, changes) in RECIPES.items():
     progress(name)
-    rows = []
+    rows, last = [], []
     for seed in range(seeds):
       cfg = dataclasses.replace(endless, seed=seed, **changes)
       sets = replay(
@@ -137,10 +157,12 @@ def compare(
         importance_masks=cost,
       )
       rows.append([fresh.matchness(sets[point]) for point in POINTS])
+      last.append(fresh.accepted_length(sets[POINTS[-1]]))
       if name == 'ours':
         found.append(sets[POINTS[-1]].bits())
     results[name] = np.array(rows)
-  return Comparison(results, np.array(found))
+    lengths[name] = float(np.mean(last))
+  return Comparison(results, lengths, np.array(found))
 
 
 def importance_cost(model: Model, text: Text, cfg: SearchConfig) -> int:
@@ -214,7 +236,7 @@ def stream(
     pair = [('plain', plain), ('swift', swift)]
     for name, decode in pair if number % 2 else reversed(pair):
       runs[name] += engine.generate([prompt], decode)
-  assert [r.tokens for r in runs['plain']] == [r.tokens for r in runs['swift']]
+  pairs = zip(runs['plain'], runs['swift'], strict=True)
   total = {name: _totals(results) for name, results in runs.items()}
   took = {
     name: sum(figures['seconds'].values()) for name, figures in total.items()
@@ -227,7 +249,9 @@ def stream(
     'search_share': total['swift']['seconds']['search'] / took['swift'],
     'acceptance': total['swift']['acceptance'],
     'mean_accepted_length': total['swift']['mean_accepted_length'],
+    'identical': all(a.tokens == b.tokens for a, b in pairs),
     'passes': engine.searcher.iterations,
+    'process_started': engine.searcher.has_process,
     'new_tokens': total['swift']['new_tokens'],
     'distinct_4_grams': float(np.mean([g for g in grams if g is not None])),
   }

@@ -56,7 +56,7 @@ def writable(path: str, where: str) -> pathlib.Path:
   return target
 
 
-def replace(target: pathlib.Path, text: str, where: str) -> None:
+def replace(target: pathlib.Path, content: str | bytes, where: str) -> None:
   """Writes a file's new content; it keeps its permission bits.
 
   Args:
@@ -68,8 +68,9 @@ def replace(target: pathlib.Path, text: str, where: str) -> None:
   partial = _partial(target)
   with _named_errors(f'{where}: cannot be written'):
     try:
-      with open(partial, 'x', encoding='utf-8', newline='\n') as file:
-        file.write(text)
+      data = content.encode() if isinstance(content, str) else content
+      with open(partial, 'xb') as file:
+        file.write(data)
         file.flush()
         mode = _mode(target)
         if mode is not None:

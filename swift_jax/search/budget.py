@@ -15,12 +15,14 @@ class Budget:
     elapsed: time of prompts, rounds and search so far.
     spent: the search's part of it.
     per_pass: what a scoring pass takes, the quickest so far; None before.
+    forfeited: of the share, by long rests: not to be spent at once.
   """
 
   share: float
   elapsed: float = 0.0
   spent: float = 0.0
   per_pass: float | None = None
+  forfeited: float = 0.0
 
   def add(self, seconds: float) -> None:
     """Time in which text was written."""
@@ -33,13 +35,25 @@ class Budget:
     if is_pass:
       self.per_pass = min(seconds, self.per_pass or math.inf)
 
-  def allows(self, guess: float) -> bool:
-    """Whether one more pass fits; `guess` is its time before the first."""
-    return self.affords(guess if self.per_pass is None else self.per_pass)
+  def allows(self, guess: float, saves: bool = False) -> bool:
+    """Whether one more pass fits.
 
-  def affords(self, seconds: float) -> bool:
-    """Whether so much may be spent now."""
-    return self.share >= 1 or self.spent + seconds <= self.share * self.elapsed
+    Args:
+      guess: its time before the first.
+      saves: half of the share is kept for something that costs more.
+    """
+    seconds = guess if self.per_pass is None else self.per_pass
+    return self.affords(seconds, 0.5 if saves else 1.0)
+
+  def affords(self, seconds: float, part: float = 1.0) -> bool:
+    """Whether so much may be spent now, of a part of the share."""
+    used = self.spent + self.forfeited + seconds
+    return self.share >= 1 or used <= part * self.share * self.elapsed
+
+  def forfeit(self) -> None:
+    """Nothing that was saved up may be spent."""
+    saved = self.share * self.elapsed - self.spent
+    self.forfeited = max(self.forfeited, saved, 0.0)
 
 
 _KEPT = 0.8  # of the evidence, from one window to the next

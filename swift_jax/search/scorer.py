@@ -9,7 +9,6 @@ import jax
 import numpy as np
 
 from swift_jax import sharding
-from swift_jax import skip_mask as skip_masks
 from swift_jax.llama import GraphDef, Params
 from swift_jax.search import matchness
 from swift_jax.search.matchness import Scores, Text
@@ -24,6 +23,7 @@ class Target(Protocol):
 
   graphdef: GraphDef
   params: Params
+  mesh: jax.sharding.Mesh | None
 
   def put(self, tree: Any) -> Any:
     """Arrays on the model's devices."""
@@ -49,25 +49,26 @@ class Scorer:
     Args:
       scoring: `vmap`, `map`, or `auto` for the quicker one.
     """
-    way = self.choose(text, len(candidates.attn), window, scoring)
+    way = self.choose(text, candidates, window, scoring)
     return self._run(text, candidates, window, way)
 
-  def choose(self, text: Text, count: int, window: int, scoring: str) -> str:
-    """`vmap` or `map`: what `scoring` says, or what is quicker for C masks.
+  def choose(
+    self, text: Text, candidates: SkipMask, window: int, scoring: str
+  ) -> str:
+    """`vmap` or `map`: what `scoring` says, or what is quicker for such masks.
 
     The first time a shape comes both are compiled and timed.
     """
     if scoring != 'auto':
       return scoring
+    count = len(candidates.attn)
     if count == 1:
       return 'map'  # a mask alone: behind gates it can only be quicker
     shape = (*text.tokens.shape, count, window)
     if shape not in self._chosen:
-      # What is skipped is what a pass a mask saves: half, as masks do.
-      half = skip_masks.uniform(len(text.cache.k), 0.5)
-      masks = skip_masks.stack([half] * count)
       self.seconds[shape] = {
-        way: self._seconds(text, masks, window, way) for way in ('vmap', 'map')
+        way: self._seconds(text, candidates, window, way)
+        for way in ('vmap', 'map')
       }
       taken = self.seconds[shape]
       is_vmapped = sharding.agreed(taken['vmap'] < taken['map'])
@@ -80,11 +81,19 @@ class Scorer:
     """`matchness.sensitivities`, on the host."""
     target = self._target
     ratio = target.put(np.float32(skip_ratio))
-    return jax.device_get(
+    return self._fetch(
       matchness.sensitivities(
         target.graphdef, target.params, text, window, ratio
       )
     )
+
+  def _fetch(self, tree: Any) -> Any:
+    """On the host; every process of a mesh gets all of it."""
+    mesh = self._target.mesh
+    if mesh is not None:
+      whole = sharding.replicated(mesh)
+      tree = jax.jit(lambda tree: tree, out_shardings=whole)(tree)
+    return jax.device_get(tree)
 
   def _seconds(
     self, text: Text, masks: SkipMask, window: int, way: str
@@ -100,7 +109,7 @@ class Scorer:
   def _run(self, text: Text, masks: SkipMask, window: int, way: str) -> Scores:
     target = self._target
     masks = target.put(masks)
-    return jax.device_get(
+    return self._fetch(
       matchness.score(
         target.graphdef, target.params, text, masks, window, way == 'vmap'
       )

@@ -76,8 +76,6 @@ class Searcher:
     self.iterations = self.evaluations = self.restarts = 0
     self._skipped = skip_masks.num_to_skip(num_layers, cfg.skip_ratio)
     self._free = skip_masks.num_free(num_layers)
-    has_choice = 0 < self._skipped < self._free
-    self._may_score = cfg.enabled and has_choice and cfg.max_iterations > 0
     self.active = self._may_score
     self.budget = Budget(cfg.time_budget)
     self.on_pass: Callable[[PassRecord], None] | None = None
@@ -112,18 +110,36 @@ class Searcher:
     return self.active and self.cfg.importance and self._importance is None
 
   @property
+  def has_process(self) -> bool:
+    """Whether there is a Gaussian process."""
+    return self._surrogate is not None
+
+  @property
   def wants_process(self) -> bool:
-    """Whether the Gaussian process is still to be started."""
-    has_one = self._surrogate is not None
-    return bool(self.active and self.cfg.bayes_interval and not has_one)
+    """Whether it is still to be started."""
+    is_wanted = self.active and self.cfg.bayes_interval > 0
+    return is_wanted and not self.has_process
 
   @property
   def may_search(self) -> bool:
     """Whether there is a search, now or after a drift."""
     return self.active or self._watches
 
+  @property
+  def _may_score(self) -> bool:
+    """Whether there are masks to choose among, and they may be scored."""
+    has_choice = 0 < self._skipped < self._free
+    return self.cfg.enabled and has_choice and self.cfg.max_iterations > 0
+
+  @property
+  def _ratio(self) -> float:
+    """The skip ratio of all masks, safely inside what rounds to their number."""
+    return (self._skipped + 0.5) / self._free
+
   def start_from(self, mask: SkipMask, may_restart: bool = False) -> None:
     """Drafts with a given set; the search rests (SWIFT's cached layer sets).
+
+    What it skips is what a later search skips, whatever the ratio was.
 
     Args:
       may_restart: a lasting fall of the acceptance starts a search.
@@ -131,7 +147,9 @@ class Searcher:
     self.incumbent = skip_masks.check(mask, self.num_layers)
     self.source = 'cached'
     self.estimate = Estimate()
-    self._surrogate = None
+    self._skipped = self.incumbent.num_skipped()
+    self._surrogate, self._importance = None, None
+    self._history, self._suggested, self._scored = [], [], {}
     self.active = False
     self._watches = may_restart and self._may_score and self.cfg.restart
     self._drift = Drift()
@@ -158,6 +176,7 @@ class Searcher:
     self.restarts += 1
     self._event = 'restart'
     self.estimate = Estimate()
+    self.budget.forfeit()  # one answer must not pay for a long rest
     self._since_improved = self._since_start = 0
     self._importance = None
     self._history, self._suggested = [], []
@@ -169,8 +188,13 @@ class Searcher:
     self._is_new_text = True
 
   def take_importance(self, importance: Float[np.ndarray, ' d']) -> None:
-    """The sublayers' sensitivities, in the order of `SkipMask.bits`."""
-    self._importance = np.asarray(importance, np.float32)
+    """The sublayers' sensitivities, in the order of `SkipMask.bits`.
+
+    Where one of them overflowed, none is believed.
+    """
+    importance = np.asarray(importance, np.float32)
+    is_sound = np.isfinite(importance).all()
+    self._importance = importance if is_sound else np.zeros_like(importance)
     if self._surrogate is not None:
       self._surrogate.trust(self._importance)
 
@@ -225,7 +249,7 @@ class Searcher:
     if interval and (self.iterations + 1) % interval == 0:
       masks = map(skip_masks.from_bits, self._suggested)
       plan.append((count, proposals.given(masks, 'gp')))
-    random = proposals.random(self._rng, self.num_layers, self.cfg.skip_ratio)
+    random = proposals.random(self._rng, self.num_layers, self._ratio)
     near = proposals.neighbours(self._rng, self.incumbent)
     # Neighbours to the end: where there are few, random masks fill the rest.
     plan += [(count // 2 - 1, random), (count, near), (count, random)]
@@ -238,7 +262,7 @@ class Searcher:
 
     With a Gaussian process, which weighs all windows, it is set off here and
     computes while the device decodes. Without one the incumbent yields to a mask
-    that was better on this text by more than chance would have it.
+    that was better on this text by more than the difference's standard error.
 
     Args:
       scores: on the host.
@@ -271,12 +295,15 @@ class Searcher:
   def _count(self, candidates: SkipMask) -> None:
     self.iterations += 1
     self.evaluations += len(candidates.attn)
-    self._since_improved += 1
+    self._since_improved += len(candidates.attn)
     self._since_start += 1
 
   def _stop_or_go_on(self) -> None:
+    has_reached = self._has_reached()
+    if has_reached:
+      self._collect()  # this set has earned it: no other is named any more
     if (
-      self._has_reached()
+      has_reached
       or self._since_improved >= self.cfg.patience
       or self._since_start >= self.cfg.max_iterations
     ):
@@ -305,6 +332,7 @@ class Searcher:
   ) -> None:
     """Each mask's last score, and who came up with it first."""
     for row, source, count in zip(bits, self._sources, hits, strict=True):
+      source = self.source if source == 'incumbent' else source
       source = self._scored.pop(digits(row), [source])[0]
       self._scored[digits(row)] = [source, int(count), positions]
     for name in list(self._scored)[:-_REMEMBERED]:
@@ -375,8 +403,9 @@ class Searcher:
         changed then.
     """
     other = type(self)(self.cfg, self.num_layers)
+    other._skipped = self._skipped
     try:
-      for name, mine in other._sizes().items():
+      for name, mine in self._sizes().items():
         if state['sizes'][name] != mine:
           raise InputError(
             f'search state: {name}={state["sizes"][name]!r}, here {mine!r}'
@@ -412,6 +441,9 @@ class Searcher:
       raise ValueError(f'incumbent has {bits.shape} sublayers')
     self.incumbent = skip_masks.from_bits(bits)
     codec.replace_fields(self, self._learnt, state['learnt'])
+    # The settings of this run are the ones that count.
+    self.active &= self._may_score
+    self._watches &= self._may_score and self.cfg.restart
     for name in ('estimate', 'budget', '_drift'):
       part = getattr(self, name)
       fields = tuple(vars(part))
@@ -452,9 +484,11 @@ def digits(bits: np.ndarray) -> str:
 
 
 def _clear_winner(closeness: Float[np.ndarray, 'c p']) -> int:
-  """The best mask, if it is better than the first beyond chance; else 0.
+  """The best mask, if it leads by more than the standard error; else 0.
 
-  Position by position, since both stand before the same text.
+  The lead is taken position by position, since both stand before the same text.
+  It is the largest of several, so chance alone makes some winners; they are
+  scored again.
   """
   best = int(np.argmax(closeness.mean(1)))
   gain = closeness[best] - closeness[0]

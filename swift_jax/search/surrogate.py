@@ -168,6 +168,12 @@ class Surrogate:
     suggestion, self._hyper = self._running
     self._running = None
     bits, means, doubts = jax.device_get(suggestion)
+    rows = slice(self.count)
+    if not np.isfinite([means[rows], doubts[rows]]).all():
+      # A covariance that could not be factored: nothing is known of any mask.
+      self._hyper = self._initial
+      self.means[:] = -np.inf
+      return bits[:0]
     self.means, self.doubts = np.array(means), np.array(doubts)
     return bits
 
@@ -180,6 +186,8 @@ class Surrogate:
     than `margin` deviations of their difference.
     """
     at = int(np.argmax(self.means))
+    if not np.isfinite(self.means[at]):
+      return incumbent
     same = (self._bits[: self.count] > 0.5) == incumbent
     rows = np.flatnonzero(same.all(axis=1))
     if rows.size:
