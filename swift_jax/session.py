@@ -274,7 +274,7 @@ class Session:
         is_swift
         and searcher.active
         and sharding.agreed(
-          searcher.budget.allows(pass_guess, saves=searcher.wants_process)
+          searcher.budget.allows(pass_guess, saves=searcher.saves)
         )
       )
       count = max(1, min(per_dispatch, due)) if searching else per_dispatch

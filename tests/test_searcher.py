@@ -705,3 +705,16 @@ def test_a_gpjax_that_does_not_import_is_named(monkeypatch, recipe, request):
   request.getfixturevalue('no_gpjax')
   with pytest.raises(InputError, match='needs gpjax .*gpjax'):
     search.start_process()
+
+
+def test_it_saves_for_the_process_once_that_has_enough_to_be_told():
+  search = synthetic.searcher(bayes_interval=1)
+  for number in range(20):
+    assert search.saves == (number >= 16)
+    observe(search, 25)
+  search.start_process()
+  assert not search.saves
+  without = synthetic.searcher(bayes_interval=0)
+  for _ in range(20):
+    observe(without, 25)
+  assert not without.saves

@@ -21,15 +21,19 @@ class Words:
 
 @pytest.fixture
 def scored(monkeypatch):
-  """For an engine, each pass from here on: (filled slots, masks, settings)."""
+  """For an engine, each pass from here on: (filled slots, masks, settings,
+  positions compared in each row)."""
 
   def passes_of(engine):
     scorer, passes = engine.model.scorer, []
     real = scorer.score
 
     def score(text, candidates, *settings):
-      passes.append((np.array(text.cache.length), candidates.bits(), settings))
-      return real(text, candidates, *settings)
+      scores = real(text, candidates, *settings)
+      length = np.array(text.cache.length)
+      compared = scores.compared.sum(1)
+      passes.append((length, candidates.bits(), settings, compared))
+      return scores
 
     monkeypatch.setattr(scorer, 'score', score)
     return passes
@@ -43,11 +47,13 @@ def silent(*_):
 
 @pytest.mark.parametrize('scoring', ['vmap', 'map'])
 def test_no_text_is_scored_twice_and_no_mask_twice_on_a_text(scored, scoring):
-  engine = tiny_model.engine(search={'scoring': scoring})
+  eos = tiny_model.reference(PROMPTS_OF_DIFFERENT_LENGTH[1], 40)[14:15]
+  engine = tiny_model.engine(eos=eos, search={'scoring': scoring})
   passes, fresh = scored(engine), []
   searcher = engine.searcher
   observe = searcher.observe
   searcher.observe = lambda *args: (fresh.append(args[2]), observe(*args))
+  seen = []
   for prompts in (PROMPTS_OF_DIFFERENT_LENGTH, [[3], [4, 5]]):
     session = engine.session(prompts, tiny_model.decode())
     prompt = np.array(session.state.cache.length)
@@ -60,12 +66,19 @@ def test_no_text_is_scored_twice_and_no_mask_twice_on_a_text(scored, scoring):
     assert len(written) > 3
     assert written[0] >= WINDOW and (np.diff(written) > 0).all()
     assert fresh == np.diff(written, prepend=0).tolist()
-    for _, bits, settings in passes:
+    for _, bits, settings, _ in passes:
       assert len(np.unique(bits, axis=0)) == len(bits) == 3
       assert settings == (WINDOW, scoring)
+    # Nor is a row that has ended since, while the others write on.
+    grown = np.diff(lengths, axis=0, prepend=0)
+    compared = np.array([compared for *_, compared in passes])
+    assert ((compared > 0) == (grown > 0)).all()
+    assert (compared <= np.minimum(lengths, WINDOW)).all()
+    seen.append((grown == 0).sum())
     assert written[-1] == sum(len(row.text.tokens) for row in session.rows)
     passes.clear()
     fresh.clear()
+  assert min(seen) > 3  # row 1 ends early; in the second batch row 2 is spare
 
 
 @pytest.mark.parametrize('share', [0.0, 1.0])

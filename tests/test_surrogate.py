@@ -146,6 +146,19 @@ def test_scores_without_a_spread_or_with_a_wild_one(scores):
   assert (found.sum(1) == SKIPPED).all()
 
 
+def test_where_nothing_can_be_computed_nothing_is_said():
+  """And what was fitted to it is thrown away."""
+  process = Surrogate(FREE, SKIPPED)
+  bits, scores = scored()
+  observe(process, bits, np.where(np.arange(12) == 3, np.nan, scores))
+  assert suggest(process, bits[0]).shape == (0, FREE)
+  assert (process.best(bits[0], 0.0) == bits[0]).all()
+  process.forget()
+  observe(process, bits, scores)
+  assert suggest(process, bits[0]).shape == (8, FREE)
+  assert np.isfinite(process.means[:12]).all()
+
+
 def test_the_best_masks_leave_a_full_buffer_last():
   rng = np.random.default_rng(2)
   process = Surrogate(FREE, SKIPPED)

@@ -121,6 +121,14 @@ class Searcher:
     return is_wanted and not self.has_process
 
   @property
+  def saves(self) -> bool:
+    """Whether passes should leave some of the budget for the process.
+
+    From when there are as many as it will be told of.
+    """
+    return self.wants_process and len(self._history) >= _HISTORY
+
+  @property
   def may_search(self) -> bool:
     """Whether there is a search, now or after a drift."""
     return self.active or self._watches
