@@ -73,7 +73,7 @@ def row(entry: CachedSet) -> list[str]:
     len(entry.attention),
     len(entry.mlp),
     matchness,
-    entry.skip_ratio,
+    entry.skip_ratio and round(entry.skip_ratio, 3),
     entry.context_window,
     entry.date,
   )
