@@ -275,7 +275,10 @@ class Engine:
       raise InputError(
         f'{where}: is of model {model!r}, this one is {self.fingerprint!r}'
       )
-    self.searcher.restore(state)
+    try:
+      self.searcher.restore(state)
+    except InputError as error:
+      raise InputError(f'{where}: {error}') from None
 
   def warmup(
     self, decode: DecodeConfig | None = None, prompt_length: int = 2
