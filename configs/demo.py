@@ -5,8 +5,8 @@
 
 Expect plain decoding and SWIFT to write the same text, and `identical: yes`.
 Whether SWIFT is faster here depends on the text: a pass of so small a model over
-eight tokens costs a CPU nearly two over a single one, and what loops is easily
-drafted.
+eight tokens costs a CPU far more than one over a single token, and what loops is
+easily drafted.
 """
 
 import ml_collections

@@ -3,15 +3,16 @@
   python launch/benchmark.py --suite=search --output=search.json
 
 `search`: what the search finds, how fast, and what it costs, on the model's own
-continuations of program text that it was not trained on. Takes some five to
-ten minutes with the demo model on two cores. `--config=...` and its fields as everywhere; what
-the suite compares it sets itself, and it reads and writes no skip sets.
+continuations of program text that it was not trained on. Takes some five to ten
+minutes with the demo model on two cores. `--config=...` and its fields as
+everywhere; what the suite compares it sets itself, and it reads and writes no
+skip sets.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -20,7 +21,7 @@ import platform
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 import common
@@ -31,7 +32,7 @@ from swift_jax.errors import InputError
 from swift_jax.search import atomic_file
 
 if TYPE_CHECKING:
-  from swift_jax import Engine
+  from swift_jax import DecodeConfig, DraftConfig, Engine
   from swift_jax.evaluation.search_suite import Comparison
 
 SUITES = ('search',)
@@ -66,11 +67,53 @@ def main(config: ConfigDict) -> None:
     print(f'  {name:<28} {_show(value)}')
 
 
+class Bench(NamedTuple):
+  """What the parts of a suite share.
+
+  Attributes:
+    make_engine: an engine with other search settings.
+    plain, swift: how one prompt is continued.
+    code, prose: prompts.
+  """
+
+  make_engine: Callable[..., Engine]
+  plain: DecodeConfig
+  swift: DecodeConfig
+  code: list[list[int]]
+  prose: list[list[int]]
+
+
 def search(config: ConfigDict) -> dict[str, Any]:
   """The suite `search`."""
-  from swift_jax.evaluation import search_suite as suite
-  from swift_jax.evaluation.replay import Pace, Stream
+  with config.unlocked():
+    bench = prepare(config)
+    figures = {
+      **compare_recipes(bench, common.section(config, 'draft')),
+      **run_streams(bench),
+      **count_costs(bench),
+    }
+  fresh = figures['comparison']['fresh_matchness']
+  ours, papers = np.array(fresh['ours']), np.array(fresh['paper'])
+  at = figures['comparison']['points'].index
+  behind = papers[:, at(400)]
+  compiled = figures['compilations']
+  summary = {
+    'ours100_minus_paper400': float((ours[:, at(100)] - behind).mean()),
+    'ours50_minus_paper400': float((ours[:, at(50)] - behind).mean()),
+    'search_time_share': figures['stream']['search_share'],
+    'swift_over_plain_cold_stream': figures['stream']['swift_over_plain'],
+    'suggestion_ms_156d': figures['suggestion_ms_156d'],
+    'recompilations': compiled['after_400'] - compiled['after_10'],
+  }
+  return {'summary': summary, **figures}
 
+
+def prepare(config: ConfigDict) -> Bench:
+  """Settings and prompts.
+
+  Raises:
+    InputError: there is nothing to search for, or not enough text.
+  """
   settings = dataclasses.replace(
     common.section(config, 'search'),
     recipe='default',
@@ -78,12 +121,6 @@ def search(config: ConfigDict) -> dict[str, Any]:
     save='',
     record='',
   )
-  draft = common.section(config, 'draft')
-  endless = {
-    'target_matchness': 1.0,
-    'patience': 10**6,
-    'max_iterations': 10**6,
-  }
   if settings.context_window > _NEW_TOKENS:
     raise InputError(
       f'search.context_window={settings.context_window}: the texts have'
@@ -94,96 +131,114 @@ def search(config: ConfigDict) -> dict[str, Any]:
     config.search = dataclasses.asdict(dataclasses.replace(settings, **changes))
     return common.load_engine(config)
 
-  with config.unlocked():
-    engine = make_engine(time_budget=1.0)
-    if not engine.searcher.active:
-      raise InputError(
-        f'search.enabled={settings.enabled},'
-        f' search.skip_ratio={settings.skip_ratio}: nothing to search for'
-      )
-    code = prompts_of(engine, programs())
-    prose = prompts_of(engine, documentation())
-    wanted = _STREAM_TEXTS + _FRESH_TEXTS
-    if len(code) < wanted or len(prose) < _DOMAIN_PROMPTS:
-      raise InputError(
-        f'the standard library gives {len(code)} programs and {len(prose)}'
-        f' documentation strings: {wanted} and {_DOMAIN_PROMPTS} are needed'
-      )
-    _say('writing the text')
-    written = Stream(engine, code[:wanted], _NEW_TOKENS)
-    texts = [written.text(row) for row in range(_STREAM_TEXTS)]
-    rows = range(_STREAM_TEXTS, wanted)
-    halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
-    window = settings.context_window
-    fresh = suite.Fresh(
-      engine.model, [written.text(*half) for half in halves], window, draft
+  engine = make_engine()
+  if not engine.searcher.active:
+    raise InputError(
+      f'search.enabled={settings.enabled},'
+      f' search.skip_ratio={settings.skip_ratio}: nothing to search for'
     )
-    pace = Pace(_NEW_TOKENS, _TOKENS_PER_MASK, window)
-    compared = suite.compare(engine, texts, fresh, pace, _SEEDS.value, _say)
-    print_comparison(compared, fresh.matchness(engine.skip_mask))
-    importance = suite.importance_figures(engine, texts, compared.found, window)
-    _print('importance: rank correlation with how often we kept it', importance)
+  code = prompts_of(engine, programs())
+  prose = prompts_of(engine, documentation())
+  wanted = _STREAM_TEXTS + _FRESH_TEXTS + _STREAM_PROMPTS
+  if len(code) < wanted or len(prose) < _DOMAIN_PROMPTS:
+    raise InputError(
+      f'the standard library gives {len(code)} programs and {len(prose)}'
+      f' documentation strings: {wanted} and {_DOMAIN_PROMPTS} are needed'
+    )
+  plain, swift = (
+    dataclasses.replace(
+      common.section(config, 'decode'),
+      method=method,
+      max_new_tokens=_NEW_TOKENS,
+      ignore_eos=True,
+      batch_size=1,
+    )
+    for method in ('plain', 'swift')
+  )
+  return Bench(make_engine, plain, swift, code, prose)
 
-    _say('a stream from a cold start')
-    plain, swift = (
-      dataclasses.replace(
-        common.section(config, 'decode'),
-        method=method,
-        max_new_tokens=_NEW_TOKENS,
-        ignore_eos=True,
-        batch_size=1,
-      )
-      for method in ('plain', 'swift')
-    )
-    cold = suite.stream(plain, swift, make_engine(), code[-_STREAM_PROMPTS:])
-    _print('stream of 20 prompts, 128 new tokens each', cold)
 
-    _say('a change of domain')
-    change = suite.change_of_domain(
-      lambda **kw: make_engine(time_budget=1.0, bayes_interval=0, **kw),
-      swift,
-      code[:_DOMAIN_PROMPTS],
-      prose[:_DOMAIN_PROMPTS],
-    )
-    for name, seen in change.items():
-      _print(f'acceptance, {name}', seen)
+def compare_recipes(bench: Bench, draft: DraftConfig) -> dict[str, Any]:
+  """What each recipe finds, and what the importances are worth."""
+  from swift_jax.evaluation import search_suite as suite
+  from swift_jax.evaluation.replay import Pace, Stream
 
-    _say('suggestions and compilations')
-    compiled = suite.compilations(
-      make_engine(time_budget=1.0, opt_interval=4, **endless),
-      swift,
-      code[:_STREAM_PROMPTS],
-    )
-    _print('programs compiled', compiled)
-    overlap = suite.overlap(engine, swift, code[0])
-    _print('overlap of a suggestion with rounds, ms', overlap)
-  suggestion = suggestion_on_one_core()
-  ours, papers = compared.fresh['ours'], compared.fresh['paper']
-  at = suite.POINTS.index
-  gain = ours[:, at(100)] - papers[:, at(400)]
+  _say('writing the text')
+  engine = bench.make_engine(time_budget=1.0)
+  count = _STREAM_TEXTS + _FRESH_TEXTS
+  written = Stream(engine, bench.code[:count], _NEW_TOKENS)
+  texts = [written.text(row) for row in range(_STREAM_TEXTS)]
+  half = _STREAM_TEXTS + _FRESH_TEXTS // 2
+  unseen = [
+    written.text(*range(_STREAM_TEXTS, half)),
+    written.text(*range(half, count)),
+  ]
+  window = engine.searcher.cfg.context_window
+  fresh = suite.Fresh(engine.model, unseen, window, draft)
+  pace = Pace(_NEW_TOKENS, _TOKENS_PER_MASK, window)
+  compared = suite.compare(engine, texts, fresh, pace, _SEEDS.value, _say)
+  uniform = fresh.matchness(engine.skip_mask)
+  print_comparison(compared, uniform)
+  importance = suite.importance_figures(engine, texts, compared.found, window)
+  _print('importance: rank correlation with how often we kept it', importance)
   return {
-    'summary': {
-      'ours100_minus_paper400': float(gain.mean()),
-      'ours50_minus_paper400': float(
-        (ours[:, at(50)] - papers[:, at(400)]).mean()
-      ),
-      'search_time_share': cold['search_share'],
-      'swift_over_plain_cold_stream': cold['swift_over_plain'],
-      'suggestion_ms_156d': suggestion,
-      'recompilations': compiled['after_400'] - compiled['after_10'],
-    },
     'comparison': {
-      'points': suite.POINTS,
-      'uniform': fresh.matchness(engine.skip_mask),
-      'ours_minus_paper': lead(ours, papers),
+      'points': list(suite.POINTS),
+      'uniform': uniform,
+      'ours_minus_paper': lead(compared.fresh['ours'], compared.fresh['paper']),
       'accepted_lengths': compared.accepted_lengths,
       'fresh_matchness': {k: v.tolist() for k, v in compared.fresh.items()},
     },
     'importance': importance,
-    'stream': cold,
-    'change_of_domain': change,
+  }
+
+
+def run_streams(bench: Bench) -> dict[str, Any]:
+  """The engine on a stream from a cold start, and on one that changes."""
+  from swift_jax.evaluation import search_suite as suite
+
+  _say('a stream from a cold start')
+  first = (
+    _STREAM_TEXTS + _FRESH_TEXTS
+  )  # not those that recipes were compared on
+  prompts = bench.code[first : first + _STREAM_PROMPTS]
+  engine = bench.make_engine()
+  cold = suite.stream(bench.plain, bench.swift, engine, prompts)
+  _print('stream of 20 prompts, 128 new tokens each', cold)
+
+  _say('a change of domain')
+  change = suite.change_of_domain(
+    lambda **changes: bench.make_engine(time_budget=1.0, **changes),
+    bench.swift,
+    bench.code[:_DOMAIN_PROMPTS],
+    bench.prose[:_DOMAIN_PROMPTS],
+  )
+  for name, seen in change.items():
+    _print(f'acceptance, {name}', seen)
+  return {'stream': cold, 'change_of_domain': change}
+
+
+def count_costs(bench: Bench) -> dict[str, Any]:
+  """Compilations and suggestions."""
+  from swift_jax.evaluation import search_suite as suite
+
+  _say('suggestions and compilations')
+  endless = bench.make_engine(
+    time_budget=1.0,
+    opt_interval=4,
+    target_matchness=1.0,
+    patience=10**6,
+    max_iterations=10**6,
+  )
+  prompts = bench.code[:_STREAM_PROMPTS]
+  compiled = suite.compilations(endless, bench.swift, prompts)
+  _print('programs compiled', compiled)
+  overlap = suite.overlap(endless, bench.swift, bench.code[0])
+  _print('overlap of a suggestion with rounds, ms', overlap)
+  return {
     'compilations': compiled,
     'overlap_ms': overlap,
+    'suggestion_ms_156d': suggestion_on_one_core(),
   }
 
 

@@ -283,7 +283,12 @@ class Engine:
   def warmup(
     self, decode: DecodeConfig | None = None, prompt_length: int = 2
   ) -> None:
-    """Compiles what `generate` runs for prompts up to this length."""
+    """Compiles what `generate` runs for prompts up to this length.
+
+    Not what the search may need later: its process starts when the budget affords
+    that (at once where `time_budget` is 1), and a search at rest compiles when it
+    wakes.
+    """
     decode = decode or DecodeConfig()
     prompts = [[0] * prompt_length] * decode.batch_size
     # A searcher of its own: compiling must not move the search or its budget.

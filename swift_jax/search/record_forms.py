@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import dataclasses
 import json
-import re
 from typing import Any
 
-from swift_jax.config import MAX_INT
 from swift_jax.errors import InputError
+from swift_jax.search.fields import is_fingerprint, is_int
 from swift_jax.skip_mask import num_free
 
 FORMAT = 'swift_jax_search'
@@ -243,10 +242,6 @@ def _check(fields: Mapping[str, Any], known: _Fields, where: str) -> None:
       raise _bad(where, name, fields[name], wanted)
 
 
-def _is_int(value: Any, low: int) -> bool:
-  return type(value) is int and low <= value <= MAX_INT
-
-
 def _is_finite(value: Any) -> bool:
   return type(value) in (int, float) and abs(value) <= _LIMIT
 
@@ -257,10 +252,6 @@ def _is_positive(value: Any) -> bool:
 
 def _is_mask(value: Any) -> bool:
   return isinstance(value, str) and not value.strip('01')
-
-
-def _is_model(value: Any) -> bool:
-  return isinstance(value, str) and bool(re.fullmatch('[0-9a-f]{16}', value))
 
 
 def _or_none(is_valid: _Valid) -> _Valid:
@@ -276,11 +267,11 @@ def _some(is_valid: _Valid) -> _Valid:
 
 # What is valid in each field, and how that is said; in the file's order.
 _HEADER_FIELDS: _Fields = {
-  'num_layers': (lambda value: _is_int(value, 1), 'an integer >= 1'),
-  'model': (_or_none(_is_model), '16 hexadecimal digits or null'),
+  'num_layers': (lambda value: is_int(value, 1), 'an integer >= 1'),
+  'model': (_or_none(is_fingerprint), '16 hexadecimal digits or null'),
   'settings': (lambda value: isinstance(value, dict), 'an object'),
 }
-_COUNT = (lambda value: _is_int(value, 0), 'an integer >= 0')
+_COUNT = (lambda value: is_int(value, 0), 'an integer >= 0')
 _SECONDS = (_is_positive, 'a number >= 0')
 _SOURCE = (SOURCES.__contains__, f'one of {", ".join(SOURCES)}')
 _PASS_FIELDS: _Fields = {
@@ -288,7 +279,7 @@ _PASS_FIELDS: _Fields = {
   'evaluations': _COUNT,
   'seconds': _SECONDS,
   'search_seconds': _SECONDS,
-  'positions': (lambda value: _is_int(value, 1), 'an integer >= 1'),
+  'positions': (lambda value: is_int(value, 1), 'an integer >= 1'),
   'sources': (_some(_SOURCE[0]), f'a filled list of {", ".join(SOURCES)}'),
   'hits': (_some(_COUNT[0]), 'a filled list of integers >= 0'),
   'log_probs': (_some(_or_none(_is_finite)), 'a filled list of finite numbers'),

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable
 import dataclasses
 import datetime
 import json
-import re
 import reprlib
 from typing import Any, NoReturn
 
 from swift_jax import skip_mask
-from swift_jax.config import MAX_INT
 from swift_jax.errors import InputError
+from swift_jax.search.fields import is_fingerprint, is_int
 from swift_jax.skip_mask import SkipMask
 
 FORMAT = 'swift_jax skip sets'
@@ -245,10 +244,6 @@ def _is_text(value: Any) -> bool:
   return isinstance(value, str) and value.isprintable() and bool(value)
 
 
-def _is_int(value: Any, low: int) -> bool:
-  return type(value) is int and low <= value <= MAX_INT
-
-
 def _is_share(value: Any) -> bool:
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   return is_number and 0 <= value <= 1
@@ -257,13 +252,9 @@ def _is_share(value: Any) -> bool:
 def _is_layers(value: Any) -> bool:
   return (
     isinstance(value, (list, tuple))
-    and all(_is_int(layer, 0) for layer in value)
+    and all(is_int(layer, 0) for layer in value)
     and len(set(value)) == len(value)
   )
-
-
-def _is_fingerprint(value: Any) -> bool:
-  return isinstance(value, str) and bool(re.fullmatch('[0-9a-f]{16}', value))
 
 
 def _is_date(value: Any) -> bool:
@@ -276,7 +267,7 @@ def _is_date(value: Any) -> bool:
 
 # Our form's fields: what is valid, and how that is said.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-  'model': (_is_fingerprint, '16 hexadecimal digits'),
+  'model': (is_fingerprint, '16 hexadecimal digits'),
   'name': (_is_text, 'text that prints'),
   'attention': (_is_layers, 'a list of layers, each once'),
   'mlp': (_is_layers, 'a list of layers, each once'),
@@ -285,11 +276,11 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'a number in [0, 1] or null',
   ),
   'positions': (
-    lambda value: value is None or _is_int(value, 0),
+    lambda value: value is None or is_int(value, 0),
     'an integer >= 0 or null',
   ),
   'skip_ratio': (_is_share, 'a number in [0, 1]'),
-  'context_window': (lambda value: _is_int(value, 1), 'an integer >= 1'),
+  'context_window': (lambda value: is_int(value, 1), 'an integer >= 1'),
   'date': (_is_date, 'a UTC time such as 2026-11-25T02:03:04+00:00'),
   'swift_jax': (_is_text, 'a version'),
 }
