@@ -15,8 +15,9 @@ import ml_collections
 def get_config():
   config = ml_collections.ConfigDict()
   config.model = {'path': 'demo', 'dtype': 'float32'}
+  config.decode = {'rounds_per_dispatch': 8}
   # Greedy text of so small a model soon loops: not too long.
-  config.decode = {'max_new_tokens': 96, 'rounds_per_dispatch': 8}
+  config.sampling = {'max_new_tokens': 96}
   # The model is seldom sure; wide passes, and looking for the runners-up that
   # are a tree's leaves, are what costs on a CPU.
   config.draft = {

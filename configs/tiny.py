@@ -10,7 +10,8 @@ import ml_collections
 
 def get_config():
   config = ml_collections.ConfigDict()
-  config.decode = {'max_new_tokens': 8, 'prefill_chunk': 16}
+  config.decode = {'prefill_chunk': 16}
+  config.sampling = {'max_new_tokens': 8}
   config.draft = {'verify_widths': (4, 8), 'max_draft_length': 5}
   config.search = {'enabled': False}
   return config

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from swift_jax.errors import InputError
+from swift_jax.sampling_config import SamplingConfig
 from swift_jax.search import atomic_file
 
 if TYPE_CHECKING:
@@ -149,9 +150,9 @@ def prepare(config: ConfigDict) -> Bench:
     dataclasses.replace(
       common.section(config, 'decode'),
       method=method,
-      max_new_tokens=_NEW_TOKENS,
       ignore_eos=True,
       batch_size=1,
+      sampling=SamplingConfig(temperature=0, max_new_tokens=_NEW_TOKENS),
     )
     for method in ('plain', 'swift')
   )

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+import types
 import typing
 from typing import Any, NoReturn
 import warnings
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from swift_jax.config import DTYPES, DecodeConfig, DraftConfig, SearchConfig
 from swift_jax.errors import InputError
+from swift_jax.sampling_config import SamplingConfig
 
 if typing.TYPE_CHECKING:
   from swift_jax import Engine
@@ -60,6 +62,7 @@ SECTIONS: Sections = {
   'model': ModelSource,
   'decode': DecodeConfig,
   'draft': DraftConfig,
+  'sampling': SamplingConfig,
   'search': SearchConfig,
 }
 
@@ -121,20 +124,38 @@ def merge(overrides: ConfigDict, sections: Sections) -> ConfigDict:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-  """A section's fields; nested dataclasses keep the default they have."""
+  """A section's fields; nested dataclasses keep the default they have.
+
+  What has no default, or None, may be set to a value of its type.
+  """
   kinds = typing.get_type_hints(cls)
   return {
-    field.name: config_dict.placeholder(kinds[field.name])
-    if field.default is dataclasses.MISSING
+    field.name: config_dict.placeholder(_plain_type(kinds[field.name]))
+    if field.default in (dataclasses.MISSING, None)
     else field.default
     for field in dataclasses.fields(cls)
     if not dataclasses.is_dataclass(field.default)
   }
 
 
+def _plain_type(kind: Any) -> type:
+  """`tuple[int, ...] | None` -> tuple."""
+  options = [k for k in typing.get_args(kind) if k is not types.NoneType]
+  if isinstance(kind, types.UnionType) and len(options) == 1:
+    kind = options[0]
+  return typing.get_origin(kind) or kind
+
+
 def section(config: ConfigDict, name: str, cls: type | None = None) -> Any:
   """One section as its frozen dataclass, which checks every value."""
   return (cls or SECTIONS[name])(**config[name].to_dict())
+
+
+def decode_config(config: ConfigDict, **changes: Any) -> DecodeConfig:
+  """The sections decode and sampling as one, with `changes` to the former."""
+  decode = section(config, 'decode')
+  sampling = section(config, 'sampling')
+  return dataclasses.replace(decode, sampling=sampling, **changes)
 
 
 def load_engine(config: ConfigDict) -> Engine:

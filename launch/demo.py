@@ -19,6 +19,7 @@ import time
 import common
 import ml_collections
 
+from swift_jax.errors import InputError
 from swift_jax.metrics import distinct_ngrams, ratio
 
 _COLUMNS = (
@@ -94,13 +95,15 @@ def first_difference(one: Sequence, two: Sequence) -> str | None:
 
 
 def main(config: ml_collections.ConfigDict) -> int:
-  config = config.copy_and_resolve_references()
-  config.decode.method = 'plain'
-  plain_cfg = common.section(config, 'decode')
-  config.decode.method = 'swift'
-  swift_cfg = common.section(config, 'decode')
+  plain_cfg = common.decode_config(config, method='plain')
+  swift_cfg = common.decode_config(config, method='swift')
   started = time.perf_counter()
   engine = common.load_engine(config)
+  if engine.resolve(plain_cfg.sampling).config.samples:
+    raise InputError(
+      'the demo compares texts, and drawn ones differ:'
+      ' --config.sampling.temperature=0 is needed'
+    )
   prompts = read_prompts()
   longest = max(map(len, engine.encode(prompts)))
   print(f'loaded {config.model.path} in {time.perf_counter() - started:.1f} s')

@@ -2,12 +2,15 @@
 
   python launch/generate.py --config=configs/demo.py --prompt='def main():'
   python launch/generate.py --prompts_file=prompts.jsonl --output_json=out.jsonl
+  python launch/generate.py --chat --prompt='Who are you?' --config.model.path=...
 
 Every field of the config can be set: --config.decode.method=plain,
---config.model.path=FOLDER_OR_HUB_ID, --config.draft.max_draft_length=8, ...
+--config.model.path=FOLDER_OR_HUB_ID, --config.sampling.temperature=0.6, ...
 
 Text goes to standard output as it comes; in a batch the first prompt's does,
-and the others' follow whole, so that they do not mix.
+and the others' follow whole, so that they do not mix. What is applied that was not
+asked for (a model's generation_config.json, Hugging Face's top_k=50) is said on
+standard error.
 """
 
 from __future__ import annotations
@@ -37,6 +40,12 @@ _PROMPTS_FILE = flags.DEFINE_string(
   None,
   'prompts, one JSON object with "prompt" a line; - reads standard input',
 )
+_CHAT = flags.DEFINE_boolean(
+  'chat',
+  False,
+  "prompts are a user's messages, put into the tokenizer's chat template; a line of"
+  ' the prompts file may hold "messages" instead: objects with role and content',
+)
 _OUTPUT_JSON = flags.DEFINE_string(
   'output_json', None, 'one JSON line a prompt goes to this file'
 )
@@ -61,13 +70,15 @@ METRICS = (
 
 
 class Prompt(NamedTuple):
-  """A prompt, and the flag or line it came from."""
+  """A prompt, and the flag or line it came from; in a chat, its messages."""
 
   where: str
-  text: str
+  text: str | list[dict[str, Any]]
 
 
-def read_prompts(prompt: str | None, path: str | None) -> list[Prompt]:
+def read_prompts(
+  prompt: str | None, path: str | None, is_chat: bool = False
+) -> list[Prompt]:
   """The prompts that the flags name.
 
   Raises:
@@ -78,13 +89,21 @@ def read_prompts(prompt: str | None, path: str | None) -> list[Prompt]:
       f'--prompt={prompt!r} and --prompts_file={path}: expected one of them'
     )
   if path is not None:
-    return _read_file(path)
+    return _read_file(path, is_chat)
   if prompt is None:
     raise InputError('--prompt or --prompts_file is needed')
-  return [_checked('--prompt', prompt)]
+  return [_as_chat(_checked('--prompt', prompt), is_chat)]
 
 
-def _read_file(path: str) -> list[Prompt]:
+def _as_chat(prompt: Prompt, is_chat: bool) -> Prompt:
+  """The prompt as a user's message, in a chat."""
+  if not is_chat or not isinstance(prompt.text, str):
+    return prompt
+  message = {'role': 'user', 'content': prompt.text}
+  return prompt._replace(text=[message])
+
+
+def _read_file(path: str, is_chat: bool) -> list[Prompt]:
   where = f'--prompts_file={path}'
   try:
     raw = _standard_input() if path == '-' else pathlib.Path(path).read_bytes()
@@ -92,7 +111,7 @@ def _read_file(path: str) -> list[Prompt]:
     raise InputError(f'{where}: {error.strerror}') from None
   # Bytes are split, not text: JSON strings may hold other line separators.
   prompts = [
-    _parse_line(f'{where}, line {number}', line)
+    _as_chat(_parse_line(f'{where}, line {number}', line, is_chat), is_chat)
     for number, line in enumerate(raw.split(b'\n'), 1)
     if line.strip()
   ]
@@ -107,16 +126,29 @@ def _standard_input() -> bytes:
   return sys.stdin.buffer.read()
 
 
-def _parse_line(where: str, line: bytes) -> Prompt:
+def _parse_line(where: str, line: bytes, is_chat: bool) -> Prompt:
   try:
     value = json.loads(line.decode('utf-8-sig'))
   except (ValueError, RecursionError) as error:
     raise InputError(f'{where}: not JSON: {error}') from None
+  if is_chat and isinstance(value, dict) and 'messages' in value:
+    return Prompt(where, _messages(where, value['messages']))
   if not isinstance(value, dict) or not isinstance(value.get('prompt'), str):
     raise InputError(
       f'{where}: expected an object with a string "prompt", found {value!r:.80}'
     )
   return _checked(where, value['prompt'])
+
+
+def _messages(where: str, value: Any) -> list[dict[str, Any]]:
+  ok = isinstance(value, list) and all(
+    isinstance(m, dict) and isinstance(m.get('role'), str) for m in value
+  )
+  if not ok or not value:
+    raise InputError(
+      f'{where}: expected "messages" with role and content, found {value!r:.80}'
+    )
+  return value
 
 
 def _checked(where: str, prompt: str) -> Prompt:
@@ -129,20 +161,27 @@ def _checked(where: str, prompt: str) -> Prompt:
   return Prompt(where, prompt)
 
 
-def count_tokens(engine: Engine, prompts: Sequence[Prompt]) -> int:
-  """Tokens of the longest prompt.
+def encode(
+  engine: Engine, prompts: Sequence[Prompt]
+) -> tuple[list[str | list[int]], int]:
+  """What the engine is given, and the tokens of the longest prompt.
+
+  That is a prompt's text, or in a chat the token ids of the template.
 
   Raises:
     InputError: a prompt that the model cannot take; says where it came from.
   """
-  longest = 0
+  given, longest = [], 0
   for prompt in prompts:
     try:
-      (tokens,) = engine.encode([prompt.text])
+      is_chat = not isinstance(prompt.text, str)
+      text = engine.encode_chat(prompt.text) if is_chat else prompt.text
+      (tokens,) = engine.encode([text])
     except InputError as error:
       raise InputError(f'{prompt.where}: {error}') from None
+    given.append(text)
     longest = max(longest, len(tokens))
-  return longest
+  return given, longest
 
 
 class JsonLines:
@@ -198,7 +237,7 @@ def record(result: Result) -> dict[str, Any]:
 
 
 def write_texts(
-  engine: Engine, prompts: Sequence[str], decode: DecodeConfig
+  engine: Engine, prompts: Sequence[str | list[int]], decode: DecodeConfig
 ) -> Iterator[Result]:
   """Generates batch by batch and shows each text, in order."""
   for at in range(0, len(prompts), decode.batch_size):
@@ -209,7 +248,9 @@ def write_texts(
 
     _title(at, len(prompts))
     batch = prompts[at : at + decode.batch_size]
-    for row, result in enumerate(engine.generate(batch, decode, first_only)):
+    indices = range(at, at + len(batch))
+    results = engine.generate(batch, decode, first_only, indices=indices)
+    for row, result in enumerate(results):
       if row:
         _title(at + row, len(prompts))
         common.show_text(row, result.text)
@@ -223,18 +264,22 @@ def _title(index: int, count: int) -> None:
 
 
 def main(config: ConfigDict) -> None:
-  prompts = read_prompts(_PROMPT.value, _PROMPTS_FILE.value)
-  decode = common.section(config, 'decode')
+  prompts = read_prompts(_PROMPT.value, _PROMPTS_FILE.value, _CHAT.value)
+  decode = common.decode_config(config)
   path = _OUTPUT_JSON.value
   with contextlib.ExitStack() as stack:
     output = None if path is None else stack.enter_context(JsonLines(path))
     engine = common.load_engine(config)
     # Refuses a bad prompt before any text is written.
-    longest = count_tokens(engine, prompts)
+    given, longest = encode(engine, prompts)
+    applied = engine.resolve(decode.sampling)
     engine.warmup(decode, longest)  # so that the times are those of writing
-    texts = [prompt.text for prompt in prompts]
-    for result in write_texts(engine, texts, decode):
+    if applied.is_remarkable:
+      print(applied.describe(), file=sys.stderr)
+    results = write_texts(engine, given, decode)
+    for prompt, result in zip(prompts, results, strict=True):
       if output is not None:
+        result = dataclasses.replace(result, prompt=prompt.text)
         output.write(record(result))
 
 

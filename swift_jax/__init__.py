@@ -15,6 +15,7 @@ _PUBLIC = {
   'Engine': 'swift_jax.engine',
   'InputError': 'swift_jax.errors',
   'Result': 'swift_jax.engine',
+  'SamplingConfig': 'swift_jax.sampling_config',
   'SearchConfig': 'swift_jax.config',
   'SkipMask': 'swift_jax.skip_mask',
 }

@@ -21,14 +21,14 @@ from swift_jax import fused, llama, sharding, weight_files
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.export import export_hf
-from swift_jax.hf_config import eos_token_ids, load_config, one_line
+from swift_jax.hf_config import generation_defaults, load_config, one_line
 from swift_jax.hub import load_tokenizer, resolve
 from swift_jax.typing import Array
 
 __all__ = [
-  'eos_token_ids',
   'export_hf',
   'fingerprint',
+  'generation_defaults',
   'load_config',
   'load_params',
   'load_tokenizer',

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax.numpy as jnp
 
-from swift_jax.errors import InputError
+from swift_jax.checks import (
+  as_tuple,
+  require,
+  require_bool,
+  require_int,
+  require_number,
+)
+from swift_jax.sampling_config import SamplingConfig
 
 DTYPES = ('bfloat16', 'float16', 'float32')
 ROPE_TYPES = ('default', 'linear', 'llama3', 'yarn')
@@ -19,41 +25,6 @@ ACTIVATIONS = ('silu', 'swish', 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'relu')
 METHODS = ('plain', 'swift')
 SCORINGS = ('auto', 'vmap', 'map')
 RECIPES = ('default', 'paper')
-MAX_INT = 2**28  # sums of a few of them are still int32
-
-
-def require(ok: bool, name: str, value: object, wanted: str) -> None:
-  """Raises an error that names a setting and its value unless it is `ok`."""
-  if not ok:
-    raise InputError(f'{name}={value!r}: expected {wanted}')
-
-
-def require_int(name: str, value: object, low: int) -> None:
-  """Refuses what is no integer in [low, MAX_INT]."""
-  is_int = isinstance(value, int) and not isinstance(value, bool)
-  require(is_int and value >= low, name, value, f'an integer >= {low}')
-  require(value <= MAX_INT, name, value, f'an integer <= {MAX_INT}')
-
-
-def _as_tuple(cfg: Any, section: str, name: str) -> None:
-  """Makes a list a tuple, so that the settings are hashable."""
-  value = getattr(cfg, name)
-  ok = isinstance(value, (list, tuple))
-  require(ok, f'{section}.{name}', value, 'a tuple')
-  object.__setattr__(cfg, name, tuple(value))
-
-
-def require_number(name: str, value: object, low: float, high: float) -> None:
-  """Refuses what is no finite number in [low, high]."""
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  ok = is_number and math.isfinite(value) and low <= value <= high
-  wanted = f'a number >= {low}' if high == math.inf else f'in [{low}, {high}]'
-  require(ok, name, value, wanted)
-
-
-def require_bool(name: str, value: object) -> None:
-  """Refuses what is no boolean."""
-  require(isinstance(value, bool), name, value, 'a boolean')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +151,11 @@ class DraftConfig:
 
   Attributes:
     max_draft_length: tokens drafted at most in a round (the paper's 25).
-    confidence_threshold: drafting stops after a token whose probability is
+    confidence_threshold: drafting stops after a token whose confidence is
       below this (0.8).
+    warped_confidence: when sampling, confidence is the draft's top-1 probability
+      after temperature, top-k, top-p and min-p; without it before them, as in the
+      official code. The same for greedy decoding.
     tree: add the top-k alternatives at each depth as leaves beside the chain.
     tree_widths: k, the chain's token included, by confidence: `tree_widths[i]`
       holds up to `tree_bounds[i]`, the last one above the last bound.
@@ -193,6 +167,7 @@ class DraftConfig:
 
   max_draft_length: int = 25
   confidence_threshold: float = 0.8
+  warped_confidence: bool = True
   tree: bool = True
   tree_widths: tuple[int, ...] = (10, 5, 3, 1)
   tree_bounds: tuple[float, ...] = (0.5, 0.8, 0.95)
@@ -200,12 +175,13 @@ class DraftConfig:
 
   def __post_init__(self):
     for name in ('tree_widths', 'tree_bounds', 'verify_widths'):
-      _as_tuple(self, 'draft', name)
+      as_tuple(self, 'draft', name)
     require_int('draft.max_draft_length', self.max_draft_length, 1)
     require_number(
       'draft.confidence_threshold', self.confidence_threshold, 0, 1
     )
-    require(isinstance(self.tree, bool), 'draft.tree', self.tree, 'a boolean')
+    for name in ('tree', 'warped_confidence'):
+      require_bool(f'draft.{name}', getattr(self, name))
     for width in self.tree_widths:
       require_int('draft.tree_widths', width, 1)
     for bound in self.tree_bounds:
@@ -335,40 +311,30 @@ class DecodeConfig:
 
   Attributes:
     method: `plain` (a token a pass) or `swift` (draft and verify).
-    max_new_tokens: tokens written at most for a prompt.
     ignore_eos: write on past the end-of-text tokens.
-    stop_strings: text ends before the first of these.
     batch_size: prompts decoded together.
     prefill_chunk: prompt tokens a prefill pass takes.
     rounds_per_dispatch: rounds run on the device before the host looks.
+    sampling: how tokens are chosen and when a text ends.
   """
 
   method: str = 'swift'
-  max_new_tokens: int = 128
   ignore_eos: bool = False
-  stop_strings: tuple[str, ...] = ()
   batch_size: int = 1
   prefill_chunk: int = 64
   rounds_per_dispatch: int = 4
+  sampling: SamplingConfig = SamplingConfig()
 
   def __post_init__(self):
-    _as_tuple(self, 'decode', 'stop_strings')
     require(
       self.method in METHODS,
       'decode.method',
       self.method,
       f'one of {", ".join(METHODS)}',
     )
-    require_int('decode.max_new_tokens', self.max_new_tokens, 0)
-    require(
-      isinstance(self.ignore_eos, bool),
-      'decode.ignore_eos',
-      self.ignore_eos,
-      'a boolean',
-    )
-    for stop in self.stop_strings:
-      ok = isinstance(stop, str) and stop
-      require(ok, 'decode.stop_strings', stop, 'strings that are not empty')
+    require_bool('decode.ignore_eos', self.ignore_eos)
     require_int('decode.batch_size', self.batch_size, 1)
     require_int('decode.prefill_chunk', self.prefill_chunk, 1)
     require_int('decode.rounds_per_dispatch', self.rounds_per_dispatch, 1)
+    ok = isinstance(self.sampling, SamplingConfig)
+    require(ok, 'decode.sampling', self.sampling, 'a SamplingConfig')

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import datetime
 import functools
 import json
+import logging
 from typing import Any
 import weakref
 
@@ -25,13 +26,16 @@ from swift_jax.config import (
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
 from swift_jax.metrics import Metrics, ratio
+from swift_jax.sampling_config import Resolved, SamplingConfig, resolve
 from swift_jax.search import atomic_file, cached_sets, paper, records
 from swift_jax.search.budget import Estimate
 from swift_jax.search.searcher import Searcher
-from swift_jax.session import MAX_EOS_IDS, Model, Row, Session
+from swift_jax.session import Model, Piece, Row, Session
 from swift_jax.skip_mask import SkipMask
 
 Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, Any]]
+_LOGGER = logging.getLogger('swift_jax')
 _DEFAULT_NAME = 'default'  # of a set that is saved
 _STATE_FORMAT = 'swift_jax search state'
 
@@ -63,6 +67,7 @@ class Engine:
   Attributes:
     cfg: the model's shape.
     tokenizer: a transformers tokenizer; None where prompts are token ids.
+    defaults: sampling settings of the model's `generation_config.json`.
     searcher: the search and its incumbent.
     model: the target on its devices.
   """
@@ -73,15 +78,17 @@ class Engine:
     graphdef: GraphDef,
     params: Params,
     tokenizer: Any = None,
-    eos_token_ids: Sequence[int] = (),
+    defaults: SamplingConfig | None = None,
     draft: DraftConfig | None = None,
     search: SearchConfig | None = None,
     mesh: jax.sharding.Mesh | None = None,
   ):
-    if len(eos_token_ids) > MAX_EOS_IDS:
-      raise InputError(
-        f'eos_token_id={list(eos_token_ids)}: expected at most {MAX_EOS_IDS}'
-      )
+    """An engine on parameters that are loaded.
+
+    Args:
+      defaults: what the model's `generation_config.json` says of sampling.
+      tokenizer, draft, search, mesh: see `from_pretrained`.
+    """
     search = search or SearchConfig()
     if search.context_window > cfg.max_position_embeddings:
       raise InputError(
@@ -90,7 +97,8 @@ class Engine:
       )
     self.cfg = cfg
     self.tokenizer = tokenizer
-    self._eos = tuple(eos_token_ids)
+    self.defaults = defaults or SamplingConfig()
+    self._said: set[str] = set()  # settings that have been logged
     self.model = Model(cfg, graphdef, params, draft or DraftConfig(), mesh)
     self.searcher = self._make_searcher(search)
 
@@ -142,9 +150,9 @@ class Engine:
       if search.cache:
         _cached_mask(search, cfg, None)
     tokenizer = checkpoint.load_tokenizer(folder, cfg)
-    eos = sorted(checkpoint.eos_token_ids(folder))
+    defaults = checkpoint.generation_defaults(folder)
     graphdef, params = checkpoint.load_params(folder, cfg, mesh)
-    return cls(cfg, graphdef, params, tokenizer, eos, draft, search, mesh)
+    return cls(cfg, graphdef, params, tokenizer, defaults, draft, search, mesh)
 
   @property
   def skip_mask(self) -> SkipMask:
@@ -160,54 +168,162 @@ class Engine:
     """Drafts with `mask` from now on; the search rests."""
     self.searcher.start_from(mask)
 
+  def resolve(self, sampling: SamplingConfig | None = None) -> Resolved:
+    """The settings that `generate` applies, and where each comes from."""
+    return resolve(sampling or SamplingConfig(), self.defaults)
+
   def generate(
     self,
     prompts: Prompt | Sequence[Prompt],
     decode: DecodeConfig | None = None,
     on_text: Callable[[int, str], None] | None = None,
+    streamer: Any = None,
+    indices: Sequence[int] | None = None,
   ) -> list[Result]:
     """Continues one or many prompts.
 
     Args:
       prompts: strings, or token ids.
-      decode: method, limits, batch size.
+      decode: method, limits, batch size, sampling.
       on_text: called with a prompt's index and a piece of its text as it comes.
+      streamer: a transformers `BaseStreamer`, for one prompt: gets the prompt's
+        token ids, those of the text as they come, and its end.
+      indices: of the prompts in the run, on which with the seed their draws depend;
+        0, 1, ... if None.
 
     Returns:
       A result a prompt, in order.
 
     Raises:
       InputError: an empty prompt, one longer than the context, a token outside
-        the vocabulary, or logits that are not finite.
+        the vocabulary, settings that contradict each other, or logits that are
+        not finite.
     """
-    decode = decode or DecodeConfig()
-    if isinstance(prompts, str) or (
-      len(prompts) and isinstance(prompts[0], (int, np.integer))
-    ):
+    if _is_one(prompts):
       prompts = [prompts]
-    encoded = self.encode(prompts)
+    if streamer is not None and len(prompts) != 1:
+      raise InputError(f'streamer: expected one prompt, not {len(prompts)}')
+    if streamer is not None:
+      streamer.put(np.asarray(self.encode(prompts)))
     results: list[Result] = []
+    for step in self._write(prompts, decode, indices):
+      if isinstance(step, Result):
+        results.append(step)
+        continue
+      if on_text is not None and step.text:
+        on_text(step.row, step.text)
+      if streamer is not None and step.tokens:
+        streamer.put(np.asarray(step.tokens))
+    if streamer is not None:
+      streamer.end()
+    return results
+
+  def stream(
+    self, prompt: Prompt, decode: DecodeConfig | None = None, index: int = 0
+  ) -> Iterator[str]:
+    """The text of one prompt, in pieces that split no character and hold no
+    part of a stop string; to leave off early, drop the iterator.
+
+    Raises:
+      InputError: as `generate`, when the first piece is asked for.
+    """
+    for step in self._write([prompt], decode, [index]):
+      if isinstance(step, Piece) and step.text:
+        yield step.text
+
+  def chat(
+    self,
+    messages: Conversation | Sequence[Conversation],
+    decode: DecodeConfig | None = None,
+    **how: Any,
+  ) -> list[Result]:
+    """Answers one or many conversations, by the tokenizer's chat template.
+
+    Args:
+      messages: `{'role': ..., 'content': ...}` in turn, the last one to answer.
+      decode: as for `generate`.
+      **how: `on_text`, `streamer`, `indices`, as for `generate`.
+
+    Returns:
+      A result a conversation; its `prompt` are the token ids of the template.
+
+    Raises:
+      InputError: the tokenizer has no template, or it refuses the messages; and
+        as `generate`.
+    """
+    if messages and isinstance(messages[0], Mapping):
+      messages = [messages]
+    prompts = [self.encode_chat(conversation) for conversation in messages]
+    return self.generate(prompts, decode, **how)
+
+  def encode_chat(self, messages: Conversation) -> list[int]:
+    """Token ids of a conversation, up to where the answer begins.
+
+    Raises:
+      InputError: the tokenizer has no template, or it refuses the messages.
+    """
+    if getattr(self.tokenizer, 'chat_template', None) is None:
+      raise InputError(
+        'the tokenizer has no chat template: this is no chat model'
+      )
+    try:
+      encoded = self.tokenizer.apply_chat_template(
+        list(messages), add_generation_prompt=True, return_dict=True
+      )
+    # Templates raise jinja's errors, and what their expressions run into.
+    except Exception as error:
+      kind = type(error).__name__
+      raise InputError(
+        f'the chat template refuses {messages!r:.80}: {kind}: {error}'
+      ) from error
+    return list(encoded['input_ids'])
+
+  def _write(
+    self,
+    prompts: Sequence[Prompt],
+    decode: DecodeConfig | None,
+    indices: Sequence[int] | None,
+  ) -> Iterator[Piece | Result]:
+    """Batch by batch: pieces as they come, then a result a prompt."""
+    decode = decode or DecodeConfig()
+    encoded = self.encode(prompts)
+    if indices is None:
+      indices = range(len(encoded))
+    if len(indices) != len(encoded):
+      raise InputError(
+        f'indices={list(indices)!r:.80}: expected one a prompt, {len(encoded)}'
+      )
     try:
       for at in range(0, len(encoded), decode.batch_size):
+        rows = slice(at, at + decode.batch_size)
         session = self.session(
-          encoded[at : at + decode.batch_size], decode, self.searcher
+          encoded[rows], decode, self.searcher, indices[rows]
         )
-
-        def hand_on(row: int, piece: str, at: int = at) -> None:
-          if on_text is not None:
-            on_text(at + row, piece)
-
-        session.run(hand_on)
+        for piece in session.run():
+          yield piece._replace(row=at + piece.row)
         self._save_set()
-        results += [
-          self._result(prompts[at + b], row, session)
-          for b, row in enumerate(session.rows)
-        ]
+        for b, row in enumerate(session.rows):
+          yield self._result(prompts[at + b], row, session)
     except BaseException:  # what was found is kept, whatever ends the text
       with contextlib.suppress(InputError):
         self._save_set()
       raise
-    return results
+
+  def _resolved(self, decode: DecodeConfig) -> DecodeConfig:
+    """The settings without a gap."""
+    resolved = self.resolve(decode.sampling)
+    cfg = resolved.config
+    for token in decode.sampling.eos_token_id or ():
+      if token >= self.cfg.vocab_size:
+        raise InputError(
+          f'sampling.eos_token_id={cfg.eos_token_id}: token {token} is outside'
+          f' the vocabulary of {self.cfg.vocab_size}'
+        )
+    line = resolved.describe()
+    if resolved.is_remarkable and line not in self._said:
+      self._said.add(line)
+      _LOGGER.warning(line)
+    return dataclasses.replace(decode, sampling=cfg)
 
   def _save_set(self) -> None:
     """Writes the set that drafts, if it was scored since the last time.
@@ -310,16 +426,18 @@ class Engine:
     prompts: Sequence[Sequence[int]],
     decode: DecodeConfig,
     searcher: Searcher | None = None,
+    indices: Sequence[int] | None = None,
   ) -> Session:
     """A batch of token ids, its prompts in the cache; `generate` runs it."""
+    decode = self._resolved(decode)
     sharding.check_batch(decode.batch_size, self.model.mesh)
     return Session(
       self.model,
       searcher or self.searcher,
-      self._eos,
       prompts,
       self._detokenize,
       decode,
+      indices,
     )
 
   def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -365,7 +483,7 @@ class Engine:
     finish_reason = 'length'
     if row.text.stopped:
       finish_reason = 'stop'
-    elif tokens and tokens[-1] in self._eos and not session.decode.ignore_eos:
+    elif tokens and tokens[-1] in session.eos_token_ids:
       finish_reason = 'eos'
     is_swift = session.decode.method == 'swift'
     total = seconds.prefill + seconds.decode + seconds.search
@@ -388,6 +506,13 @@ class Engine:
         tokens_per_second=ratio(len(tokens), total),
       ),
     )
+
+
+def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
+  """A single prompt, not a sequence of them."""
+  if isinstance(prompts, str):
+    return True
+  return len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))
 
 
 def _cached_mask(

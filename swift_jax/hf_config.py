@@ -15,6 +15,7 @@ from typing import Any
 
 from swift_jax.config import DTYPES, ROPE_TYPES, ModelConfig, RopeConfig
 from swift_jax.errors import InputError
+from swift_jax.sampling_config import SamplingConfig, from_generation_config
 
 # The fields that Hugging Face reads for each RoPE type; it ignores the others.
 _ROPE_FIELDS = {
@@ -175,24 +176,22 @@ def _refuse_partial_rotary(prefix: str, fields: Mapping[str, Any]) -> None:
     )
 
 
-def eos_token_ids(folder: pathlib.Path) -> set[int]:
-  """End-of-text tokens: generation_config.json's, else config.json's.
+def generation_defaults(folder: pathlib.Path) -> SamplingConfig:
+  """What generation_config.json says; end-of-text tokens else from config.json.
 
   Raises:
-    InputError: neither an integer, nor a list of them, nor null.
+    InputError: a wrong value, or a setting that is not supported.
   """
-  for name in ('generation_config.json', 'config.json'):
-    path = pathlib.Path(folder) / name
-    if name != 'config.json' and not path.exists():
-      continue
-    value = read_json(path).get('eos_token_id')
-    if value is None:
-      continue
-    ids = value if isinstance(value, list) else [value]
-    if not all(type(i) is int and i >= 0 for i in ids):
-      raise InputError(f'{path}: eos_token_id={value!r}: expected token ids')
-    return set(ids)
-  return set()
+  said = SamplingConfig()
+  path = pathlib.Path(folder) / 'generation_config.json'
+  if path.exists():
+    said = from_generation_config(read_json(path), str(path))
+  if said.eos_token_id is None:
+    path = pathlib.Path(folder) / 'config.json'
+    only = {'eos_token_id': read_json(path).get('eos_token_id')}
+    eos = from_generation_config(only, str(path)).eos_token_id
+    said = dataclasses.replace(said, eos_token_id=eos)
+  return said
 
 
 def to_dict(

@@ -20,6 +20,9 @@ class Metrics:
     drafted: drafted tokens that were verified on the chain.
     accepted: those that were returned because the target agreed.
     leaf_hits: tokens returned because a leaf beside the chain was right.
+    bonus_tokens: the target's own tokens that were returned after a path of which
+      it had accepted all; the last of every round that drafted right.
+    corrected_tokens: those returned in place of a refused one.
     acceptance_rate: accepted / drafted; None where nothing was drafted.
     mean_accepted_length: new_tokens / verify_passes (the paper's M).
     skip_ratio: of the mask that drafted last; None for plain decoding.
@@ -37,6 +40,8 @@ class Metrics:
   drafted: int
   accepted: int
   leaf_hits: int
+  bonus_tokens: int
+  corrected_tokens: int
   acceptance_rate: float | None
   mean_accepted_length: float | None
   skip_ratio: float | None

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from swift_jax import kv_cache, sharding
+from swift_jax import kv_cache, sampling, sharding
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import DecodeConfig, DraftConfig, ModelConfig
 from swift_jax.decoding import drafting, rounds
@@ -30,7 +30,6 @@ from swift_jax.search import matchness
 from swift_jax.search.scorer import Scorer
 from swift_jax.search.searcher import STARTING_SECONDS, Searcher
 
-MAX_EOS_IDS = 8
 _MIN_CAPACITY = 128
 _NO_TEXT = 2**30  # as a prompt's length: nothing after it counts
 _CONTEXT_TOKENS = 8  # of the prompt, that generated tokens are decoded behind
@@ -136,6 +135,14 @@ class Seen(NamedTuple):
     return cls(tokens, cached + 1, done, finite, counts)
 
 
+class Piece(NamedTuple):
+  """What a row has got: tokens, and the text that has become certain."""
+
+  row: int
+  text: str
+  tokens: list[int]
+
+
 @dataclasses.dataclass
 class Seconds:
   """Time of a batch by phase."""
@@ -169,12 +176,20 @@ class Session:
     self,
     model: Model,
     searcher: Searcher,
-    eos_token_ids: Sequence[int],
     prompts: Sequence[Sequence[int]],
     detokenize: Callable[[Sequence[int]], str],
     decode: DecodeConfig,
+    indices: Sequence[int] | None = None,
   ):
+    """Prefills.
+
+    Args:
+      decode: its sampling is resolved.
+      indices: of the prompts in the run; 0, 1, ... if None.
+    """
     self.model, self.searcher, self.decode = model, searcher, decode
+    self._indices = range(len(prompts)) if indices is None else indices
+    self._shapes = model.shapes._replace(samples=decode.sampling.samples)
     self.seconds = Seconds()
     self._uploaded: tuple[skip_masks.SkipMask, skip_masks.SkipMask] | None = (
       None
@@ -184,16 +199,15 @@ class Session:
       Row(
         prompt,
         Detokenizer(
-          detokenize, decode.stop_strings, _end_of(prompt, detokenize)
+          detokenize, decode.sampling.stop_strings, _end_of(prompt, detokenize)
         ),
         dict.fromkeys(names, 0),
       )
       for prompt in prompts
     ]
-    stop_ids = np.full(MAX_EOS_IDS, -1, np.int32)
-    if not decode.ignore_eos:
-      stop_ids[: len(eos_token_ids)] = eos_token_ids
-    self._stops = states.StopRules(model.put(stop_ids))
+    self._sampling = model.put(
+      sampling.from_config(decode.sampling, self.eos_token_ids)
+    )
     searcher.new_text()
     self._scored_at = [0] * len(prompts)  # tokens of each row, the last time
     started = time.perf_counter()
@@ -201,15 +215,22 @@ class Session:
     self.seconds.prefill = time.perf_counter() - started
     self._pay(self.seconds.prefill)
 
+  @property
+  def eos_token_ids(self) -> tuple[int, ...]:
+    """Tokens that end a row."""
+    return () if self.decode.ignore_eos else self.decode.sampling.eos_token_id
+
   def _prefill(self) -> DecodeState:
     """Uploads the prompts and fills the cache; spare rows are done at once."""
     batch, chunk = self.decode.batch_size, self.decode.prefill_chunk
     lengths = np.ones(batch, np.int32)
     limits = np.zeros(batch, np.int32)
+    indices = np.zeros(batch, np.uint32)
+    indices[: len(self.rows)] = self._indices
     for b, row in enumerate(self.rows):
       lengths[b] = len(row.prompt)
       room = self.model.cfg.max_position_embeddings - len(row.prompt)
-      limits[b] = min(self.decode.max_new_tokens, room)
+      limits[b] = min(self.decode.sampling.max_new_tokens, room)
     chunks = -(-(int(lengths.max()) - 1) // chunk)
     # A pass may write a whole tree behind the last token that counts.
     longest = int((lengths + limits).max()) + self.model.shapes.max_width + 1
@@ -219,8 +240,9 @@ class Session:
     for b, row in enumerate(self.rows):
       tokens[b, : len(row.prompt)] = row.prompt
     cache = model.empty_cache(batch, model.capacity)
-    tokens, lengths, limits = model.put((tokens, lengths, limits))
-    state = rounds.start(cache, tokens, lengths, limits)
+    seed = np.uint32(self.decode.sampling.seed)
+    arrays = model.put((tokens, lengths, limits, seed, indices))
+    state = rounds.start(cache, *arrays)
     for i in range(chunks):
       at = model.number(i * chunk)
       state = rounds.prefill(
@@ -234,7 +256,13 @@ class Session:
     num = model.number(count)
     if self.decode.method == 'plain':
       return rounds.plain_steps(
-        model.graphdef, model.params, self.state, model.full, self._stops, num
+        model.graphdef,
+        model.params,
+        self.state,
+        model.full,
+        self._sampling,
+        num,
+        self._shapes.samples,
       )
     return rounds.swift_rounds(
       model.graphdef,
@@ -243,9 +271,9 @@ class Session:
       self._drafting_mask(),
       model.full,
       model.settings,
-      self._stops,
+      self._sampling,
       num,
-      model.shapes,
+      self._shapes,
     )
 
   def _drafting_mask(self) -> skip_masks.SkipMask:
@@ -255,8 +283,8 @@ class Session:
       self._uploaded = incumbent, self.model.put(incumbent)
     return self._uploaded[1]
 
-  def run(self, on_text: Callable[[int, str], None]) -> None:
-    """Writes until every row has ended; `on_text` gets row and piece.
+  def run(self) -> Iterator[Piece]:
+    """Writes until every row has ended, and yields what has come.
 
     Raises:
       InputError: the logits are not finite.
@@ -265,7 +293,7 @@ class Session:
     per_dispatch = self.decode.rounds_per_dispatch
     if not is_swift:
       per_dispatch *= _STEPS_PER_ROUND
-    if self.decode.stop_strings:
+    if self.decode.sampling.stop_strings:
       per_dispatch = 1  # so that counts end where the text does
     searcher = self.searcher
     due, pass_guess = searcher.cfg.opt_interval, math.inf
@@ -291,7 +319,7 @@ class Session:
           'the model gives logits that are not finite (NaN or infinity): the'
           f' weights are damaged, or dtype={self.model.cfg.dtype!r} overflows'
         )
-      self._read(seen, on_text)
+      yield from self._read(seen)
       due -= count
       # Whoever read the text may have ended the search.
       if searching and searcher.active and due <= 0:
@@ -303,33 +331,34 @@ class Session:
     if self.decode.method == 'swift':
       self.searcher.budget.add(seconds)
 
-  def _read(self, seen: Seen, on_text: Callable[[int, str], None]) -> None:
-    """Takes each row's new tokens, looks for stop strings, hands text on."""
-    stopped = []
+  def _read(self, seen: Seen) -> list[Piece]:
+    """Takes each row's new tokens and looks for stop strings."""
+    stopped, pieces = [], []
     before = self._verdict()
     for b, row in enumerate(self.rows):
       if row.done:
         continue
-      have = len(row.prompt) + len(row.text.tokens)
+      before_tokens = len(row.text.tokens)
+      have = len(row.prompt) + before_tokens
       fresh = seen.tokens[b, have : seen.length[b]].tolist()
       piece = row.text.push(fresh)
       counts = {name: int(getattr(seen.counts, name)[b]) for name in row.counts}
       if row.text.stopped:
-        returned = len(row.prompt) + len(row.text.tokens) - have
+        returned = len(row.text.tokens) - before_tokens
         counts = _counts_up_to(row.counts, counts, returned)
         stopped.append(b)
       row.counts = counts
       row.done = bool(seen.done[b]) or row.text.stopped
       if row.done:
         piece += row.text.finish()
-      if piece:
-        on_text(b, piece)
+      pieces.append(Piece(b, piece, row.text.tokens[before_tokens:]))
     if stopped and not all(row.done for row in self.rows):
       done = np.array(seen.done)
       done[stopped] = True
       self.state = self.state.replace(done=self.model.put(done))
     drafted, accepted = np.subtract(self._verdict(), before).tolist()
     self.searcher.watch(drafted, accepted)
+    return pieces
 
   def _verdict(self) -> tuple[int, int]:
     """Drafted and accepted tokens so far."""
@@ -417,11 +446,14 @@ def _counts_up_to(
   As on the device: what was drafted and verified stays, what was accepted counts
   only if it was returned.
   """
-  accepted = after['accepted'] - before['accepted']
-  leaf_hits = after['leaf_hits'] - before['leaf_hits']
-  return {
-    **after,
-    'accepted': before['accepted'] + min(accepted, returned),
-    'leaf_hits': before['leaf_hits']
-    + (leaf_hits if returned > accepted else 0),
-  }
+  grown = {name: after[name] - before[name] for name in after}
+  accepted, leaf_hits = grown['accepted'], grown['leaf_hits']
+  own = grown['bonus_tokens'] + grown['corrected_tokens']
+  counts = dict(after)
+  counts['accepted'] = before['accepted'] + min(accepted, returned)
+  if returned <= accepted:
+    counts['leaf_hits'] = before['leaf_hits']
+  if returned < accepted + leaf_hits + own:
+    for name in ('bonus_tokens', 'corrected_tokens'):
+      counts[name] = before[name]
+  return counts

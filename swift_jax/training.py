@@ -29,7 +29,8 @@ from orbax.checkpoint.experimental import v1 as ocp
 import tqdm
 
 from swift_jax import fused, llama, skip_mask
-from swift_jax.config import ModelConfig, require_int, require_number
+from swift_jax.checks import require_int, require_number
+from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Int

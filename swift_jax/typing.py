@@ -8,10 +8,10 @@ D  model width
 """
 
 import jax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 import numpy as np
 
 # What the host has fetched keeps the structure and the names it had before.
 Array = jax.Array | np.ndarray
 
-__all__ = ['Array', 'Bool', 'Float', 'Int']
+__all__ = ['Array', 'Bool', 'Float', 'Int', 'UInt']

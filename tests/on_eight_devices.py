@@ -14,6 +14,7 @@ from swift_jax import (
   DecodeConfig,
   DraftConfig,
   Engine,
+  SamplingConfig,
   SearchConfig,
   checkpoint,
   sharding,
@@ -35,7 +36,10 @@ def report(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> dict:
   texts = {}
   for method in ('plain', 'swift'):
     decode = DecodeConfig(
-      method, max_new_tokens=30, batch_size=4, prefill_chunk=8
+      method,
+      batch_size=4,
+      prefill_chunk=8,
+      sampling=SamplingConfig(max_new_tokens=30),
     )
     texts[method] = [r.tokens for r in engine.generate(PROMPTS, decode)]
   with tempfile.TemporaryDirectory() as name:

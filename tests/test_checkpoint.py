@@ -355,18 +355,22 @@ def test_field_moves_logits(name):
 # End-of-text tokens and tokenizer
 
 
+def eos_token_ids(folder):
+  return checkpoint.generation_defaults(folder).eos_token_id
+
+
 def test_eos_token_ids(folder):
-  assert checkpoint.eos_token_ids(folder) == set()
+  assert eos_token_ids(folder) is None
   edit_config(folder, eos_token_id=2)
-  assert checkpoint.eos_token_ids(folder) == {2}
+  assert eos_token_ids(folder) == (2,)
   generation = folder / 'generation_config.json'
   generation.write_text('{"eos_token_id": null}')
-  assert checkpoint.eos_token_ids(folder) == {2}
+  assert eos_token_ids(folder) == (2,)
   generation.write_text('{"eos_token_id": [5, 7]}')
-  assert checkpoint.eos_token_ids(folder) == {5, 7}
+  assert eos_token_ids(folder) == (5, 7)
   generation.write_text('{"eos_token_id": "</s>"}')
   with refused(generation, "eos_token_id='</s>'"):
-    checkpoint.eos_token_ids(folder)
+    eos_token_ids(folder)
 
 
 def make_tokenizer(size):
@@ -441,11 +445,11 @@ def test_export_writes_tokenizer_and_special_tokens(tmp_path):
   cfg = dataclasses.replace(CFG, num_hidden_layers=1)
   params = random_params(cfg)
   checkpoint.export_hf(tmp_path, cfg, params, make_tokenizer(53))
-  assert checkpoint.eos_token_ids(tmp_path) == {1}
+  assert eos_token_ids(tmp_path) == (1,)
   assert checkpoint.load_tokenizer(tmp_path, cfg)('w5')['input_ids'] == [5]
   generation = {'eos_token_id': [3, 4]}
   checkpoint.export_hf(tmp_path, cfg, params, None, generation)
-  assert checkpoint.eos_token_ids(tmp_path) == {3, 4}
+  assert eos_token_ids(tmp_path) == (3, 4)
 
 
 def test_export_into_a_folder_replaces_weights_and_keeps_the_rest(tmp_path):

@@ -15,6 +15,7 @@ from swift_jax.config import (
   SearchConfig,
 )
 from swift_jax.errors import InputError
+from swift_jax.sampling_config import SamplingConfig
 
 MODEL = {
   'vocab_size': 101,
@@ -31,6 +32,7 @@ PREFIXES = {
   'rope_parameters.': (RopeConfig, {}),
   'decode.': (DecodeConfig, {}),
   'draft.': (DraftConfig, {}),
+  'sampling.': (SamplingConfig, {}),
   'search.': (SearchConfig, {}),
 }
 
@@ -71,16 +73,13 @@ INVALID = {
   'rope_parameters.mscale_all_dim': NOT_OPTIONAL,
   'rope_parameters.truncate': NO_BOOL,
   'decode.method': NO_NAME,
-  'decode.max_new_tokens': no_int(0),
   'decode.ignore_eos': NO_BOOL,
-  'decode.stop_strings': st.sampled_from(
-    [('',), ('a', ''), (1,), (None,), 'END', None]
-  ),
   'decode.batch_size': no_int(1),
   'decode.prefill_chunk': no_int(1),
   'decode.rounds_per_dispatch': no_int(1),
   'draft.max_draft_length': no_int(1),
   'draft.confidence_threshold': NO_SHARE,
+  'draft.warped_confidence': NO_BOOL,
   'draft.tree': NO_BOOL,
   'draft.tree_widths': st.sampled_from(
     [None, (), (1,), (4, 3, 2, 0), (4, 3, 2, 1.5), (5, 4, 3, 2, 1)]
@@ -110,6 +109,20 @@ INVALID = {
   'search.save': NO_STRING,
   'search.record': NO_STRING,
   'search.seed': no_int(0),
+  'sampling.do_sample': st.sampled_from(['yes', 1, 0.5]),
+  'sampling.temperature': st.sampled_from([-0.1, math.nan, math.inf, 'hot']),
+  'sampling.top_k': st.sampled_from([-1, 1.5, True, 'all']),
+  'sampling.top_p': st.sampled_from([0, 2, -0.5, math.nan, 'all']),
+  'sampling.min_p': st.sampled_from([-0.1, 1.5, math.nan, '0']),
+  'sampling.repetition_penalty': st.sampled_from([0, -1, math.inf, 'no']),
+  'sampling.eos_token_id': st.sampled_from(
+    [-1, (2, -1), (1.5,), 'eos', True, tuple(range(9))]
+  ),
+  'sampling.stop_strings': st.sampled_from([('',), ('a', ''), (1,), '', 5]),
+  'sampling.max_new_tokens': st.sampled_from([-1, 1.5, True, 'many']),
+  'sampling.min_new_tokens': st.sampled_from([-1, 1.5, True, 'few']),
+  'sampling.seed': st.sampled_from([-1, 1.5, True, 'lucky', 2**32]),
+  'sampling.use_generation_config': NO_BOOL,
 }
 
 
@@ -183,7 +196,7 @@ def test_settings_that_came_as_lists_are_hashable():
   cfg = DraftConfig(verify_widths=[4, 32])
   assert cfg == DraftConfig(verify_widths=(4, 32))
   assert hash(cfg) == hash(DraftConfig(verify_widths=(4, 32)))
-  assert hash(DecodeConfig(stop_strings=['a'])) is not None
+  assert hash(SamplingConfig(stop_strings=['a'])) is not None
 
 
 def test_defaults_are_the_papers():

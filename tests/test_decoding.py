@@ -31,7 +31,8 @@ def drafts(draw):
     tokens=jnp.asarray(tokens[..., 0], jnp.int32),
     confidence=jnp.asarray(probs[..., 0], jnp.float32),
     leaf_tokens=jnp.asarray(tokens[..., 1:10], jnp.int32),
-    leaf_probs=jnp.asarray(probs[..., 1:10], jnp.float32),
+    leaf_weights=jnp.asarray(probs[..., 1:10], jnp.float32),
+    probs=jnp.zeros((2, DEPTH, 0), jnp.float32),
     length=jnp.asarray(lengths, jnp.int32),
   )
 
@@ -44,7 +45,9 @@ def wanted_leaves(draft: Draft, row: int) -> list[tuple[float, int, int]]:
     bounds, widths = CONFIG.tree_bounds, CONFIG.tree_widths
     k = widths[sum(confidence > bound for bound in bounds)]
     for rank in range(k - 1):
-      prob = path * float(draft.leaf_probs[row, t, rank])
+      prob = path * float(draft.leaf_weights[row, t, rank])
+      if not draft.leaf_weights[row, t, rank]:
+        continue
       leaves.append((prob, t + 1, int(draft.leaf_tokens[row, t, rank])))
     path *= confidence
   return sorted(leaves, reverse=True)
@@ -86,7 +89,10 @@ def test_acceptance_walks_the_targets_path(draft, data):
       choices = built.tokens[row].tolist()
       follows = int(built.tokens[row, min(node + 1, width - 1)])
       target[row, node] = data.draw(st.sampled_from([follows, *choices]))
-  verified, leaf = verification.accept(built, jnp.asarray(target, jnp.int32))
+  target = jnp.asarray(target, jnp.int32)
+  path = verification.accept_best(built, target)
+  finite = jnp.ones(2, bool)
+  verified = verification._verdict(built, path, target, finite)
   for row in range(2):
     chain, total = int(built.num_chain[row]), int(built.num_nodes[row])
     node, block = 0, [int(target[row, 0])]
@@ -100,12 +106,14 @@ def test_acceptance_walks_the_targets_path(draft, data):
       and int(built.tokens[row, i]) == block[-1]
     ]
     if beside:
-      assert int(leaf[row]) == beside[0]
+      assert int(verified.leaf[row]) == beside[0]
       block.append(int(target[row, beside[0]]))
     assert int(verified.num_accepted[row]) == node
     assert bool(verified.leaf_hit[row]) == bool(beside)
     assert int(verified.block_length[row]) == len(block)
     assert verified.block[row, : len(block)].tolist() == block
+    assert verified.target[row, : len(block)].tolist() == block
+    assert bool(verified.is_bonus[row]) == (bool(beside) or node + 1 == chain)
 
 
 def test_left_over_cache_content_never_matters():
@@ -147,7 +155,7 @@ def test_the_target_of_a_greedy_text_is_the_text(method):
   session = engine.session(
     PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode(method)
   )
-  session.run(lambda *_: None)
+  list(session.run())
   state = jax.device_get(session.state)
   written = 0
   for row, prompt in enumerate(PROMPTS_OF_DIFFERENT_LENGTH):

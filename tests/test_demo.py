@@ -13,7 +13,14 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from swift_jax import DecodeConfig, Engine, SearchConfig, checkpoint, training
+from swift_jax import (
+  DecodeConfig,
+  Engine,
+  SamplingConfig,
+  SearchConfig,
+  checkpoint,
+  training,
+)
 from swift_jax import skip_mask as skip_masks
 from swift_jax.demo import MODEL_DIR
 
@@ -77,7 +84,9 @@ def test_the_set_found_for_it_drafts_without_a_search():
     'demo', dtype='float32', search=SearchConfig(cache=file)
   )
   plain, swift = (
-    engine.generate(TEXT, DecodeConfig(method, max_new_tokens=40))[0]
+    engine.generate(
+      TEXT, DecodeConfig(method, sampling=SamplingConfig(max_new_tokens=40))
+    )[0]
     for method in ('plain', 'swift')
   )
   assert swift.tokens == plain.tokens
@@ -122,7 +131,7 @@ def test_the_readmes_example_runs(capsys):
 
 SMALL = {
   'model': {'dtype': 'float32'},
-  'decode': {'max_new_tokens': 12},
+  'sampling': {'max_new_tokens': 12},
   'search': {'context_window': 8, 'opt_interval': 2, 'time_budget': 1.0},
 }
 

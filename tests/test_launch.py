@@ -23,6 +23,7 @@ from swift_jax.config import DecodeConfig
 from swift_jax.engine import Result
 from swift_jax.errors import InputError
 from swift_jax.metrics import Metrics
+from swift_jax.sampling_config import SamplingConfig, resolve
 from swift_jax.search import cached_sets
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -40,7 +41,11 @@ class FakeEngine:
   def warmup(self, decode, prompt_length):
     pass
 
-  def generate(self, prompts, decode, on_text):
+  def resolve(self, sampling):
+    return resolve(sampling, SamplingConfig())
+
+  def generate(self, prompts, decode, on_text, indices):
+    assert len(indices) == len(prompts)
     assert len(prompts) <= decode.batch_size
     results = []
     for row, prompt in enumerate(prompts):
@@ -89,17 +94,17 @@ def test_fields_of_every_kind_can_be_set(launch):
     '--config=configs/tiny.py',
     '--config.model.path=some/where',
     '--config.decode.ignore_eos',
-    '--config.decode.max_new_tokens=7',
-    "--config.decode.stop_strings=('a b', 'c')",
+    '--config.sampling.max_new_tokens=7',
+    "--config.sampling.stop_strings=('a b', 'c')",
     '--config.draft.verify_widths=(4, 16)',
     '--noconfig.draft.tree',
     '--config.draft.confidence_threshold=1',
     '--config.search.skip_ratio=.25',
   )
-  decode = common.section(config, 'decode')
+  decode = common.decode_config(config)
   assert decode.ignore_eos is True
-  assert decode.max_new_tokens == 7
-  assert decode.stop_strings == ('a b', 'c')
+  assert decode.sampling.max_new_tokens == 7
+  assert decode.sampling.stop_strings == ('a b', 'c')
   assert decode.prefill_chunk == 16  # the file's
   draft = common.section(config, 'draft')
   assert draft.verify_widths == (4, 16)
@@ -142,7 +147,7 @@ REFUSED_FLAGS = [
   ),
   (['--config.search.skip_ratio=-1'], ['search.skip_ratio=-1.0']),
   (['--config.decode.method=fast'], ["decode.method='fast'"]),
-  (['--config.decode.max_new_tokens=-1'], ['decode.max_new_tokens=-1']),
+  (['--config.sampling.max_new_tokens=-1'], ['sampling.max_new_tokens=-1']),
   (['--config.decode.batch_size=0'], ['decode.batch_size=0']),
   (['--config.model.dtype=int8'], ["model.dtype='int8'"]),
   (['--config.model.path='], ["model.path=''"]),
@@ -356,15 +361,19 @@ def test_decode_settings_reach_the_engine(launch, monkeypatch):
   seen = []
 
   class Spy(FakeEngine):
-    def generate(self, prompts, decode, on_text):
+    def generate(self, prompts, decode, on_text, indices):
       seen.append(decode)
-      return super().generate(prompts, decode, on_text)
+      return super().generate(prompts, decode, on_text, indices)
 
   monkeypatch.setattr(common, 'load_engine', lambda config: Spy())
   flags = ['--config=configs/tiny.py', '--config.decode.method=plain']
   launch('--prompt=a', *flags)
   assert seen == [
-    DecodeConfig(method='plain', max_new_tokens=8, prefill_chunk=16)
+    DecodeConfig(
+      method='plain',
+      prefill_chunk=16,
+      sampling=SamplingConfig(max_new_tokens=8),
+    )
   ]
 
 

@@ -15,10 +15,13 @@ PACKAGE = ROOT / 'swift_jax'
 ORDER = {
   'errors': 0,
   'typing': 0,
+  'checks': 0,
   'config': 0,
+  'sampling_config': 0,
   'detokenizer': 1,
   'kv_cache': 1,
   'metrics': 1,
+  'sampling': 1,
   'sharding': 1,
   'skip_mask': 1,
   'demo': 1,

@@ -114,7 +114,7 @@ def test_a_stream_counts_both_runs():
     for method in ('plain', 'swift')
   )
   figures = suite.stream(plain, swift, engine, PROMPTS)
-  assert figures['new_tokens'] == 3 * plain.max_new_tokens
+  assert figures['new_tokens'] == 3 * plain.sampling.max_new_tokens
   assert figures['passes'] == engine.searcher.iterations > 0
   assert 0 < figures['search_share'] < 1
   assert figures['identical']

@@ -58,7 +58,7 @@ def test_no_text_is_scored_twice_and_no_mask_twice_on_a_text(scored, scoring):
     session = engine.session(prompts, tiny_model.decode())
     prompt = np.array(session.state.cache.length)
     assert searcher._is_new_text
-    session.run(silent)
+    list(session.run())
     for _ in range(2):  # where nothing new was written, nothing is scored
       session._search()
     lengths = [length - prompt for length, *_ in passes]

@@ -18,6 +18,7 @@ from swift_jax.config import (
   SearchConfig,
 )
 from swift_jax.engine import Engine
+from swift_jax.sampling_config import FIELDS, SamplingConfig
 from swift_jax.search.matchness import Text
 from swift_jax.skip_mask import SkipMask
 
@@ -65,15 +66,19 @@ def engine(
   }
   searching = SearchConfig(**{**searching, **(search or {})})
   drafting = DraftConfig(verify_widths=(4, 8, 32), **draft)
-  made = Engine(CFG, *weights(), tokenizer, eos, drafting, searching)
+  defaults = SamplingConfig(eos_token_id=tuple(eos))
+  made = Engine(CFG, *weights(), tokenizer, defaults, drafting, searching)
   if mask is not None:
     made.set_skip_mask(mask)
   return made
 
 
 def decode(method='swift', **changes) -> DecodeConfig:
-  settings = {'batch_size': 3, 'prefill_chunk': CHUNK, 'max_new_tokens': 40}
-  return DecodeConfig(method=method, **{**settings, **changes})
+  """Settings of a call; names of `SamplingConfig` go there."""
+  settings = {'batch_size': 3, 'prefill_chunk': CHUNK, **changes}
+  chosen = {name: settings.pop(name) for name in FIELDS if name in settings}
+  chosen = SamplingConfig(**{'max_new_tokens': 40, **chosen})
+  return DecodeConfig(method=method, sampling=chosen, **settings)
 
 
 @functools.cache

@@ -8,10 +8,12 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from swift_jax import sampling as samplings
 from swift_jax.config import DraftConfig
 from swift_jax.decoding.state import DecodeState
 from swift_jax.kv_cache import KVCache
 from swift_jax.llama import Llama
+from swift_jax.sampling import Context, Sampling
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Float, Int
 
@@ -22,10 +24,14 @@ class DraftShapes(NamedTuple):
   Attributes:
     verify_widths: token counts that verify is compiled for, increasing.
     num_leaves: alternatives kept at each depth, 0 for a bare chain.
+    warped_confidence: see `DraftConfig`.
+    samples: tokens are drawn; else the most likely ones are taken.
   """
 
   verify_widths: tuple[int, ...]
   num_leaves: int
+  warped_confidence: bool = True
+  samples: bool = False
 
   @property
   def max_width(self) -> int:
@@ -53,18 +59,26 @@ class DraftSettings:
 class Draft:
   """A drafted chain and, at each depth, the tokens that came next to it.
 
+  Greedy: the most likely tokens in order. Sampling: draws without replacement, the
+  chain's token the first of them.
+
   Attributes:
     tokens: the chain, int32[B, D]; dead after `length`.
-    confidence: the draft's probability of each, float32[B, D].
-    leaf_tokens: runners-up at each depth, best first, int32[B, D, A].
-    leaf_probs: their probabilities, float32[B, D, A].
+    confidence: the draft's top-1 probability at each depth, float32[B, D].
+    leaf_tokens: what came next at each depth, in order, int32[B, D, A].
+    leaf_weights: what ranks them for a place in the tree, float32[B, D, A]: their
+      probability, or, sampling, the mass that was left when they were drawn. A
+      drawn token's own probability must not decide whether it is kept: see
+      `acceptance`. 0: there is no such leaf.
+    probs: what the tokens were drawn from, float32[B, D, V]; [B, D, 0] if greedy.
     length: drafted tokens of each row, int32[B].
   """
 
   tokens: Int[Array, 'b d']
   confidence: Float[Array, 'b d']
   leaf_tokens: Int[Array, 'b d a']
-  leaf_probs: Float[Array, 'b d a']
+  leaf_weights: Float[Array, 'b d a']
+  probs: Float[Array, 'b d v']
   length: Int[Array, ' b']
 
 
@@ -79,7 +93,8 @@ def split_config(
     tree_widths=jnp.asarray(cfg.tree_widths, jnp.int32),
     tree_bounds=jnp.asarray(cfg.tree_bounds, jnp.float32),
   )
-  return DraftShapes(cfg.verify_widths, leaves), settings
+  shapes = DraftShapes(cfg.verify_widths, leaves, cfg.warped_confidence)
+  return shapes, settings
 
 
 @flax.struct.dataclass
@@ -98,6 +113,7 @@ def draft(
   state: DecodeState,
   skip_mask: SkipMask,
   settings: DraftSettings,
+  sampling: Sampling,
   shapes: DraftShapes,
 ) -> tuple[Draft, KVCache]:
   """Drafts until every row has stopped.
@@ -114,48 +130,112 @@ def draft(
   batch, depth = state.done.shape[0], shapes.max_width - 1
   cap = jnp.minimum(settings.max_length, state.end - state.length - 1)
   cap = jnp.where(state.done, 0, jnp.minimum(cap, depth))  # [B]
-  empty = Draft(
-    tokens=jnp.zeros((batch, depth), jnp.int32),
-    confidence=jnp.zeros((batch, depth), jnp.float32),
-    leaf_tokens=jnp.zeros((batch, depth, shapes.num_leaves), jnp.int32),
-    leaf_probs=jnp.zeros((batch, depth, shapes.num_leaves), jnp.float32),
-    length=jnp.zeros(batch, jnp.int32),
-  )
 
   def body(carry: _Carry) -> _Carry:
     hidden, updates = model(carry.token[:, None], skip_mask, cache=carry.cache)
-    best, probs = _top(model.logits(hidden[:, 0]), shapes.num_leaves + 1)
     i, d = carry.step, carry.draft
+    logits = model.logits(hidden)  # [B, 1, V]
+    choice = _choose(logits, state, d, i, sampling, shapes)
     active = carry.active
     d = d.replace(
-      tokens=d.tokens.at[:, i].set(best[:, 0]),
-      confidence=d.confidence.at[:, i].set(probs[:, 0]),
-      leaf_tokens=d.leaf_tokens.at[:, i].set(best[:, 1:]),
-      leaf_probs=d.leaf_probs.at[:, i].set(probs[:, 1:]),
+      tokens=d.tokens.at[:, i].set(choice.tokens[:, 0]),
+      confidence=d.confidence.at[:, i].set(choice.confidence),
+      leaf_tokens=d.leaf_tokens.at[:, i].set(choice.tokens[:, 1:]),
+      leaf_weights=d.leaf_weights.at[:, i].set(choice.leaf_weights),
+      probs=d.probs.at[:, i].set(choice.probs),
       length=d.length + active,
     )
     cache = carry.cache.write(updates)
+    is_sure = choice.confidence >= settings.threshold
     return _Carry(
       step=i + 1,
-      token=best[:, 0],
+      token=choice.tokens[:, 0],
       cache=cache.rollback(cache.length + 1),
-      active=active & (probs[:, 0] >= settings.threshold) & (i + 1 < cap),
+      active=active & is_sure & (i + 1 < cap),
       draft=d,
     )
 
+  empty = _empty(batch, depth, model.cfg.vocab_size, shapes)
   first = _Carry(jnp.int32(0), state.last_token, state.cache, cap > 0, empty)
   last = jax.lax.while_loop(lambda carry: carry.active.any(), body, first)
   return last.draft, last.cache.rollback(state.cache.length)
 
 
-def _top(
-  logits: Float[Array, 'b v'], k: int
-) -> tuple[Int[Array, 'b k'], Float[Array, 'b k']]:
-  """The k most likely tokens, best first, and their probabilities."""
-  total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-  if k == 1:
-    best = jnp.argmax(logits, axis=-1)[:, None]
-    values = jnp.take_along_axis(logits, best, axis=-1)
+def _empty(
+  batch: int, depth: int, vocab_size: int, shapes: DraftShapes
+) -> Draft:
+  """A draft of no tokens."""
+  leaves = (batch, depth, shapes.num_leaves)
+  drawn_from = vocab_size if shapes.samples else 0
+  return Draft(
+    tokens=jnp.zeros((batch, depth), jnp.int32),
+    confidence=jnp.zeros((batch, depth), jnp.float32),
+    leaf_tokens=jnp.zeros(leaves, jnp.int32),
+    leaf_weights=jnp.zeros(leaves, jnp.float32),
+    probs=jnp.zeros((batch, depth, drawn_from), jnp.float32),
+    length=jnp.zeros(batch, jnp.int32),
+  )
+
+
+class _Choice(NamedTuple):
+  """One depth of a `Draft`: the chain's token and the leaves beside it."""
+
+  tokens: Int[Array, 'b a1']
+  confidence: Float[Array, ' b']
+  leaf_weights: Float[Array, 'b a']
+  probs: Float[Array, 'b v']
+
+
+def _choose(
+  logits: Float[Array, 'b 1 v'],
+  state: DecodeState,
+  draft: Draft,
+  depth: Int[Array, ''],
+  sampling: Sampling,
+  shapes: DraftShapes,
+) -> _Choice:
+  """The tokens at one depth: the most likely, or draws without replacement.
+
+  The largest sums of log-probabilities and Gumbel noise are such draws, in order.
+  """
+  context = Context(
+    text=state.tokens,
+    length=state.length,
+    path=draft.tokens[:, None],
+    in_path=jnp.broadcast_to(
+      jnp.arange(draft.tokens.shape[1]) < depth, draft.tokens[:, None].shape
+    ),
+    num_new=(state.length - state.prompt_length + depth)[:, None],
+  )
+  processed = samplings.process(logits, context, sampling)[:, 0]
+  count = shapes.num_leaves + 1
+  if not shapes.samples:
+    values, tokens = _top(processed, count)
+    total = jax.nn.logsumexp(processed, axis=-1, keepdims=True)
+    best = jnp.exp(values - total)
+    return _Choice(tokens, best[:, 0], best[:, 1:], processed[:, :0])
+  probs = samplings.probabilities(processed, sampling)
+  # The round's first place makes the key new whenever a place is drafted again.
+  keys = samplings.noise_keys(state.keys, samplings.DRAFT, state.length, depth)
+  noise = samplings.gumbel(keys, probs.shape[-1])
+  _, tokens = _top(jnp.log(probs) + noise, count)
+  drawn = jnp.take_along_axis(probs, tokens, axis=-1)  # [B, A + 1]
+  # Never rises, whatever the rounding, and is never nothing for what was drawn.
+  left = jax.lax.cummin(1 - jnp.cumsum(drawn, axis=-1)[:, :-1], axis=1)
+  left = jnp.maximum(left, jnp.finfo(left.dtype).tiny)
+  if shapes.warped_confidence:
+    confidence = probs.max(-1)
   else:
-    values, best = jax.lax.top_k(logits, k)
-  return best.astype(jnp.int32), jnp.exp(values - total)
+    confidence = jax.nn.softmax(logits[:, 0]).max(-1)
+  leaf_weights = jnp.where(drawn[:, 1:] > 0, left, 0)
+  return _Choice(tokens, confidence, leaf_weights, probs)
+
+
+def _top(
+  values: Float[Array, 'b v'], k: int
+) -> tuple[Float[Array, 'b k'], Int[Array, 'b k']]:
+  """The k largest values, in order, and where they are."""
+  if k == 1:
+    best = jnp.argmax(values, axis=-1)[:, None].astype(jnp.int32)
+    return jnp.take_along_axis(values, best, axis=-1), best
+  return tuple(jax.lax.top_k(values, k))

@@ -9,13 +9,15 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from swift_jax import sampling as samplings
 from swift_jax.decoding import drafting, tree, verification
 from swift_jax.decoding import state as states
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
-from swift_jax.decoding.state import DecodeState, StopRules, commit
+from swift_jax.decoding.state import DecodeState, commit
 from swift_jax.llama import GraphDef, Llama, Params
+from swift_jax.sampling import Context, Sampling
 from swift_jax.skip_mask import SkipMask
-from swift_jax.typing import Array, Int
+from swift_jax.typing import Array, Float, Int
 
 start = jax.jit(states.start, donate_argnames=('cache', 'prompts'))
 
@@ -48,24 +50,29 @@ def prefill(
 
 
 @functools.partial(
-  jax.jit, static_argnames=('graphdef',), donate_argnames=('state',)
+  jax.jit, static_argnames=('graphdef', 'samples'), donate_argnames=('state',)
 )
 def plain_steps(
   graphdef: GraphDef,
   params: Params,
   state: DecodeState,
   full: SkipMask,
-  stops: StopRules,
+  sampling: Sampling,
   num_steps: Int[Array, ''],
+  samples: bool,
 ) -> DecodeState:
-  """Up to `num_steps` tokens a row, one a pass of the whole model."""
+  """Up to `num_steps` tokens a row, one a pass of the whole model.
+
+  They are drawn if it `samples`, else the most likely ones.
+  """
   model = nnx.merge(graphdef, params)
 
   def step(state: DecodeState) -> DecodeState:
     hidden, updates = model(state.last_token[:, None], full, cache=state.cache)
     logits = model.logits(hidden)  # [B, 1, V]
     finite = jnp.isfinite(logits.max((-1, -2))) | state.done
-    block = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    block = _next_tokens(logits, state, sampling, samples)
     counts = state.counts.replace(
       verify_passes=state.counts.verify_passes + ~state.done
     )
@@ -74,9 +81,32 @@ def plain_steps(
       finite=state.finite & finite.all(),
       counts=counts,
     )
-    return commit(state, block, block, jnp.ones_like(state.end), stops)[0]
+    one = jnp.ones_like(state.end)
+    return commit(state, block, best, one, sampling.eos_token_ids)[0]
 
   return _repeat(step, state, num_steps)
+
+
+def _next_tokens(
+  logits: Float[Array, 'b 1 v'],
+  state: DecodeState,
+  sampling: Sampling,
+  samples: bool,
+) -> Int[Array, 'b 1']:
+  """A token a row after the committed text."""
+  nothing = jnp.zeros((*logits.shape[:2], 0), jnp.int32)
+  context = Context(
+    text=state.tokens,
+    length=state.length,
+    path=nothing,
+    in_path=nothing.astype(bool),
+    num_new=(state.length - state.prompt_length)[:, None],
+  )
+  processed = samplings.process(logits, context, sampling)[:, 0]
+  if samples:
+    probs = samplings.probabilities(processed, sampling)
+    return samplings.draw(state.keys, probs, state.length)[:, None]
+  return jnp.argmax(processed, axis=-1).astype(jnp.int32)[:, None]
 
 
 @functools.partial(
@@ -89,7 +119,7 @@ def swift_rounds(
   skip_mask: SkipMask,
   full: SkipMask,
   settings: DraftSettings,
-  stops: StopRules,
+  sampling: Sampling,
   num_rounds: Int[Array, ''],
   shapes: DraftShapes,
 ) -> DecodeState:
@@ -101,7 +131,9 @@ def swift_rounds(
   model = nnx.merge(graphdef, params)
 
   def one(state: DecodeState) -> DecodeState:
-    return swift_round(model, state, skip_mask, full, settings, stops, shapes)
+    return swift_round(
+      model, state, skip_mask, full, settings, sampling, shapes
+    )
 
   return _repeat(one, state, num_rounds)
 
@@ -112,35 +144,44 @@ def swift_round(
   skip_mask: SkipMask,
   full: SkipMask,
   settings: DraftSettings,
-  stops: StopRules,
+  sampling: Sampling,
   shapes: DraftShapes,
 ) -> DecodeState:
   """One round: every row that is not done gets at least one token."""
   with jax.named_scope('draft'):
-    draft, cache = drafting.draft(model, state, skip_mask, settings, shapes)
+    draft, cache = drafting.draft(
+      model, state, skip_mask, settings, sampling, shapes
+    )
   with jax.named_scope('verify'):
     nodes = tree.build(state.last_token, draft, settings, shapes)
-    target, finite, updates = verification.target_tokens(
-      model, nodes, cache, full, shapes
+    verified, updates = verification.verify(
+      model, nodes, draft, cache, state, full, sampling, shapes
     )
-    verified, leaf = verification.accept(nodes, target)
-    updates = verification.place_leaf(updates, leaf, verified.num_accepted)
+    updates = verification.place_leaf(updates, verified)
   with jax.named_scope('commit'):
     active = ~state.done
     state = state.replace(
       cache=cache.write(updates),
-      finite=state.finite & (finite | state.done).all(),
+      finite=state.finite & (verified.finite | state.done).all(),
     )
-    block = verified.block  # greedy: the target's argmax
-    state, kept = commit(state, block, block, verified.block_length, stops)
-    accepted = jnp.minimum(verified.num_accepted, kept)
-    leaf_hit = verified.leaf_hit & (kept > verified.num_accepted)
+    state, kept = commit(
+      state,
+      verified.block,
+      verified.target,
+      verified.block_length,
+      sampling.eos_token_ids,
+    )
+    own_kept = kept == verified.block_length  # never 0
     counts = state.counts
     counts = counts.replace(
       verify_passes=counts.verify_passes + active,
       drafted=counts.drafted + draft.length,
-      accepted=counts.accepted + accepted,
-      leaf_hits=counts.leaf_hits + leaf_hit,
+      accepted=counts.accepted + jnp.minimum(verified.num_accepted, kept),
+      leaf_hits=counts.leaf_hits
+      + (verified.leaf_hit & (kept > verified.num_accepted)),
+      bonus_tokens=counts.bonus_tokens + (own_kept & verified.is_bonus),
+      corrected_tokens=counts.corrected_tokens
+      + (own_kept & ~verified.is_bonus),
     )
   return state.replace(counts=counts)
 

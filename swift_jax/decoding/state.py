@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.struct
 import jax.numpy as jnp
 
 from swift_jax.kv_cache import KVCache
-from swift_jax.typing import Array, Bool, Int
+from swift_jax.sampling import row_keys
+from swift_jax.typing import Array, Bool, Int, UInt
 
 
 @flax.struct.dataclass
@@ -18,12 +21,17 @@ class Counts:
     drafted: drafted chain tokens that were verified.
     accepted: those that were committed.
     leaf_hits: leaves that were committed.
+    bonus_tokens: the target's own tokens that were committed after a path that it
+      had accepted whole, leaf or chain.
+    corrected_tokens: those that took the place of a refused one.
   """
 
   verify_passes: Int[Array, ' b']
   drafted: Int[Array, ' b']
   accepted: Int[Array, ' b']
   leaf_hits: Int[Array, ' b']
+  bonus_tokens: Int[Array, ' b']
+  corrected_tokens: Int[Array, ' b']
 
 
 @flax.struct.dataclass
@@ -41,6 +49,7 @@ class DecodeState:
     end: committed tokens at which a row is full, int32[B].
     done: rows that write no more, bool[B].
     finite: no NaN or infinite logit was seen, bool[].
+    keys: what each row's draws derive from, uint32[B, 2].
     counts: what the rounds did.
   """
 
@@ -51,6 +60,7 @@ class DecodeState:
   end: Int[Array, ' b']
   done: Bool[Array, ' b']
   finite: Bool[Array, '']
+  keys: UInt[Array, 'b 2']
   counts: Counts
 
   @property
@@ -65,24 +75,18 @@ class DecodeState:
     return jnp.take_along_axis(self.tokens, index, axis=1)[:, 0]
 
 
-@flax.struct.dataclass
-class StopRules:
-  """When a row ends; traced, so that new rules compile nothing.
-
-  Attributes:
-    token_ids: end-of-text tokens, int32[E], padded with -1.
-  """
-
-  token_ids: Int[Array, ' e']
-
-
 def start(
   cache: KVCache,
   prompts: Int[Array, 'b s'],
   prompt_length: Int[Array, ' b'],
   max_new_tokens: Int[Array, ' b'],
+  seed: UInt[Array, ''],
+  index: UInt[Array, ' b'],
 ) -> DecodeState:
-  """The state before prefill; a row with `max_new_tokens` 0 is done at once."""
+  """The state before prefill; a row with `max_new_tokens` 0 is done at once.
+
+  `index` is that of each row's prompt in the run, on which its draws depend.
+  """
   batch = prompts.shape[0]
 
   def zeros() -> Array:
@@ -96,7 +100,8 @@ def start(
     end=prompt_length + max_new_tokens,
     done=max_new_tokens <= 0,
     finite=jnp.asarray(True),
-    counts=Counts(zeros(), zeros(), zeros(), zeros()),
+    keys=row_keys(seed, index),
+    counts=Counts(*(zeros() for _ in dataclasses.fields(Counts))),
   )
 
 
@@ -105,7 +110,7 @@ def commit(
   block: Int[Array, 'b w'],
   target: Int[Array, 'b w'],
   block_length: Int[Array, ' b'],
-  stops: StopRules,
+  eos_token_ids: Int[Array, ' e'],
 ) -> tuple[DecodeState, Int[Array, ' b']]:
   """Appends `block[b, :block_length[b]]`, cut where plain decoding would end.
 
@@ -118,7 +123,7 @@ def commit(
   """
   index = jnp.arange(block.shape[1])[None]  # [1, W]
   kept = jnp.minimum(block_length, state.end - state.length)
-  is_stop = (block[..., None] == stops.token_ids).any(-1) & (
+  is_stop = (block[..., None] == eos_token_ids).any(-1) & (
     index < kept[:, None]
   )
   has_stop = is_stop.any(-1)

@@ -1,8 +1,9 @@
 """The verification tree: a chain with leaves.
 
 Nodes of a row stand in this order: the root (the newest committed token), the
-drafted chain, then leaves, the likeliest first. So an accepted path is a prefix
-of the nodes and at most one leaf, and verify of any width takes the first nodes.
+drafted chain, then leaves, the likeliest first and those of one depth in the
+order in which they were drawn. So an accepted path is a prefix of the nodes and at
+most one leaf, and verify of any width takes the first nodes.
 """
 
 from __future__ import annotations
@@ -98,7 +99,9 @@ def _leaves(
   """The `most` likeliest leaves: tokens [B, M], depths [B, M], how many [B].
 
   At depth t the paper takes the top k by the confidence there: the chain's token
-  and k-1 leaves beside it. A leaf's likelihood is that of its whole path.
+  and k-1 leaves beside it. They are ranked by the confidences of the path to
+  them times their own weight, which falls along a depth: of the leaves there the
+  first ones are kept.
   """
   depth = jnp.arange(draft.tokens.shape[1])
   live = depth < draft.length[:, None]  # [B, D]
@@ -106,12 +109,11 @@ def _leaves(
     jnp.searchsorted(settings.tree_bounds, draft.confidence, side='left')
   ]
   rank = jnp.arange(draft.leaf_tokens.shape[2]) + 1
-  wanted = live[..., None] & (rank < k[..., None])  # [B, D, A]
+  wanted = live[..., None] & (rank < k[..., None]) & (draft.leaf_weights > 0)
   log_path = jnp.cumsum(jnp.log(draft.confidence), axis=1)
   log_path = jnp.pad(log_path[:, :-1], ((0, 0), (1, 0)))
-  score = log_path[..., None] + jnp.log(draft.leaf_probs)
-  # A leaf that is wanted stays ahead of padding even at probability 0.
-  score = jnp.where(wanted, jnp.maximum(score, -1e9), -jnp.inf)
+  score = log_path[..., None] + jnp.log(draft.leaf_weights)
+  score = jnp.where(wanted, score, -jnp.inf)
   flat = score.reshape(score.shape[0], -1)
   _, picked = jax.lax.top_k(flat, min(most, flat.shape[1]))
   tokens = draft.leaf_tokens.reshape(flat.shape)

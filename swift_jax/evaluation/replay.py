@@ -20,6 +20,7 @@ from swift_jax import skip_mask as skip_masks
 from swift_jax.config import DecodeConfig
 from swift_jax.engine import Engine
 from swift_jax.llama import GraphDef, Params
+from swift_jax.sampling_config import SamplingConfig
 from swift_jax.search import matchness
 from swift_jax.search.matchness import Text
 from swift_jax.search.searcher import Searcher
@@ -51,9 +52,9 @@ class Stream:
     self._start = len(prompts[0])
     decode = DecodeConfig(
       method='plain',
-      max_new_tokens=new_tokens,
       ignore_eos=True,
       batch_size=min(8, len(prompts)),
+      sampling=SamplingConfig(temperature=0, max_new_tokens=new_tokens),
     )
     self.results = engine.generate(list(prompts), decode)
     texts = [[*r.prompt, *r.tokens] for r in self.results]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from swift_jax.config import MAX_INT
+from swift_jax.checks import MAX_INT
 
 
 def is_int(value: Any, low: int) -> bool:

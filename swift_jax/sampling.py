@@ -1,0 +1,231 @@
+"""From logits to probabilities to tokens: one way for draft, verify and plain.
+
+`process` applies what depends on the text so far (repetition penalty, minimum
+length), `probabilities` what does not (temperature, top-k, top-p, min-p), both in
+Hugging Face's order and meaning. Nothing is sorted: top-k and top-p keep what is
+at least a cut-off, which is searched for by bisection on the bits of the floats.
+So where several tokens are tied at the cut-off of top-p all of them stay, of which
+Hugging Face keeps those that its sort happens to put last.
+
+Draws are keyed by (seed, index of the prompt in the run, what for, where in the
+text). A key is used once: see `verification` for why a draft's keys hold the place
+where its round began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swift_jax.sampling_config import MAX_EOS_IDS, SamplingConfig
+from swift_jax.typing import Array, Bool, Float, Int, UInt
+
+# What noise is for: no two purposes share a key.
+DRAFT, ACCEPT, SIBLING, DRAW = range(4)
+_MIN_TEMPERATURE = 1e-30  # below it float32 has no quotient
+
+
+@flax.struct.dataclass
+class Sampling:
+  """A `SamplingConfig` on the device; traced, so that new values compile nothing.
+
+  Attributes:
+    temperature: float32[]; read only where tokens are drawn.
+    top_k: int32[], 0: off.
+    top_p: float32[].
+    min_p: float32[].
+    repetition_penalty: float32[].
+    min_new_tokens: int32[].
+    eos_token_ids: end-of-text tokens, int32[E], padded with -1.
+  """
+
+  temperature: Float[Array, '']
+  top_k: Int[Array, '']
+  top_p: Float[Array, '']
+  min_p: Float[Array, '']
+  repetition_penalty: Float[Array, '']
+  min_new_tokens: Int[Array, '']
+  eos_token_ids: Int[Array, ' e']
+
+
+class Context(NamedTuple):
+  """What stands before each of W next tokens of a row.
+
+  Attributes:
+    text: the committed text, int32[B, S].
+    length: how much of it counts, int32[B].
+    path: tokens that may follow it, int32[B, W, P].
+    in_path: which of them precede the token in question, bool[B, W, P].
+    num_new: generated tokens before it, int32[B, W].
+  """
+
+  text: Int[Array, 'b s']
+  length: Int[Array, ' b']
+  path: Int[Array, 'b w p']
+  in_path: Bool[Array, 'b w p']
+  num_new: Int[Array, 'b w']
+
+
+def from_config(cfg: SamplingConfig, eos_token_ids: Sequence[int]) -> Sampling:
+  """The settings as host arrays; `cfg` is resolved."""
+  ids = np.full(MAX_EOS_IDS, -1, np.int32)
+  ids[: len(eos_token_ids)] = eos_token_ids
+  return Sampling(
+    temperature=np.float32(max(cfg.temperature, _MIN_TEMPERATURE)),
+    top_k=np.int32(cfg.top_k),
+    top_p=np.float32(cfg.top_p),
+    min_p=np.float32(cfg.min_p),
+    repetition_penalty=np.float32(cfg.repetition_penalty),
+    min_new_tokens=np.int32(cfg.min_new_tokens),
+    eos_token_ids=ids,
+  )
+
+
+def needs_processing(sampling: Sampling) -> Bool[Array, '']:
+  """Whether `process` changes anything."""
+  return (sampling.repetition_penalty != 1) | (sampling.min_new_tokens > 0)
+
+
+def process(
+  logits: Float[Array, 'b w v'], context: Context, sampling: Sampling
+) -> Float[Array, 'b w v']:
+  """Logits after repetition penalty and minimum length, each token's own."""
+
+  def processed() -> Array:
+    penalty = sampling.repetition_penalty
+    # Both ways of the penalty lower a logit when it is above 1.
+    changed = jnp.where(logits < 0, logits * penalty, logits / penalty)
+    out = jnp.where(_seen(context, logits.shape[-1]), changed, logits)
+    vocabulary = jnp.arange(logits.shape[-1])
+    is_eos = (vocabulary[:, None] == sampling.eos_token_ids).any(-1)  # [V]
+    is_early = context.num_new < sampling.min_new_tokens  # [B, W]
+    return jnp.where(is_early[..., None] & is_eos, -jnp.inf, out)
+
+  return jax.lax.cond(needs_processing(sampling), processed, lambda: logits)
+
+
+def _seen(context: Context, vocab_size: int) -> Bool[Array, 'b w v']:
+  """Which tokens stand before each of the next ones."""
+  batch, width, _ = context.path.shape
+  rows = jnp.arange(batch)[:, None]
+  index = jnp.arange(context.text.shape[1])
+  # What does not count is written beyond the vocabulary, that is nowhere.
+  text = jnp.where(index < context.length[:, None], context.text, vocab_size)
+  seen = jnp.zeros((batch, vocab_size), bool)
+  seen = seen.at[rows, text].set(True, mode='drop')
+  seen = jnp.broadcast_to(seen[:, None], (batch, width, vocab_size))
+  path = jnp.where(context.in_path, context.path, vocab_size)
+  nodes = jnp.arange(width)[:, None]
+  return seen.at[rows[..., None], nodes, path].set(True, mode='drop')
+
+
+def probabilities(
+  logits: Float[Array, '*n v'], sampling: Sampling
+) -> Float[Array, '*n v']:
+  """The warped distribution: temperature, top-k, top-p, min-p, in this order."""
+  values = logits - logits.max(-1, keepdims=True)
+  values = values / sampling.temperature
+  everything = jnp.full_like(values[..., :1], -jnp.inf)
+
+  def top_k_cut() -> Array:
+    return _cut(values, jnp.ones_like(values), sampling.top_k)
+
+  cut = jax.lax.cond(sampling.top_k > 0, top_k_cut, lambda: everything)
+  weights = jnp.where(values >= cut, jnp.exp(values), 0)
+
+  def top_p_cut() -> Array:
+    need = sampling.top_p * weights.sum(-1, keepdims=True)
+    return _cut(values, weights, need)
+
+  cut = jax.lax.cond(sampling.top_p < 1, top_p_cut, lambda: everything)
+  # The most likely token weighs 1, and min_p is relative to it.
+  is_kept = (values >= cut) & (weights >= sampling.min_p)
+  weights = jnp.where(is_kept, weights, 0)
+  return weights / weights.sum(-1, keepdims=True)
+
+
+def _cut(
+  values: Float[Array, '*n v'],
+  weights: Float[Array, '*n v'],
+  need: Float[Array, '*n 1'] | Int[Array, ''],
+) -> Float[Array, '*n 1']:
+  """The largest x for which the weights of values >= x sum to `need` or more.
+
+  -inf where there is none. Values are at most 0, so that their bits, as integers
+  in the order of the floats, span less than 2**31. At most 31 steps, most often
+  some 15: a row is finished when one value is left between the bounds.
+  """
+  ranks = _ordered(values)
+  low = jnp.full_like(ranks[..., :1], _ordered(jnp.float32(-jnp.inf)))
+  high = jnp.ones_like(low)  # above the rank of 0
+  between = jnp.full_like(low, values.shape[-1])
+
+  def unfinished(carry: tuple[Array, Array, Array]) -> Array:
+    low, high, between = carry
+    return ((between > 1) & (high - low > 1)).any()
+
+  def halve(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    low, high, between = carry
+    middle = low + (high - low) // 2
+    is_above = ranks >= middle
+    mass = jnp.where(is_above, weights, 0).sum(-1, keepdims=True)
+    count = (is_above & (ranks < high)).sum(-1, keepdims=True)
+    enough = mass >= need
+    return (
+      jnp.where(enough, middle, low),
+      jnp.where(enough, high, middle),
+      jnp.where(enough, count, between - count),
+    )
+
+  low, _, _ = jax.lax.while_loop(unfinished, halve, (low, high, between))
+  return jax.lax.bitcast_convert_type(_flip(low), jnp.float32)
+
+
+def _ordered(values: Float[Array, '*n']) -> Int[Array, '*n']:
+  """The bits of float32 as integers in the same order."""
+  return _flip(jax.lax.bitcast_convert_type(values, jnp.int32))
+
+
+def _flip(bits: Int[Array, '*n']) -> Int[Array, '*n']:
+  """Turns the order of the negative ones round; its own inverse."""
+  return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def row_keys(
+  seed: UInt[Array, ''], index: UInt[Array, ' b']
+) -> UInt[Array, 'b 2']:
+  """Each row's key, by the index of its prompt in the run, as plain numbers."""
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
+  return jax.random.key_data(keys)
+
+
+def noise_keys(
+  rows: UInt[Array, '*n 2'], purpose: int, *place: Int[Array, '*n']
+) -> Array:
+  """Keys [*n] for one purpose and the places in the text, from those of rows."""
+  keys = jax.random.wrap_key_data(rows)
+  for number in (jnp.int32(purpose), *place):
+    number = jnp.broadcast_to(number, keys.shape)
+    flat = jax.vmap(jax.random.fold_in)(keys.ravel(), number.ravel())
+    keys = flat.reshape(keys.shape)
+  return keys
+
+
+def gumbel(keys: Array, size: int) -> Float[Array, 'b v']:
+  """Noise whose largest sum with log-probabilities is a draw from them."""
+  return jax.vmap(lambda key: jax.random.gumbel(key, (size,)))(keys)
+
+
+def draw(
+  rows: UInt[Array, 'b 2'],
+  probs: Float[Array, 'b v'],
+  position: Int[Array, ' b'],
+) -> Int[Array, ' b']:
+  """The token at `position` of each row's text, from its distribution."""
+  noise = gumbel(noise_keys(rows, DRAW, position), probs.shape[-1])
+  return jnp.argmax(jnp.log(probs) + noise, axis=-1).astype(jnp.int32)
