@@ -21,11 +21,17 @@ from swift_jax import fused, llama, sharding, weight_files
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.export import export_hf
-from swift_jax.hf_config import generation_defaults, load_config, one_line
+from swift_jax.hf_config import (
+  eos_defaults,
+  generation_defaults,
+  load_config,
+  one_line,
+)
 from swift_jax.hub import load_tokenizer, resolve
 from swift_jax.typing import Array
 
 __all__ = [
+  'eos_defaults',
   'export_hf',
   'fingerprint',
   'generation_defaults',

@@ -98,6 +98,7 @@ class Engine:
     self.cfg = cfg
     self.tokenizer = tokenizer
     self.defaults = defaults or SamplingConfig()
+    self._refused: InputError | None = None  # what is wrong with that file
     self._said: set[str] = set()  # settings that have been logged
     self.model = Model(cfg, graphdef, params, draft or DraftConfig(), mesh)
     self.searcher = self._make_searcher(search)
@@ -150,9 +151,15 @@ class Engine:
       if search.cache:
         _cached_mask(search, cfg, None)
     tokenizer = checkpoint.load_tokenizer(folder, cfg)
-    defaults = checkpoint.generation_defaults(folder)
+    refused = None
+    try:
+      defaults = checkpoint.generation_defaults(folder)
+    except InputError as error:  # who does not use the file may go on
+      defaults, refused = checkpoint.eos_defaults(folder), error
     graphdef, params = checkpoint.load_params(folder, cfg, mesh)
-    return cls(cfg, graphdef, params, tokenizer, defaults, draft, search, mesh)
+    made = cls(cfg, graphdef, params, tokenizer, defaults, draft, search, mesh)
+    made._refused = refused
+    return made
 
   @property
   def skip_mask(self) -> SkipMask:
@@ -170,7 +177,10 @@ class Engine:
 
   def resolve(self, sampling: SamplingConfig | None = None) -> Resolved:
     """The settings that `generate` applies, and where each comes from."""
-    return resolve(sampling or SamplingConfig(), self.defaults)
+    sampling = sampling or SamplingConfig()
+    if self._refused is not None and sampling.use_generation_config:
+      raise self._refused
+    return resolve(sampling, self.defaults)
 
   def generate(
     self,
@@ -227,6 +237,8 @@ class Engine:
     Raises:
       InputError: as `generate`, when the first piece is asked for.
     """
+    if not _is_one(prompt):
+      raise InputError(f'prompt={prompt!r:.80}: expected one prompt')
     for step in self._write([prompt], decode, [index]):
       if isinstance(step, Piece) and step.text:
         yield step.text
@@ -293,6 +305,12 @@ class Engine:
       raise InputError(
         f'indices={list(indices)!r:.80}: expected one a prompt, {len(encoded)}'
       )
+    for index in indices:
+      is_int = isinstance(index, (int, np.integer))
+      if not is_int or not 0 <= index < 2**32:
+        raise InputError(
+          f'indices={list(indices)!r:.80}: {index!r} is no integer in [0, 2**32)'
+        )
     try:
       for at in range(0, len(encoded), decode.batch_size):
         rows = slice(at, at + decode.batch_size)

@@ -182,16 +182,29 @@ def generation_defaults(folder: pathlib.Path) -> SamplingConfig:
   Raises:
     InputError: a wrong value, or a setting that is not supported.
   """
-  said = SamplingConfig()
   path = pathlib.Path(folder) / 'generation_config.json'
+  said = SamplingConfig()
   if path.exists():
     said = from_generation_config(read_json(path), str(path))
-  if said.eos_token_id is None:
-    path = pathlib.Path(folder) / 'config.json'
+  eos = eos_defaults(folder).eos_token_id
+  return dataclasses.replace(said, eos_token_id=eos)
+
+
+def eos_defaults(folder: pathlib.Path) -> SamplingConfig:
+  """End-of-text tokens alone: generation_config.json's, else config.json's.
+
+  Raises:
+    InputError: neither an integer, nor a list of them, nor null.
+  """
+  for name in ('generation_config.json', 'config.json'):
+    path = pathlib.Path(folder) / name
+    if name != 'config.json' and not path.exists():
+      continue
     only = {'eos_token_id': read_json(path).get('eos_token_id')}
-    eos = from_generation_config(only, str(path)).eos_token_id
-    said = dataclasses.replace(said, eos_token_id=eos)
-  return said
+    said = from_generation_config(only, str(path))
+    if said.eos_token_id is not None:
+      return said
+  return SamplingConfig()
 
 
 def to_dict(

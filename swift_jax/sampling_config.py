@@ -9,10 +9,10 @@ except for max_new_tokens. `resolve` says where each value came from.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 from swift_jax.checks import (
+  MAX_INT,
   require,
   require_bool,
   require_int,
@@ -23,6 +23,7 @@ from swift_jax.errors import InputError
 MAX_EOS_IDS = 8
 _FILE = 'generation_config.json'
 _MAX_SEED = 2**32 - 1
+_MAX_FLOAT = 1e30  # float32 holds it and its inverse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,8 @@ class SamplingConfig:
     min_new_tokens: no end-of-text token before so many tokens.
     seed: of the draws. With the index of the prompt in the run it fixes them,
       whatever batch a prompt rides in.
-    use_generation_config: take what is not given from the model's file.
+    use_generation_config: take what is not given from the model's file; without it
+      only its end-of-text tokens.
   """
 
   do_sample: bool | None = None
@@ -103,8 +105,9 @@ class Resolved:
     """The text is other than one who reads what the caller gave would think."""
     unasked = any(
       not self._is_given(name)
-      and name not in ('seed', 'max_new_tokens')
+      and name != 'seed'
       and getattr(self.config, name) != _NEUTRAL[name]
+      and (name, self.sources[name]) != ('max_new_tokens', 'default')
       for name in self._applied()
     )
     drawn = self.config.samples and self.sources['do_sample'] == _FILE
@@ -120,14 +123,14 @@ class Resolved:
 
   def _idle(self) -> list[str]:
     """What is given and means nothing to greedy decoding."""
-    if self.config.samples or self.config.temperature == 0:
+    if self.config.samples:
       return []
+    idle = {name: _NEUTRAL[name] for name in _DRAWS if name != 'seed'}
+    idle['do_sample'] = False
     return [
       name
-      for name in _DRAWS
-      if name != 'seed'
-      and self._is_given(name)
-      and getattr(self.config, name) != _NEUTRAL[name]
+      for name, neutral in idle.items()
+      if self._is_given(name) and getattr(self.config, name) not in (neutral, 0)
     ]
 
   def _is_given(self, name: str) -> bool:
@@ -160,6 +163,9 @@ def resolve(given: SamplingConfig, model: SamplingConfig) -> Resolved:
       for source, cfg in places
       if (value := getattr(cfg, name)) is not None
     ]
+    # Which tokens end a text is no preference: a model has them in any case.
+    if name == 'eos_token_id' and model.eos_token_id is not None:
+      found.append((_FILE, model.eos_token_id))
     found.append(('default', DEFAULTS[name]))
     sources[name], values[name] = found[0]
   low, high = values['min_new_tokens'], values['max_new_tokens']
@@ -167,7 +173,8 @@ def resolve(given: SamplingConfig, model: SamplingConfig) -> Resolved:
     low <= high,
     'sampling.min_new_tokens',
     low,
-    f'at most max_new_tokens={high} ({sources["max_new_tokens"]})',
+    f'at most max_new_tokens={high} ({sources["max_new_tokens"]});'
+    f' min_new_tokens is {sources["min_new_tokens"]}',
   )
   use = given.use_generation_config
   config = SamplingConfig(**values, use_generation_config=use)
@@ -197,7 +204,8 @@ def from_generation_config(
   try:
     return SamplingConfig(**known)
   except InputError as error:
-    raise InputError(f'{where}: {error}'.replace('sampling.', '')) from None
+    said = str(error).removeprefix('sampling.')
+    raise InputError(f'{where}: {said}') from None
 
 
 def _bool(name: str, value: Any) -> bool:
@@ -210,14 +218,13 @@ def _count(name: str, value: Any) -> int:
   return value
 
 
-def _positive(name: str, value: Any) -> float:
-  require_number(name, value, 0, math.inf)
-  require(value > 0, name, value, 'a number > 0')
+def _penalty(name: str, value: Any) -> float:
+  require_number(name, value, 1 / _MAX_FLOAT, _MAX_FLOAT)
   return float(value)
 
 
 def _temperature(name: str, value: Any) -> float:
-  require_number(name, value, 0, math.inf)
+  require_number(name, value, 0, _MAX_FLOAT)
   return float(value)
 
 
@@ -234,7 +241,7 @@ def _min_p(name: str, value: Any) -> float:
 
 def _token_ids(name: str, value: Any) -> tuple[int, ...]:
   ids = value if isinstance(value, (list, tuple)) else (value,)
-  ok = all(type(i) is int and i >= 0 for i in ids)
+  ok = all(type(i) is int and 0 <= i <= MAX_INT for i in ids)
   require(ok, name, value, 'a token id or several')
   require(
     len(ids) <= MAX_EOS_IDS, name, value, f'at most {MAX_EOS_IDS} token ids'
@@ -262,7 +269,7 @@ _CHECKS = {
   'top_k': _count,
   'top_p': _top_p,
   'min_p': _min_p,
-  'repetition_penalty': _positive,
+  'repetition_penalty': _penalty,
   'eos_token_id': _token_ids,
   'stop_strings': _strings,
   'max_new_tokens': _count,
@@ -312,4 +319,9 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
   'exponential_decay_length_penalty': (),
   'remove_invalid_values': (False,),
   'watermarking_config': (),
+  'token_healing': (False,),
+  'max_time': (),
+  'dola_layers': (),
+  'constraints': (),
+  'force_words_ids': (),
 }

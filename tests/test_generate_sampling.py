@@ -1,0 +1,301 @@
+"""The launcher's sampling settings and chats: what is refused, said and written."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from absl import app
+from absl.testing import flagsaver
+import common
+import generate
+import pytest
+
+from swift_jax import Engine, SearchConfig
+from swift_jax.demo import MODEL_DIR
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEMPLATE = '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}'
+TINY = ['--config=configs/tiny.py', '--config.model.dtype=float32']
+
+
+@pytest.fixture
+def launch(monkeypatch, capsys):
+  """Runs the launcher with arguments; (status, stdout, stderr)."""
+
+  def run(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['generate.py', *map(str, arguments)])
+    monkeypatch.setattr(common, '_quiet', lambda: None)
+    monkeypatch.setattr(app, 'run', call)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+      common.run(generate.main)
+    out, err = capsys.readouterr()
+    return end.value.code or 0, out, err
+
+  def call(main, argv, flags_parser):
+    sys.exit(main(flags_parser(argv)))
+
+  return run
+
+
+@pytest.fixture(scope='module')
+def demo():
+  search = SearchConfig(enabled=False)
+  return Engine.from_pretrained('demo', dtype='float32', search=search)
+
+
+@pytest.fixture
+def loaded(demo, monkeypatch):
+  """The demo is loaded already, and in each test as it came."""
+  monkeypatch.setattr(common, 'load_engine', lambda config: demo)
+  monkeypatch.setattr(demo.tokenizer, 'chat_template', None)
+  return demo
+
+
+def assert_refused(ended, *said):
+  status, out, err = ended
+  assert (status, out) == (2, '')
+  assert err.count('\n') == 1 and err.startswith('generate.py: '), err
+  for part in said:
+    assert part in err
+
+
+def lines(tmp_path, *values):
+  file = tmp_path / 'prompts.jsonl'
+  file.write_text('\n'.join(json.dumps(value) for value in values))
+  return file
+
+
+# ---- settings
+
+
+@pytest.mark.parametrize(
+  'setting, said',
+  [
+    ('temperature=-1', 'sampling.temperature=-1.0: expected'),
+    ('temperature=nan', 'sampling.temperature=nan: expected'),
+    ('temperature=hot', 'sampling.temperature'),
+    ('top_k=-1', 'sampling.top_k=-1: expected'),
+    ('top_k=1.5', 'sampling.top_k'),
+    ('top_p=0', 'sampling.top_p=0.0: expected'),
+    ('top_p=2', 'sampling.top_p=2.0: expected'),
+    ('min_p=-0.5', 'sampling.min_p=-0.5: expected'),
+    ('repetition_penalty=0', 'sampling.repetition_penalty=0.0: expected'),
+    ('do_sample=perhaps', 'sampling.do_sample'),
+    ('seed=1.5', 'sampling.seed'),
+    ('seed=x', 'sampling.seed'),
+    ('seed=-1', 'sampling.seed=-1: expected'),
+    ('stop_strings=5', 'sampling.stop_strings=(5,): expected'),
+    ("stop_strings=('a', '')", "sampling.stop_strings=('a', ''): expected"),
+    ('eos_token_id=-3', 'sampling.eos_token_id=(-3,): expected'),
+    ('eos_token_id=(0, -3)', 'sampling.eos_token_id=(0, -3): expected'),
+    ('max_new_tokens=-1', 'sampling.max_new_tokens=-1: expected'),
+    ('use_generation_config=3', 'sampling.use_generation_config'),
+  ],
+)
+def test_bad_values_are_named_before_anything_loads(
+  launch, monkeypatch, setting, said
+):
+  monkeypatch.setattr(common, 'load_engine', None)
+  ended = launch('--prompt=x', f'--config.sampling.{setting}')
+  assert_refused(ended, said, setting.partition('=')[2].split(',')[-1].strip())
+
+
+def test_fewer_tokens_at_most_than_at_least(launch, loaded):
+  flags = ['--prompt=x', '--config.sampling.min_new_tokens=9']
+  ended = launch(*flags, '--config.sampling.max_new_tokens=8')
+  assert_refused(ended, 'sampling.min_new_tokens=9', 'max_new_tokens=8 (given)')
+  ended = launch(*flags, *TINY)  # which says 8
+  assert_refused(ended, 'sampling.min_new_tokens=9', 'max_new_tokens=8 (given)')
+
+
+def test_an_end_that_is_no_token(launch, loaded):
+  flag = '--config.sampling.eos_token_id=2048'
+  assert_refused(
+    launch('--prompt=x', flag), 'sampling.eos_token_id=(2048,)', '2048'
+  )
+
+
+# ---- chats
+
+
+def test_the_demo_is_no_chat_model(launch, loaded, tmp_path):
+  ended = launch('--chat', '--prompt=x')
+  assert_refused(ended, '--prompt: ', 'no chat template')
+  file = lines(tmp_path, {'messages': [{'role': 'user', 'content': 'x'}]})
+  ended = launch('--chat', f'--prompts_file={file}')
+  assert_refused(ended, f'--prompts_file={file}, line 1: ', 'no chat template')
+
+
+@pytest.mark.parametrize(
+  'value',
+  [
+    {'messages': 'hi'},
+    {'messages': []},
+    {'messages': None},
+    {'messages': {'role': 'user', 'content': 'x'}},
+    {'messages': ['hi']},
+    {'messages': [{'content': 'x'}]},
+    {'messages': [{'role': 3, 'content': 'x'}]},
+    {'messages': [{'role': 'user', 'content': 'x'}, 'hi']},
+    {'message': [{'role': 'user', 'content': 'x'}]},
+    [{'role': 'user', 'content': 'x'}],
+  ],
+  ids=str,
+)
+def test_bad_messages_are_named_by_their_line(
+  launch, monkeypatch, tmp_path, value
+):
+  monkeypatch.setattr(common, 'load_engine', None)
+  file = lines(tmp_path, {'prompt': 'fine'}, value)
+  ended = launch('--chat', f'--prompts_file={file}')
+  assert_refused(ended, f'--prompts_file={file}, line 2: ')
+
+
+def test_messages_are_for_chats(launch, monkeypatch, tmp_path):
+  monkeypatch.setattr(common, 'load_engine', None)
+  file = lines(tmp_path, {'messages': [{'role': 'user', 'content': 'x'}]})
+  ended = launch(f'--prompts_file={file}')
+  assert_refused(ended, f'--prompts_file={file}, line 1: ', '"prompt"')
+
+
+def test_a_template_that_refuses_names_the_line(
+  launch, loaded, monkeypatch, tmp_path
+):
+  template = "{% if messages | length > 1 %}{{ raise_exception('one\n!') }}"
+  template += '{% endif %}{{ messages[0].content }}'
+  monkeypatch.setattr(loaded.tokenizer, 'chat_template', template)
+  message = {'role': 'user', 'content': 'x'}
+  file = lines(tmp_path, {'prompt': 'x'}, {'messages': [message, message]})
+  ended = launch('--chat', f'--prompts_file={file}')
+  assert_refused(ended, f'--prompts_file={file}, line 2: ', 'one !')
+
+
+def test_a_chat_is_its_template_continued(
+  launch, loaded, monkeypatch, tmp_path
+):
+  """Prompts and messages in one file, two a batch; texts, records and all."""
+  monkeypatch.setattr(loaded.tokenizer, 'chat_template', TEMPLATE)
+  talk = [
+    {'role': 'system', 'content': 'import os'},
+    {'role': 'user', 'content': 'def main():'},
+  ]
+  file = lines(tmp_path, {'prompt': 'class A:'}, {'messages': talk})
+  output = tmp_path / 'out.jsonl'
+  flags = ['--config.decode.method=plain', '--config.sampling.max_new_tokens=8']
+  status, out, err = launch(
+    '--chat',
+    f'--prompts_file={file}',
+    f'--output_json={output}',
+    '--config.decode.batch_size=2',
+    *flags,
+  )
+  assert (status, err) == (0, '')
+  records = [json.loads(line) for line in output.read_text().splitlines()]
+  asked = [[{'role': 'user', 'content': 'class A:'}], talk]
+  assert [record['prompt'] for record in records] == asked
+  # The same text where the template is written out by hand.
+  written = ['user: class A:\n', 'system: import os\nuser: def main():\n']
+  file = lines(tmp_path, *({'prompt': text} for text in written))
+  again = launch(
+    f'--prompts_file={file}', '--config.decode.batch_size=2', *flags
+  )
+  assert again == (0, out, '')
+  assert [record['text'] in out for record in records] == [True, True]
+
+
+# ---- what is applied and not asked for
+
+
+def test_what_was_not_asked_for_is_said(launch, loaded):
+  plain = ['--config.decode.method=plain', '--config.sampling.max_new_tokens=2']
+  drawn = ['--prompt=x', *plain, '--config.sampling.temperature=0.6']
+  status, _, err = launch(*drawn)
+  assert status == 0 and err.count('\n') == 1
+  assert err.startswith('sampling: temperature=0.6, top_k=50 (default), ')
+  assert launch(*drawn, '--config.sampling.top_k=50')[2] == ''
+  assert launch('--prompt=x', *plain)[2] == ''
+  status, _, err = launch('--prompt=x', *plain, '--config.sampling.top_p=0.9')
+  assert status == 0 and err.count('\n') == 1
+  assert err.startswith('greedy decoding: ')
+  assert err.endswith('; without effect: top_p=0.9\n')
+
+
+def shell(*arguments):
+  """The real program; (stdout, stderr)."""
+  done = subprocess.run(
+    [sys.executable, ROOT / 'launch' / 'generate.py', *arguments],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert done.returncode == 0, done.stderr
+  return done.stdout, done.stderr
+
+
+def test_a_drawn_text_is_the_same_in_a_batch(tmp_path):
+  """In a shell: standard error holds one line, logged or printed."""
+  file = lines(tmp_path, {'prompt': 'import os\n'}, {'prompt': 'import os\n'})
+  flags = [
+    *TINY,
+    f'--prompts_file={file}',
+    '--config.search.enabled=False',
+    '--config.sampling.temperature=0.6',
+    '--config.sampling.seed=3',
+    '--config.sampling.max_new_tokens=24',
+  ]
+  out, err = shell(*flags, '--config.decode.batch_size=1')
+  assert err.count('\n') == 1, err
+  assert 'top_k=50 (default)' in err and 'seed=3' in err
+  assert shell(*flags, '--config.decode.batch_size=2') == (out, err)
+  # Equal prompts are drawn apart.
+  first, second = out.removeprefix('--- prompt 1 of 2\n').split(
+    '--- prompt 2 of 2\n'
+  )
+  assert first != second and len(first) > 8 and len(second) > 8
+
+
+# ---- the model's generation_config.json
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """The demo, but for what is said of generation."""
+  made = tmp_path / 'model'
+  made.mkdir()
+  for name in os.listdir(MODEL_DIR):
+    if name != 'generation_config.json':
+      (made / name).symlink_to(pathlib.Path(MODEL_DIR).resolve() / name)
+  return made
+
+
+def test_a_files_setting_that_is_not_supported(launch, folder):
+  path = folder / 'generation_config.json'
+  path.write_text(json.dumps({'eos_token_id': 0, 'num_beams': 4}))
+  flags = [
+    *('--prompt=x', f'--config.model.path={folder}', *TINY),
+    *('--config.decode.method=plain', '--config.sampling.max_new_tokens=1'),
+  ]
+  advice = 'sampling.use_generation_config=False'
+  assert_refused(launch(*flags), f'{path}: num_beams=4 is not supp', advice)
+  # The advice helps.
+  status, out, err = launch(*flags, f'--config.{advice}')
+  assert (status, err) == (0, '')
+
+
+def test_what_the_file_says_is_done_and_said(launch, folder):
+  path = folder / 'generation_config.json'
+  path.write_text(
+    json.dumps({'do_sample': True, 'temperature': 0.7, 'top_k': 1})
+  )
+  flags = [
+    *('--prompt=x', f'--config.model.path={folder}', *TINY),
+    *('--config.decode.method=plain', '--config.sampling.max_new_tokens=1'),
+  ]
+  status, _, err = launch(*flags)
+  assert status == 0 and err.count('\n') == 1
+  assert err.startswith('sampling: temperature=0.7 (generation_config.json), ')
+  assert 'top_k=1 (generation_config.json)' in err
+  status, _, err = launch(*flags, '--config.sampling.do_sample=False')
+  assert (status, err) == (0, '')
