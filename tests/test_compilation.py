@@ -50,6 +50,29 @@ def test_new_settings_compile_nothing():
   assert compilations.count == warm
 
 
+def test_new_sampling_settings_compile_nothing():
+  """Temperature, cuts, penalties, seeds, ends and stop strings are traced."""
+  mask = skip_masks.uniform(CFG.num_hidden_layers, 0.4)
+  engine = tiny_model.engine(mask, confidence_threshold=0.3)
+  compilations = Compilations()
+  for method in ('plain', 'swift'):
+    engine.warmup(tiny_model.decode(method, temperature=0.5), 12)
+  warm = compilations.count
+  assert warm > 0
+  for settings in (
+    {'temperature': 1.3, 'top_k': 0, 'seed': 2**32 - 1},
+    {'temperature': 0.7, 'top_k': 3, 'top_p': 0.9, 'min_p': 0.1},
+    {'temperature': 1, 'repetition_penalty': 1.2, 'min_new_tokens': 4},
+    {'temperature': 1, 'eos_token_id': (1, 2), 'stop_strings': ('a',)},
+  ):
+    for method in ('plain', 'swift'):
+      with jax.transfer_guard('disallow'):
+        engine.generate(
+          PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode(method, **settings)
+        )
+  assert compilations.count == warm
+
+
 def test_shorter_prompts_and_limits_compile_nothing():
   """Prompts and limits that would fit a smaller cache use the warm one."""
   cfg = dataclasses.replace(CFG, max_position_embeddings=400)
