@@ -231,7 +231,7 @@ def test_accepted_lengths_are_those_of_the_engine(threshold, most):
   engine.set_skip_mask(mask)
   prompts = [[5], [9, 8, 7, 6, 5, 4, 3], list(range(20, 40))]
   session = engine.session(prompts, tiny_model.decode())
-  session.run(lambda *_: None)
+  list(session.run())
   state, model = session.state, engine.model
   text = matchness.Text(
     state.cache, state.tokens, state.target, state.prompt_length
