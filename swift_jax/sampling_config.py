@@ -229,8 +229,8 @@ def _temperature(name: str, value: Any) -> float:
 
 
 def _top_p(name: str, value: Any) -> float:
-  require_number(name, value, 0, 1)
-  require(value > 0, name, value, 'a number in (0, 1]')
+  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  require(is_number and 0 < value <= 1, name, value, 'a number in (0, 1]')
   return float(value)
 
 
