@@ -152,7 +152,9 @@ def prepare(config: ConfigDict) -> Bench:
       method=method,
       ignore_eos=True,
       batch_size=1,
-      sampling=SamplingConfig(temperature=0, max_new_tokens=_NEW_TOKENS),
+      sampling=SamplingConfig(
+        temperature=0, max_new_tokens=_NEW_TOKENS, use_generation_config=False
+      ),
     )
     for method in ('plain', 'swift')
   )

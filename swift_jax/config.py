@@ -154,8 +154,8 @@ class DraftConfig:
     confidence_threshold: drafting stops after a token whose confidence is
       below this (0.8).
     warped_confidence: when sampling, confidence is the draft's top-1 probability
-      after temperature, top-k, top-p and min-p; without it before them, as in the
-      official code. The same for greedy decoding.
+      after all that warps it; without it of the raw logits, as in the official
+      code. Greedy confidence is after penalties alone, whichever it is.
     tree: add the top-k alternatives at each depth as leaves beside the chain.
     tree_widths: k, the chain's token included, by confidence: `tree_widths[i]`
       holds up to `tree_bounds[i]`, the last one above the last bound.

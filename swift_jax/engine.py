@@ -60,7 +60,8 @@ class Result:
 
 
 class Engine:
-  """Generates text, plainly or with SWIFT; the text is the same.
+  """Generates text, plainly or with SWIFT: the same text, and if it is
+  drawn the same distribution.
 
   The search goes on from call to call: what it found drafts the next prompt.
 
@@ -213,19 +214,22 @@ class Engine:
       prompts = [prompts]
     if streamer is not None and len(prompts) != 1:
       raise InputError(f'streamer: expected one prompt, not {len(prompts)}')
-    if streamer is not None:
-      streamer.put(np.asarray(self.encode(prompts)))
     results: list[Result] = []
-    for step in self._write(prompts, decode, indices):
-      if isinstance(step, Result):
-        results.append(step)
-        continue
-      if on_text is not None and step.text:
-        on_text(step.row, step.text)
-      if streamer is not None and step.tokens:
-        streamer.put(np.asarray(step.tokens))
-    if streamer is not None:
-      streamer.end()
+    with contextlib.ExitStack() as stack:
+      if streamer is not None:
+        self.resolve((decode or DecodeConfig()).sampling)
+        streamer.put(np.asarray(self.encode(prompts)))
+        stack.callback(streamer.end)  # whoever reads it waits for that
+      # Closed at once if a reader fails: what was found is kept.
+      steps = self._write(prompts, decode, indices)
+      for step in stack.enter_context(contextlib.closing(steps)):
+        if isinstance(step, Result):
+          results.append(step)
+          continue
+        if on_text is not None and step.text:
+          on_text(step.row, step.text)
+        if streamer is not None and step.tokens:
+          streamer.put(np.asarray(step.tokens))
     return results
 
   def stream(

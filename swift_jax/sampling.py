@@ -27,6 +27,7 @@ from swift_jax.typing import Array, Bool, Float, Int, UInt
 
 # What noise is for: no two purposes share a key.
 DRAFT, ACCEPT, SIBLING, DRAW = range(4)
+_IMPL = 'threefry2x32'  # whatever JAX's default is: a seed must mean one text
 _MIN_TEMPERATURE = 1e-30  # below it float32 has no quotient
 
 
@@ -200,7 +201,9 @@ def row_keys(
   seed: UInt[Array, ''], index: UInt[Array, ' b']
 ) -> UInt[Array, 'b 2']:
   """Each row's key, by the index of its prompt in the run, as plain numbers."""
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(
+    jax.random.key(seed, impl=_IMPL), index
+  )
   return jax.random.key_data(keys)
 
 
@@ -208,7 +211,7 @@ def noise_keys(
   rows: UInt[Array, '*n 2'], purpose: int, *place: Int[Array, '*n']
 ) -> Array:
   """Keys [*n] for one purpose and the places in the text, from those of rows."""
-  keys = jax.random.wrap_key_data(rows)
+  keys = jax.random.wrap_key_data(rows, impl=_IMPL)
   for number in (jnp.int32(purpose), *place):
     number = jnp.broadcast_to(number, keys.shape)
     flat = jax.vmap(jax.random.fold_in)(keys.ravel(), number.ravel())

@@ -44,7 +44,8 @@ class SamplingConfig:
     max_new_tokens: tokens written at most for a prompt.
     min_new_tokens: no end-of-text token before so many tokens.
     seed: of the draws. With the index of the prompt in the run it fixes them,
-      whatever batch a prompt rides in.
+      whatever batch a prompt rides in; with them the text, unless a search is at
+      work, whose sets follow the clock.
     use_generation_config: take what is not given from the model's file; without it
       only its end-of-text tokens.
   """

@@ -373,3 +373,11 @@ def test_the_walk_follows_the_rule(widths):
   hits = int(path.leaf_hit.sum())
   assert widths == (4,) or 10 < hits < 390
   assert len(set(path.num_accepted.tolist())) == DEPTH + 1
+
+
+def test_a_draft_without_a_distribution_takes_nothing_off_the_target():
+  """Its logits overflowed: NaN everywhere, and the token is 0 by default."""
+  target = jnp.array([[0.5, 0.3, 0.2]])
+  nothing, token = jnp.full((1, 3), jnp.nan), jnp.zeros(1, jnp.int32)
+  assert accept_probability(target, nothing, token).tolist() == [0.0]
+  np.testing.assert_array_equal(refuse(target, nothing, token)[0], target)

@@ -49,8 +49,10 @@ def accept_probability(
   """min(1, target / draft) at a token that was drawn from `draft_probs`."""
   target = probability_of(target_probs, token)
   draft = probability_of(draft_probs, token)
-  # What cannot have been drawn is a dead slot; any number will do.
-  return jnp.minimum(1, target / jnp.where(draft > 0, draft, 1))
+  ratio = target / jnp.where(draft > 0, draft, 1)
+  # What was not drawn (a draft whose logits overflowed has no distribution) is no
+  # candidate: refused, and the target itself is then drawn from.
+  return jnp.where(draft > 0, jnp.minimum(1, ratio), 0)
 
 
 def refuse(
@@ -66,7 +68,8 @@ def refuse(
   """
   excess = jnp.maximum(target_probs - draft_probs, 0)
   mass = excess.sum(-1, keepdims=True)
-  # Equal distributions refuse nothing, but for rounding: then either will do.
+  # Equal distributions refuse nothing, but for rounding: then either will do. Nor
+  # does a draft without a distribution take anything off the target.
   residual = jnp.where(
     mass > 0, excess / jnp.where(mass > 0, mass, 1), target_probs
   )

@@ -44,7 +44,8 @@ class DecodeState:
     cache: keys and values of all committed tokens but the newest.
     tokens: prompt and generated text, int32[B, S]; dead after `length`.
     target: the target's argmax where it wrote each generated token, int32[B, S];
-      the tokens themselves unless they were sampled. What drafts are scored on.
+      before any penalty: not the token where that was sampled, or a penalty or the
+      minimum length had its say. What drafts are scored on.
     prompt_length: tokens of the prompt, int32[B].
     end: committed tokens at which a row is full, int32[B].
     done: rows that write no more, bool[B].

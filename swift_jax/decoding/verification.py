@@ -196,7 +196,7 @@ def accept_draws(
   )
   index = jnp.arange(width)
   place = length[:, None] + index[:-1]  # [B, W - 1]
-  spread = jnp.broadcast_to(keys[:, None], (*place.shape, 2))
+  spread = jnp.broadcast_to(keys[:, None], (*place.shape, keys.shape[-1]))
   uniform = _uniform(samplings.noise_keys(spread, samplings.ACCEPT, place))
   ok = (uniform < accept) & (index[1:] < tree.num_chain[:, None])
   num_accepted = jnp.cumprod(ok, axis=1).sum(1)  # [B]

@@ -54,7 +54,9 @@ class Stream:
       method='plain',
       ignore_eos=True,
       batch_size=min(8, len(prompts)),
-      sampling=SamplingConfig(temperature=0, max_new_tokens=new_tokens),
+      sampling=SamplingConfig(
+        temperature=0, max_new_tokens=new_tokens, use_generation_config=False
+      ),
     )
     self.results = engine.generate(list(prompts), decode)
     texts = [[*r.prompt, *r.tokens] for r in self.results]
