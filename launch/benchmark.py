@@ -201,9 +201,8 @@ def run_streams(bench: Bench) -> dict[str, Any]:
   from swift_jax.evaluation import search_suite as suite
 
   _say('a stream from a cold start')
-  first = (
-    _STREAM_TEXTS + _FRESH_TEXTS
-  )  # not those that recipes were compared on
+  # Not those that recipes were compared on.
+  first = _STREAM_TEXTS + _FRESH_TEXTS
   prompts = bench.code[first : first + _STREAM_PROMPTS]
   engine = bench.make_engine()
   cold = suite.stream(bench.plain, bench.swift, engine, prompts)

@@ -77,17 +77,17 @@ def from_config(cfg: SamplingConfig, eos_token_ids: Sequence[int]) -> Sampling:
   ids = np.full(MAX_EOS_IDS, -1, np.int32)
   ids[: len(eos_token_ids)] = eos_token_ids
   return Sampling(
-    temperature=np.float32(max(cfg.temperature, _MIN_TEMPERATURE)),
-    top_k=np.int32(cfg.top_k),
-    top_p=np.float32(cfg.top_p),
-    min_p=np.float32(cfg.min_p),
-    repetition_penalty=np.float32(cfg.repetition_penalty),
-    min_new_tokens=np.int32(cfg.min_new_tokens),
+    temperature=np.asarray(max(cfg.temperature, _MIN_TEMPERATURE), np.float32),
+    top_k=np.asarray(cfg.top_k, np.int32),
+    top_p=np.asarray(cfg.top_p, np.float32),
+    min_p=np.asarray(cfg.min_p, np.float32),
+    repetition_penalty=np.asarray(cfg.repetition_penalty, np.float32),
+    min_new_tokens=np.asarray(cfg.min_new_tokens, np.int32),
     eos_token_ids=ids,
   )
 
 
-def needs_processing(sampling: Sampling) -> Bool[Array, '']:
+def _needed(sampling: Sampling) -> Bool[Array, '']:
   """Whether `process` changes anything."""
   return (sampling.repetition_penalty != 1) | (sampling.min_new_tokens > 0)
 
@@ -96,18 +96,42 @@ def process(
   logits: Float[Array, 'b w v'], context: Context, sampling: Sampling
 ) -> Float[Array, 'b w v']:
   """Logits after repetition penalty and minimum length, each token's own."""
+  return jax.lax.cond(
+    _needed(sampling),
+    lambda: _processed(logits, context, sampling),
+    lambda: logits,
+  )
 
-  def processed() -> Array:
-    penalty = sampling.repetition_penalty
-    # Both ways of the penalty lower a logit when it is above 1.
-    changed = jnp.where(logits < 0, logits * penalty, logits / penalty)
-    out = jnp.where(_seen(context, logits.shape[-1]), changed, logits)
-    vocabulary = jnp.arange(logits.shape[-1])
-    is_eos = (vocabulary[:, None] == sampling.eos_token_ids).any(-1)  # [V]
-    is_early = context.num_new < sampling.min_new_tokens  # [B, W]
-    return jnp.where(is_early[..., None] & is_eos, -jnp.inf, out)
 
-  return jax.lax.cond(needs_processing(sampling), processed, lambda: logits)
+def _processed(logits: Array, context: Context, sampling: Sampling) -> Array:
+  penalty = sampling.repetition_penalty
+  # Both ways of the penalty lower a logit when it is above 1.
+  changed = jnp.where(logits < 0, logits * penalty, logits / penalty)
+  out = jnp.where(_seen(context, logits.shape[-1]), changed, logits)
+  vocabulary = jnp.arange(logits.shape[-1])
+  is_eos = (vocabulary[:, None] == sampling.eos_token_ids).any(-1)  # [V]
+  is_early = context.num_new < sampling.min_new_tokens  # [B, W]
+  return jnp.where(is_early[..., None] & is_eos, -jnp.inf, out)
+
+
+def best(
+  logits: Float[Array, 'b w v'], context: Context, sampling: Sampling
+) -> tuple[Int[Array, 'b w'], Int[Array, 'b w']]:
+  """The target's argmax, and what greedy decoding writes.
+
+  They are one and computed once unless a penalty has a say.
+  """
+
+  def argmax(logits: Array) -> Array:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+  raw = argmax(logits)
+  written = jax.lax.cond(
+    _needed(sampling),
+    lambda: argmax(_processed(logits, context, sampling)),
+    lambda: raw,
+  )
+  return raw, written
 
 
 def _seen(context: Context, vocab_size: int) -> Bool[Array, 'b w v']:
@@ -208,7 +232,7 @@ def row_keys(
 
 
 def noise_keys(
-  rows: UInt[Array, '*n 2'], purpose: int, *place: Int[Array, '*n']
+  rows: UInt[Array, '*n 2'], purpose: int, *place: Int[Array, '*#n']
 ) -> Array:
   """Keys [*n] for one purpose and the places in the text, from those of rows."""
   keys = jax.random.wrap_key_data(rows, impl=_IMPL)

@@ -240,7 +240,7 @@ class Session:
     for b, row in enumerate(self.rows):
       tokens[b, : len(row.prompt)] = row.prompt
     cache = model.empty_cache(batch, model.capacity)
-    seed = np.uint32(self.decode.sampling.seed)
+    seed = np.asarray(self.decode.sampling.seed, np.uint32)
     arrays = model.put((tokens, lengths, limits, seed, indices))
     state = rounds.start(cache, *arrays)
     for i in range(chunks):

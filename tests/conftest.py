@@ -1,6 +1,7 @@
 """Shapes in annotations are checked while tests run; tests need no accelerator."""
 
 import os
+import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -9,6 +10,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+import pytest
 
 # The files whose annotations are shapes; before any of them is imported.
 install_import_hook(
@@ -16,6 +18,7 @@ install_import_hook(
     'swift_jax.decoding',
     'swift_jax.layers',
     'swift_jax.llama',
+    'swift_jax.sampling',
     'swift_jax.search.drift',
     'swift_jax.search.gaussian_process',
     'swift_jax.search.matchness',
@@ -33,3 +36,26 @@ settings.register_profile(
   'swift_jax', deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile('swift_jax')
+
+
+@pytest.fixture
+def launch(monkeypatch, capsys):
+  """Runs a launcher's main with arguments; (status, stdout, stderr)."""
+  from absl import app
+  from absl.testing import flagsaver
+  import common
+  import generate
+
+  def run(*arguments, main=generate.main):
+    monkeypatch.setattr(sys, 'argv', ['generate.py', *map(str, arguments)])
+    monkeypatch.setattr(common, '_quiet', lambda: None)
+    monkeypatch.setattr(app, 'run', call)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+      common.run(main)
+    out, err = capsys.readouterr()
+    return end.value.code or 0, out, err
+
+  def call(main, argv, flags_parser):
+    sys.exit(main(flags_parser(argv)))
+
+  return run

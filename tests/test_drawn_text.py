@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from swift_jax import sampling as samplings
+from swift_jax.config import DecodeConfig
 from swift_jax.decoding import verification
+from swift_jax.sampling_config import SamplingConfig
 
 
 @pytest.fixture(scope='module', params=['tree', 'chain'])
@@ -52,9 +54,6 @@ def test_greedy_text_is_the_targets_best(engine, batch, penalty):
 
 def test_no_two_rows_draw_alike_and_every_kind_of_token_comes(engine):
   """What the tests above weigh: leaves, bonus and corrected tokens."""
-  from swift_jax.config import DecodeConfig
-  from swift_jax.sampling_config import SamplingConfig
-
   sampling = SamplingConfig(temperature=1.0, top_k=0, max_new_tokens=300)
   decode = DecodeConfig(batch_size=5, sampling=sampling)
   results = engine.generate([[3]] * 5, decode)

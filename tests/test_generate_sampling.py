@@ -6,10 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-from absl import app
-from absl.testing import flagsaver
 import common
-import generate
 import pytest
 
 from swift_jax import Engine, SearchConfig
@@ -18,25 +15,6 @@ from swift_jax.demo import MODEL_DIR
 ROOT = pathlib.Path(__file__).parent.parent
 TEMPLATE = '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}'
 TINY = ['--config=configs/tiny.py', '--config.model.dtype=float32']
-
-
-@pytest.fixture
-def launch(monkeypatch, capsys):
-  """Runs the launcher with arguments; (status, stdout, stderr)."""
-
-  def run(*arguments):
-    monkeypatch.setattr(sys, 'argv', ['generate.py', *map(str, arguments)])
-    monkeypatch.setattr(common, '_quiet', lambda: None)
-    monkeypatch.setattr(app, 'run', call)
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-      common.run(generate.main)
-    out, err = capsys.readouterr()
-    return end.value.code or 0, out, err
-
-  def call(main, argv, flags_parser):
-    sys.exit(main(flags_parser(argv)))
-
-  return run
 
 
 @pytest.fixture(scope='module')

@@ -12,8 +12,6 @@ import pathlib
 import subprocess
 import sys
 
-from absl import app
-from absl.testing import flagsaver
 import common
 import demo
 import generate
@@ -54,25 +52,6 @@ class FakeEngine:
       on_text(row, prompt.upper())
       results.append(Result(prompt, prompt.upper(), [1, 2], 'eos', METRICS))
     return results
-
-
-@pytest.fixture
-def launch(monkeypatch, capsys):
-  """Runs a launcher's main with arguments; (status, stdout, stderr)."""
-
-  def run(*arguments, main=generate.main):
-    monkeypatch.setattr(sys, 'argv', ['generate.py', *map(str, arguments)])
-    monkeypatch.setattr(common, '_quiet', lambda: None)
-    monkeypatch.setattr(app, 'run', call)
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-      common.run(main)
-    out, err = capsys.readouterr()
-    return end.value.code or 0, out, err
-
-  def call(main, argv, flags_parser):
-    sys.exit(main(flags_parser(argv)))
-
-  return run
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model
-from tiny_model import CFG, CHUNK
+from tiny_model import CFG, CHUNK, Letters
 
 from swift_jax import llama
 from swift_jax import skip_mask as skip_masks
@@ -115,13 +115,6 @@ def test_rows_end_at_different_times_in_the_middle_of_a_block():
         assert result.finish_reason == ('eos' if ended else 'length')
         assert result.metrics.new_tokens == len(result.tokens)
     assert tokens(engine, PROMPTS, ignore_eos=True) == texts
-
-
-class Letters:
-  """A tokenizer of one or two letters a token; enough for stop strings."""
-
-  def decode(self, ids, **_):
-    return ''.join(chr(ord('a') + i % 23) + 'xyz'[i % 3] * (i % 2) for i in ids)
 
 
 @pytest.mark.parametrize('span', [1, 2, 5])

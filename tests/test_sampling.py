@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model
-from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
+from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH, Letters
 
 from swift_jax import sampling
 from swift_jax import skip_mask as skip_masks
+from swift_jax.config import DraftConfig
+from swift_jax.engine import Engine
 from swift_jax.sampling import Context
 from swift_jax.sampling_config import DEFAULTS, SamplingConfig
 
@@ -250,9 +252,6 @@ def test_a_seed_fixes_the_text_whatever_the_batch_order_or_start(method):
 @pytest.mark.parametrize('widths', [(1, 8), (2, 5), (26,)])
 def test_any_verify_widths(widths):
   """Of one node too; the draft that is the target is always accepted."""
-  from swift_jax.config import DraftConfig
-  from swift_jax.engine import Engine
-
   draft = DraftConfig(
     max_draft_length=widths[-1] - 1,
     confidence_threshold=0.0,
@@ -312,13 +311,6 @@ def test_greedy_text_with_penalties_is_plain_text():
   assert without != plain
   repeats = [len(t) - len(set(t)) for t in plain]
   assert sum(repeats) < sum(len(t) - len(set(t)) for t in without)
-
-
-class Letters:
-  """A letter or two a token."""
-
-  def decode(self, ids, **_):
-    return ''.join(chr(ord('a') + i % 23) + 'xyz'[i % 3] * (i % 2) for i in ids)
 
 
 @pytest.mark.parametrize('method', ['plain', 'swift'])

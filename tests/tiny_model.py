@@ -135,4 +135,11 @@ def text(tokens, lengths, prompts, target=None) -> Text:
   )
 
 
+class Letters:
+  """A tokenizer of one or two letters a token; enough for stop strings."""
+
+  def decode(self, ids, **_):
+    return ''.join(chr(ord('a') + i % 23) + 'xyz'[i % 3] * (i % 2) for i in ids)
+
+
 PROMPTS_OF_DIFFERENT_LENGTH = [[5], [9, 8, 7, 6, 5, 4, 3], list(range(20, 40))]

@@ -71,8 +71,7 @@ def plain_steps(
     hidden, updates = model(state.last_token[:, None], full, cache=state.cache)
     logits = model.logits(hidden)  # [B, 1, V]
     finite = jnp.isfinite(logits.max((-1, -2))) | state.done
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    block = _next_tokens(logits, state, sampling, samples)
+    block, best = _next_tokens(logits, state, sampling, samples)
     counts = state.counts.replace(
       verify_passes=state.counts.verify_passes + ~state.done
     )
@@ -92,8 +91,8 @@ def _next_tokens(
   state: DecodeState,
   sampling: Sampling,
   samples: bool,
-) -> Int[Array, 'b 1']:
-  """A token a row after the committed text."""
+) -> tuple[Int[Array, 'b 1'], Int[Array, 'b 1']]:
+  """A token a row after the committed text, and the target's argmax there."""
   nothing = jnp.zeros((*logits.shape[:2], 0), jnp.int32)
   context = Context(
     text=state.tokens,
@@ -102,11 +101,12 @@ def _next_tokens(
     in_path=nothing.astype(bool),
     num_new=(state.length - state.prompt_length)[:, None],
   )
-  processed = samplings.process(logits, context, sampling)[:, 0]
+  best, written = samplings.best(logits, context, sampling)
   if samples:
+    processed = samplings.process(logits, context, sampling)[:, 0]
     probs = samplings.probabilities(processed, sampling)
-    return samplings.draw(state.keys, probs, state.length)[:, None]
-  return jnp.argmax(processed, axis=-1).astype(jnp.int32)[:, None]
+    written = samplings.draw(state.keys, probs, state.length)[:, None]
+  return written, best
 
 
 @functools.partial(

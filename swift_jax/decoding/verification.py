@@ -99,16 +99,16 @@ def verify(
       cache=cache,
     )
     logits = model.logits(hidden)  # [B, w, V]
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     live = jnp.arange(width) < part.num_nodes[:, None]
     finite = (jnp.isfinite(logits.max(-1)) | ~live).all(-1)
     context = _context(part, state)
+    best, written = samplings.best(logits, context, sampling)
     if shapes.samples:
       processed = samplings.process(logits, context, sampling)
       probs = samplings.probabilities(processed, sampling)
       path = accept_draws(part, draft, probs, state.keys, state.length)
     else:
-      path = accept_best(part, _best(logits, best, context, sampling))
+      path = accept_best(part, written)
     verified = _verdict(part, path, best, finite)
     pad = widest - width
     rows = ((0, 0), (0, pad))
@@ -136,22 +136,6 @@ def _context(tree: Tree, state: DecodeState) -> Context:
     in_path=tree.attn_mask(),
     num_new=(state.length - state.prompt_length)[:, None] + tree.depth,
   )
-
-
-def _best(
-  logits: Float[Array, 'b w v'],
-  best: Int[Array, 'b w'],
-  context: Context,
-  sampling: Sampling,
-) -> Int[Array, 'b w']:
-  """What greedy decoding writes: `best` unless a penalty has a say."""
-
-  def processed() -> Array:
-    changed = samplings.process(logits, context, sampling)
-    return jnp.argmax(changed, axis=-1).astype(jnp.int32)
-
-  needed = samplings.needs_processing(sampling)
-  return jax.lax.cond(needed, processed, lambda: best)
 
 
 def accept_best(tree: Tree, target: Int[Array, 'b w']) -> Path:
