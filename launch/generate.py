@@ -232,6 +232,7 @@ class JsonLines:
 def record(result: Result) -> dict[str, Any]:
   """One line of the output."""
   fields = dataclasses.asdict(result)
+  del fields['rounds']  # evaluate.py's business
   fields['metrics'] = {name: fields['metrics'][name] for name in METRICS}
   return fields
 

@@ -22,7 +22,8 @@ from swift_jax.sampling_config import SamplingConfig
 DTYPES = ('bfloat16', 'float16', 'float32')
 ROPE_TYPES = ('default', 'linear', 'llama3', 'yarn')
 ACTIVATIONS = ('silu', 'swish', 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'relu')
-METHODS = ('plain', 'swift')
+MAX_NGRAM = 8
+METHODS = ('plain', 'swift', 'prompt_lookup')
 SCORINGS = ('auto', 'vmap', 'map')
 RECIPES = ('default', 'paper')
 
@@ -163,6 +164,10 @@ class DraftConfig:
     verify_widths: token counts that verify is compiled for; the smallest that
       holds the tree is used, and leaves that the largest cannot hold are
       dropped, the least likely first.
+    lookup_length: tokens that prompt lookup copies at most (Spec-Bench's 10), as
+      far as the largest verify width holds them.
+    lookup_ngram: tokens that it compares at most to find a place to copy from
+      (Spec-Bench's 3).
   """
 
   max_draft_length: int = 25
@@ -172,11 +177,20 @@ class DraftConfig:
   tree_widths: tuple[int, ...] = (10, 5, 3, 1)
   tree_bounds: tuple[float, ...] = (0.5, 0.8, 0.95)
   verify_widths: tuple[int, ...] = (4, 8, 16, 32)
+  lookup_length: int = 10
+  lookup_ngram: int = 3
 
   def __post_init__(self):
     for name in ('tree_widths', 'tree_bounds', 'verify_widths'):
       as_tuple(self, 'draft', name)
-    require_int('draft.max_draft_length', self.max_draft_length, 1)
+    for name in ('max_draft_length', 'lookup_length', 'lookup_ngram'):
+      require_int(f'draft.{name}', getattr(self, name), 1)
+    require(
+      self.lookup_ngram <= MAX_NGRAM,
+      'draft.lookup_ngram',
+      self.lookup_ngram,
+      f'an integer <= {MAX_NGRAM}',
+    )
     require_number(
       'draft.confidence_threshold', self.confidence_threshold, 0, 1
     )
@@ -310,11 +324,14 @@ class DecodeConfig:
   """What one call of generate does.
 
   Attributes:
-    method: `plain` (a token a pass) or `swift` (draft and verify).
+    method: `plain` (a token a pass), `swift` (draft and verify) or
+      `prompt_lookup` (verify what followed the last tokens before).
     ignore_eos: write on past the end-of-text tokens.
     batch_size: prompts decoded together.
     prefill_chunk: prompt tokens a prefill pass takes.
     rounds_per_dispatch: rounds run on the device before the host looks.
+    phase_interval: every how many dispatches a round is run in two halves, so that
+      drafting and verifying are timed apart; 0: never.
     sampling: how tokens are chosen and when a text ends.
   """
 
@@ -323,6 +340,7 @@ class DecodeConfig:
   batch_size: int = 1
   prefill_chunk: int = 64
   rounds_per_dispatch: int = 4
+  phase_interval: int = 0
   sampling: SamplingConfig = SamplingConfig()
 
   def __post_init__(self):
@@ -336,5 +354,6 @@ class DecodeConfig:
     require_int('decode.batch_size', self.batch_size, 1)
     require_int('decode.prefill_chunk', self.prefill_chunk, 1)
     require_int('decode.rounds_per_dispatch', self.rounds_per_dispatch, 1)
+    require_int('decode.phase_interval', self.phase_interval, 0)
     ok = isinstance(self.sampling, SamplingConfig)
     require(ok, 'decode.sampling', self.sampling, 'a SamplingConfig')

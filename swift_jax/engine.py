@@ -25,7 +25,7 @@ from swift_jax.config import (
 )
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
-from swift_jax.metrics import Metrics, ratio
+from swift_jax.metrics import Metrics, Round, ratio
 from swift_jax.sampling_config import Resolved, SamplingConfig, resolve
 from swift_jax.search import atomic_file, cached_sets, paper, records
 from swift_jax.search.budget import Estimate
@@ -50,6 +50,7 @@ class Result:
     tokens: generated token ids, the one that ended the text included.
     finish_reason: `eos`, `stop` (a stop string) or `length`.
     metrics: what it cost.
+    rounds: what each pass of the target did.
   """
 
   prompt: Prompt
@@ -57,6 +58,7 @@ class Result:
   tokens: list[int]
   finish_reason: str
   metrics: Metrics
+  rounds: list[Round]
 
 
 class Engine:
@@ -111,7 +113,7 @@ class Engine:
     if search.cache:
       mask = _cached_mask(search, self.cfg, self.fingerprint)
       searcher.start_from(mask, may_restart=True)
-    if search.record and jax.process_index() == 0:
+    if search.record and sharding.is_first(self.model.mesh):
       layers, settings = self.cfg.num_hidden_layers, dataclasses.asdict(search)
       header = records.Header(layers, self.fingerprint, settings)
       record = records.Writer(search.record, header)
@@ -324,8 +326,9 @@ class Engine:
         for piece in session.run():
           yield piece._replace(row=at + piece.row)
         self._save_set()
-        for b, row in enumerate(session.rows):
-          yield self._result(prompts[at + b], row, session)
+        parts = zip(prompts[rows], session.rows, session.rounds(), strict=True)
+        for prompt, row, passes in parts:
+          yield self._result(prompt, row, session, passes)
     except BaseException:  # what was found is kept, whatever ends the text
       with contextlib.suppress(InputError):
         self._save_set()
@@ -376,7 +379,7 @@ class Engine:
       version=swift_jax.__version__,
       **{k: tuple(v) for k, v in searcher.incumbent.to_lists().items()},
     )
-    if jax.process_index() == 0:
+    if sharding.is_first(self.model.mesh):
       cached_sets.save(search.save, found)
     self._has_saved, self._saved_at = True, searcher.iterations
 
@@ -441,7 +444,9 @@ class Engine:
       everything = np.ones_like(scores.compared)
       spare.observe(candidates, scores._replace(compared=everything), 1)
       spare.state()  # waits for the Gaussian process, where there is one
-    jax.block_until_ready(session.advance(1))
+    # Two rounds: the first of them may run in halves.
+    session.state = jax.block_until_ready(session.advance(2))
+    session.rounds()
 
   def session(
     self,
@@ -500,7 +505,9 @@ class Engine:
       tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
 
-  def _result(self, prompt: Prompt, row: Row, session: Session) -> Result:
+  def _result(
+    self, prompt: Prompt, row: Row, session: Session, passes: list[Round]
+  ) -> Result:
     tokens, counts, seconds = row.text.tokens, row.counts, session.seconds
     finish_reason = 'length'
     if row.text.stopped:
@@ -514,11 +521,14 @@ class Engine:
       text=row.text.text,
       tokens=tokens,
       finish_reason=finish_reason,
+      rounds=passes,
       metrics=Metrics(
         method=session.decode.method,
         new_tokens=len(tokens),
         prefill_s=seconds.prefill,
         decode_s=seconds.decode,
+        draft_s=seconds.draft,
+        verify_s=seconds.verify,
         search_s=seconds.search,
         **counts,
         acceptance_rate=ratio(counts['accepted'], counts['drafted']),

@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+from typing import NamedTuple
+
+
+class Round(NamedTuple):
+  """One pass of the target over a row.
+
+  Attributes:
+    drafted: tokens of the chain that it verified; 0 for a plain step.
+    accepted: those that were returned.
+    returned: tokens returned, the target's own among them.
+  """
+
+  drafted: int
+  accepted: int
+  returned: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,10 +26,12 @@ class Metrics:
   """Figures of one prompt. Times are those of the batch it rode in.
 
   Attributes:
-    method: `plain` or `swift`.
+    method: `plain`, `swift` or `prompt_lookup`.
     new_tokens: tokens returned, an end-of-text token included.
     prefill_s: seconds until the prompt was in the cache.
     decode_s: seconds of plain steps or of drafting and verifying.
+    draft_s, verify_s: seconds of the rounds that ran in two halves, a sample of
+      decode_s: see `DecodeConfig.phase_interval`.
     search_s: seconds of scoring candidates and choosing among them.
     verify_passes: passes of the whole model after prefill.
     drafted: drafted tokens that were verified on the chain.
@@ -35,6 +52,8 @@ class Metrics:
   new_tokens: int
   prefill_s: float
   decode_s: float
+  draft_s: float
+  verify_s: float
   search_s: float
   verify_passes: int
   drafted: int

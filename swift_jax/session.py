@@ -26,6 +26,7 @@ from swift_jax.decoding.state import DecodeState
 from swift_jax.detokenizer import Detokenizer
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
+from swift_jax.metrics import Round
 from swift_jax.search import matchness
 from swift_jax.search.scorer import Scorer
 from swift_jax.search.searcher import STARTING_SECONDS, Searcher
@@ -77,7 +78,11 @@ class Model:
 
   def put(self, tree: Any) -> Any:
     """Arrays on the device, replicated over a mesh. Every upload goes here."""
-    return jax.device_put(tree, sharding.replicated(self.mesh))
+    return sharding.put(tree, self.mesh)
+
+  def get(self, tree: Any) -> Any:
+    """Arrays on the host, in one transfer. Every download goes here."""
+    return sharding.get(tree, self.mesh)
 
   def number(self, value: int) -> jax.Array:
     """A small integer on the device, uploaded once."""
@@ -121,8 +126,8 @@ class Seen(NamedTuple):
   counts: states.Counts
 
   @classmethod
-  def of(cls, state: DecodeState) -> Seen:
-    cached, *rest = jax.device_get(
+  def of(cls, state: DecodeState, model: Model) -> Seen:
+    cached, *rest = model.get(
       (
         state.cache.length,
         state.tokens,
@@ -149,6 +154,8 @@ class Seconds:
 
   prefill: float = 0.0
   decode: float = 0.0
+  draft: float = 0.0  # a sample of decode's, as is
+  verify: float = 0.0
   search: float = 0.0
 
 
@@ -189,7 +196,10 @@ class Session:
     """
     self.model, self.searcher, self.decode = model, searcher, decode
     self._indices = range(len(prompts)) if indices is None else indices
-    self._shapes = model.shapes._replace(samples=decode.sampling.samples)
+    shapes = model.shapes._replace(samples=decode.sampling.samples)
+    is_lookup = decode.method == 'prompt_lookup'
+    self._shapes = drafting.for_lookup(shapes) if is_lookup else shapes
+    self._dispatches = 0
     self.seconds = Seconds()
     self._uploaded: tuple[skip_masks.SkipMask, skip_masks.SkipMask] | None = (
       None
@@ -253,7 +263,6 @@ class Session:
   def advance(self, count: int) -> DecodeState:
     """One dispatch of `count` rounds, or of as many plain steps."""
     model = self.model
-    num = model.number(count)
     if self.decode.method == 'plain':
       return rounds.plain_steps(
         model.graphdef,
@@ -261,10 +270,17 @@ class Session:
         self.state,
         model.full,
         self._sampling,
-        num,
+        model.number(count),
         self._shapes.samples,
       )
-    return rounds.swift_rounds(
+    interval = self.decode.phase_interval
+    if interval and self._dispatches % interval == 0:
+      self.state = self._in_halves()
+      count -= 1
+    self._dispatches += 1
+    if not count:
+      return self.state
+    return rounds.speculative_rounds(
       model.graphdef,
       model.params,
       self.state,
@@ -272,9 +288,27 @@ class Session:
       model.full,
       model.settings,
       self._sampling,
-      num,
+      model.number(count),
       self._shapes,
     )
+
+  def _in_halves(self) -> DecodeState:
+    """One round, with the time of drafting and that of verifying."""
+    model, mask = self.model, self._drafting_mask()
+    settings = model.settings, self._sampling, self._shapes
+    started = time.perf_counter()
+    draft, state = rounds.draft_half(
+      model.graphdef, model.params, self.state, mask, *settings
+    )
+    jax.block_until_ready(draft)
+    drafted = time.perf_counter()
+    state = rounds.verify_half(
+      model.graphdef, model.params, state, draft, model.full, *settings
+    )
+    jax.block_until_ready(state)
+    self.seconds.draft += drafted - started
+    self.seconds.verify += time.perf_counter() - drafted
+    return state
 
   def _drafting_mask(self) -> skip_masks.SkipMask:
     """The incumbent on the device, uploaded when it changes."""
@@ -302,13 +336,14 @@ class Session:
         is_swift
         and searcher.active
         and sharding.agreed(
-          searcher.budget.allows(pass_guess, saves=searcher.saves)
+          searcher.budget.allows(pass_guess, saves=searcher.saves),
+          self.model.mesh,
         )
       )
       count = max(1, min(per_dispatch, due)) if searching else per_dispatch
       started = time.perf_counter()
       self.state = self.advance(count)
-      seen = Seen.of(self.state)
+      seen = Seen.of(self.state, self.model)
       taken = time.perf_counter() - started
       self.seconds.decode += taken
       self._pay(taken)
@@ -356,9 +391,20 @@ class Session:
       done = np.array(seen.done)
       done[stopped] = True
       self.state = self.state.replace(done=self.model.put(done))
-    drafted, accepted = np.subtract(self._verdict(), before).tolist()
-    self.searcher.watch(drafted, accepted)
+    if self.decode.method == 'swift':
+      drafted, accepted = np.subtract(self._verdict(), before).tolist()
+      self.searcher.watch(drafted, accepted)
     return pieces
+
+  def rounds(self) -> list[list[Round]]:
+    """What each pass of the target did for each row; they add up to its text."""
+    if self.decode.method == 'plain':
+      return [[Round(0, 0, 1)] * len(row.text.tokens) for row in self.rows]
+    log = self.model.get(self.state.log)
+    return [
+      _rounds_up_to(log[b, : row.counts['verify_passes']], len(row.text.tokens))
+      for b, row in enumerate(self.rows)
+    ]
 
   def _verdict(self) -> tuple[int, int]:
     """Drafted and accepted tokens so far."""
@@ -384,7 +430,7 @@ class Session:
     searcher, text = self.searcher, self._text()
     window = searcher.cfg.context_window
     if searcher.wants_process and sharding.agreed(
-      searcher.budget.affords(STARTING_SECONDS)
+      searcher.budget.affords(STARTING_SECONDS), self.model.mesh
     ):
       # gpjax makes arrays of its own when it is imported.
       with jax.transfer_guard('allow'):
@@ -436,6 +482,17 @@ def _end_of(
   while start and detokenize(prompt[start:]).startswith('\ufffd'):
     start = max(0, start - _CONTEXT_TOKENS)
   return prompt[start:]
+
+
+def _rounds_up_to(log: np.ndarray, returned: int) -> list[Round]:
+  """A row's rounds, the last one cut where a stop string cut the text."""
+  rounds = []
+  for line in log.tolist():
+    drafted, accepted, kept = line
+    kept = min(kept, returned)
+    rounds.append(Round(drafted, min(accepted, kept), kept))
+    returned -= kept
+  return rounds
 
 
 def _counts_up_to(

@@ -8,6 +8,7 @@ k, v and of gate, up are split along their heads and along the MLP's width.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -84,13 +85,51 @@ def check_mesh(cfg: ModelConfig, mesh: Mesh | None) -> None:
     raise InputError(f'mesh.tensor={parts} does not divide {", ".join(odd)}')
 
 
-def agreed(value: bool) -> bool:
+def spans_processes(mesh: Mesh | None) -> bool:
+  """Whether the devices are of several processes, which then go in step."""
+  if mesh is None:
+    return False
+  return len({device.process_index for device in mesh.devices.flat}) > 1
+
+
+def is_first(mesh: Mesh | None) -> bool:
+  """Whether this process writes files and decides for those in step with it."""
+  return not spans_processes(mesh) or jax.process_index() == 0
+
+
+def agreed(value: bool, mesh: Mesh | None) -> bool:
   """The first process's word, for what each would decide by its own clock."""
-  if jax.process_count() == 1:
+  if not spans_processes(mesh):
     return value
   from jax.experimental import multihost_utils
 
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def put(tree: Any, mesh: Mesh | None) -> Any:
+  """Host arrays, the same on every process, whole on each device of the mesh."""
+  place = replicated(mesh)
+  if not spans_processes(mesh):
+    return jax.device_put(tree, place)
+
+  def upload(value: Any) -> jax.Array:
+    value = np.asarray(value)
+    # device_put would compare what the processes have, a round trip an array.
+    return jax.make_array_from_callback(value.shape, place, value.__getitem__)
+
+  return jax.tree.map(upload, tree)
+
+
+def get(tree: Any, mesh: Mesh | None) -> Any:
+  """Arrays on the host; every process of the mesh gets all of them."""
+  if spans_processes(mesh):
+    tree = _gather(replicated(mesh))(tree)
+  return jax.device_get(tree)
+
+
+@functools.cache
+def _gather(whole: Sharding) -> Any:
+  return jax.jit(lambda tree: tree, out_shardings=whole)
 
 
 def check_batch(batch_size: int, mesh: Mesh | None) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import pytest
 
 from swift_jax.config import (
+  MAX_NGRAM,
   DecodeConfig,
   DraftConfig,
   ModelConfig,
@@ -77,7 +78,10 @@ INVALID = {
   'decode.batch_size': no_int(1),
   'decode.prefill_chunk': no_int(1),
   'decode.rounds_per_dispatch': no_int(1),
+  'decode.phase_interval': no_int(0),
   'draft.max_draft_length': no_int(1),
+  'draft.lookup_length': no_int(1),
+  'draft.lookup_ngram': no_int(1) | st.integers(MAX_NGRAM + 1),
   'draft.confidence_threshold': NO_SHARE,
   'draft.warped_confidence': NO_BOOL,
   'draft.tree': NO_BOOL,

@@ -50,7 +50,7 @@ class FakeEngine:
       if prompt == 'NaN':
         raise InputError('the logits are not finite')
       on_text(row, prompt.upper())
-      results.append(Result(prompt, prompt.upper(), [1, 2], 'eos', METRICS))
+      results.append(Result(prompt, prompt.upper(), [1, 2], 'eos', METRICS, []))
     return results
 
 
@@ -357,7 +357,7 @@ def test_decode_settings_reach_the_engine(launch, monkeypatch):
 
 
 def made(*texts):
-  return [Result('p', '', list(text), 'length', METRICS) for text in texts]
+  return [Result('p', '', list(text), 'length', METRICS, []) for text in texts]
 
 
 @pytest.mark.parametrize(

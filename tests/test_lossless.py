@@ -14,7 +14,7 @@ from tiny_model import CFG, CHUNK, Letters
 
 from swift_jax import llama
 from swift_jax import skip_mask as skip_masks
-from swift_jax.config import DraftConfig
+from swift_jax.config import METHODS, DraftConfig
 from swift_jax.engine import Engine
 
 RNG = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def test_drafts_are_accepted_and_rejected():
     assert result.metrics.accepted == result.metrics.drafted > 30
 
 
-@pytest.mark.parametrize('method', ['plain', 'swift'])
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('limit', [0, 1, 2])
 def test_short_limits(method, limit):
   engine = tiny_model.engine(NOTHING, confidence_threshold=0.0)
@@ -87,7 +87,7 @@ def test_short_limits(method, limit):
   assert got == [tiny_model.reference(prompt, limit) for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize('method', ['plain', 'swift'])
+@pytest.mark.parametrize('method', METHODS)
 def test_context_is_filled_exactly(method):
   engine = tiny_model.engine(NOTHING, confidence_threshold=0.0)
   full = RNG.integers(0, CFG.vocab_size, CFG.max_position_embeddings).tolist()
@@ -107,7 +107,7 @@ def test_rows_end_at_different_times_in_the_middle_of_a_block():
     eos = [texts[1][position], texts[-1][position + 2]]
     wanted = [tiny_model.reference(prompt, 40, eos) for prompt in PROMPTS]
     engine = tiny_model.engine(NOTHING, eos, confidence_threshold=0.0)
-    for method in ('plain', 'swift'):
+    for method in METHODS:
       results = engine.generate(PROMPTS, tiny_model.decode(method))
       assert [result.tokens for result in results] == wanted
       for result in results:
@@ -127,19 +127,53 @@ def test_stop_strings_cut_where_plain_decoding_cuts(span):
   engine = tiny_model.engine(
     NOTHING, (), Letters(), confidence_threshold=0.0, max_draft_length=25
   )
-  plain, swift = (
+  plain, swift, lookup = (
     engine.generate(PROMPTS, tiny_model.decode(method, stop_strings=stops))
-    for method in ('plain', 'swift')
+    for method in METHODS
   )
-  for text, a, b in zip(texts, plain, swift, strict=True):
+  for text, a, b, c in zip(texts, plain, swift, lookup, strict=True):
     found = [text.find(stop) for stop in stops if stop in text]
     wanted = text[: min(found)] if found else text
-    assert a.text == b.text == wanted
-    assert a.tokens == b.tokens
+    assert a.text == b.text == c.text == wanted
+    assert a.tokens == b.tokens == c.tokens
     assert a.finish_reason == b.finish_reason == ('stop' if found else 'length')
     assert b.metrics.new_tokens == len(b.tokens)
     assert b.metrics.accepted + b.metrics.leaf_hits <= len(b.tokens)
     assert a.metrics.verify_passes == len(a.tokens)
+    for result in (a, b, c):
+      check_rounds(result)
+
+
+def check_rounds(result):
+  """The rounds are what the text and its counts are made of."""
+  passes, m = result.rounds, result.metrics
+  assert len(passes) == m.verify_passes
+  assert sum(r.returned for r in passes) == len(result.tokens)
+  assert sum(r.drafted for r in passes) == m.drafted
+  assert sum(r.accepted for r in passes) == m.accepted
+  for r in passes:
+    # A leaf beside the chain and the target's own come on top.
+    assert r.accepted <= min(r.drafted, r.returned)
+    assert 1 <= r.returned <= r.accepted + 2
+
+
+@pytest.mark.parametrize('method', ['swift', 'prompt_lookup'])
+def test_rounds_in_halves_write_the_same(method):
+  """The two programs that are timed apart are the one program of a round."""
+  wanted = None
+  for interval in (0, 1, 3):
+    engine = tiny_model.engine(HALF, confidence_threshold=0.0)
+    results = engine.generate(
+      PROMPTS, tiny_model.decode(method, phase_interval=interval)
+    )
+    got = [(result.tokens, result.rounds) for result in results]
+    wanted = wanted or got
+    assert got == wanted
+    for result in results:
+      check_rounds(result)
+      m = result.metrics
+      assert (m.draft_s > 0, m.verify_s > 0) == (interval > 0, interval > 0)
+      assert m.draft_s + m.verify_s < m.decode_s
 
 
 @settings(max_examples=25, deadline=None)

@@ -26,12 +26,14 @@ class DraftShapes(NamedTuple):
     num_leaves: alternatives kept at each depth, 0 for a bare chain.
     warped_confidence: see `DraftConfig`.
     samples: tokens are drawn; else the most likely ones are taken.
+    lookup: the draft is copied from the text; see `lookup`.
   """
 
   verify_widths: tuple[int, ...]
   num_leaves: int
   warped_confidence: bool = True
   samples: bool = False
+  lookup: bool = False
 
   @property
   def max_width(self) -> int:
@@ -47,12 +49,16 @@ class DraftSettings:
     threshold: drafting stops after a confidence below this, float32[].
     tree_widths: top-k at each depth by confidence, int32[n + 1].
     tree_bounds: confidences at which k changes, float32[n].
+    lookup_length: tokens copied at most by prompt lookup, int32[].
+    lookup_ngram: tokens that it compares at most, int32[].
   """
 
   max_length: Int[Array, '']
   threshold: Float[Array, '']
   tree_widths: Int[Array, ' n1']
   tree_bounds: Float[Array, ' n']
+  lookup_length: Int[Array, '']
+  lookup_ngram: Int[Array, '']
 
 
 @flax.struct.dataclass
@@ -92,9 +98,18 @@ def split_config(
     threshold=jnp.asarray(cfg.confidence_threshold, jnp.float32),
     tree_widths=jnp.asarray(cfg.tree_widths, jnp.int32),
     tree_bounds=jnp.asarray(cfg.tree_bounds, jnp.float32),
+    lookup_length=jnp.asarray(cfg.lookup_length, jnp.int32),
+    lookup_ngram=jnp.asarray(cfg.lookup_ngram, jnp.int32),
   )
   shapes = DraftShapes(cfg.verify_widths, leaves, cfg.warped_confidence)
   return shapes, settings
+
+
+def for_lookup(shapes: DraftShapes) -> DraftShapes:
+  """The shapes of prompt lookup: no leaves, and a pass over the last token alone
+  where the text has nothing to copy."""
+  widths = tuple(sorted({1, *shapes.verify_widths}))
+  return shapes._replace(verify_widths=widths, num_leaves=0, lookup=True)
 
 
 @flax.struct.dataclass

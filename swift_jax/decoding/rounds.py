@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from swift_jax import sampling as samplings
-from swift_jax.decoding import drafting, tree, verification
+from swift_jax.decoding import drafting, lookup, tree, verification
 from swift_jax.decoding import state as states
-from swift_jax.decoding.drafting import DraftSettings, DraftShapes
-from swift_jax.decoding.state import DecodeState, commit
+from swift_jax.decoding.drafting import Draft, DraftSettings, DraftShapes
+from swift_jax.decoding.state import Counts, DecodeState, commit
 from swift_jax.llama import GraphDef, Llama, Params
 from swift_jax.sampling import Context, Sampling
 from swift_jax.skip_mask import SkipMask
@@ -112,7 +112,7 @@ def _next_tokens(
 @functools.partial(
   jax.jit, static_argnames=('graphdef', 'shapes'), donate_argnames=('state',)
 )
-def swift_rounds(
+def speculative_rounds(
   graphdef: GraphDef,
   params: Params,
   state: DecodeState,
@@ -131,37 +131,87 @@ def swift_rounds(
   model = nnx.merge(graphdef, params)
 
   def one(state: DecodeState) -> DecodeState:
-    return swift_round(
-      model, state, skip_mask, full, settings, sampling, shapes
-    )
+    drafted, state = _draft(model, state, skip_mask, settings, sampling, shapes)
+    return _verify(model, state, drafted, full, settings, sampling, shapes)
 
   return _repeat(one, state, num_rounds)
 
 
-def swift_round(
-  model: Llama,
+@functools.partial(
+  jax.jit, static_argnames=('graphdef', 'shapes'), donate_argnames=('state',)
+)
+def draft_half(
+  graphdef: GraphDef,
+  params: Params,
   state: DecodeState,
   skip_mask: SkipMask,
+  settings: DraftSettings,
+  sampling: Sampling,
+  shapes: DraftShapes,
+) -> tuple[Draft, DecodeState]:
+  """The draft of a round alone, so that its time can be taken."""
+  model = nnx.merge(graphdef, params)
+  return _draft(model, state, skip_mask, settings, sampling, shapes)
+
+
+@functools.partial(
+  jax.jit, static_argnames=('graphdef', 'shapes'), donate_argnames=('state',)
+)
+def verify_half(
+  graphdef: GraphDef,
+  params: Params,
+  state: DecodeState,
+  draft: Draft,
   full: SkipMask,
   settings: DraftSettings,
   sampling: Sampling,
   shapes: DraftShapes,
 ) -> DecodeState:
-  """One round: every row that is not done gets at least one token."""
+  """What is left of a round after `draft_half`."""
+  model = nnx.merge(graphdef, params)
+  return _verify(model, state, draft, full, settings, sampling, shapes)
+
+
+def _draft(
+  model: Llama,
+  state: DecodeState,
+  skip_mask: SkipMask,
+  settings: DraftSettings,
+  sampling: Sampling,
+  shapes: DraftShapes,
+) -> tuple[Draft, DecodeState]:
+  """What verify is to look at; the cache holds the kept sublayers' part of it."""
   with jax.named_scope('draft'):
-    draft, cache = drafting.draft(
+    if shapes.lookup:
+      vocab_size = model.cfg.vocab_size
+      return lookup.draft(state, settings, shapes, vocab_size), state
+    drafted, cache = drafting.draft(
       model, state, skip_mask, settings, sampling, shapes
     )
+    return drafted, state.replace(cache=cache)
+
+
+def _verify(
+  model: Llama,
+  state: DecodeState,
+  draft: Draft,
+  full: SkipMask,
+  settings: DraftSettings,
+  sampling: Sampling,
+  shapes: DraftShapes,
+) -> DecodeState:
+  """Verify and commit: every row that is not done gets at least one token."""
   with jax.named_scope('verify'):
     nodes = tree.build(state.last_token, draft, settings, shapes)
     verified, updates = verification.verify(
-      model, nodes, draft, cache, state, full, sampling, shapes
+      model, nodes, draft, state, full, sampling, shapes
     )
     updates = verification.place_leaf(updates, verified)
   with jax.named_scope('commit'):
+    before = state.counts
     active = ~state.done
     state = state.replace(
-      cache=cache.write(updates),
+      cache=state.cache.write(updates),
       finite=state.finite & (verified.finite | state.done).all(),
     )
     state, kept = commit(
@@ -172,18 +222,22 @@ def swift_round(
       sampling.eos_token_ids,
     )
     own_kept = kept == verified.block_length  # never 0
-    counts = state.counts
-    counts = counts.replace(
-      verify_passes=counts.verify_passes + active,
-      drafted=counts.drafted + draft.length,
-      accepted=counts.accepted + jnp.minimum(verified.num_accepted, kept),
-      leaf_hits=counts.leaf_hits
+    accepted = jnp.minimum(verified.num_accepted, kept)
+    counts = Counts(
+      verify_passes=before.verify_passes + active,
+      drafted=before.drafted + draft.length,
+      accepted=before.accepted + accepted,
+      leaf_hits=before.leaf_hits
       + (verified.leaf_hit & (kept > verified.num_accepted)),
-      bonus_tokens=counts.bonus_tokens + (own_kept & verified.is_bonus),
-      corrected_tokens=counts.corrected_tokens
+      bonus_tokens=before.bonus_tokens + (own_kept & verified.is_bonus),
+      corrected_tokens=before.corrected_tokens
       + (own_kept & ~verified.is_bonus),
     )
-  return state.replace(counts=counts)
+    line = jnp.stack([draft.length, accepted, kept], axis=-1)  # [B, 3]
+    at = jnp.where(active, before.verify_passes, state.log.shape[1])
+    rows = jnp.arange(len(at))
+    log = state.log.at[rows, at].set(line, mode='drop')
+  return state.replace(counts=counts, log=log)
 
 
 def _repeat(

@@ -52,6 +52,8 @@ class DecodeState:
     finite: no NaN or infinite logit was seen, bool[].
     keys: what each row's draws derive from, uint32[B, 2].
     counts: what the rounds did.
+    log: what each round drafted, accepted and returned, int32[B, S, 3]; the first
+      `counts.verify_passes` lines of a row count.
   """
 
   cache: KVCache
@@ -63,6 +65,7 @@ class DecodeState:
   finite: Bool[Array, '']
   keys: UInt[Array, 'b 2']
   counts: Counts
+  log: Int[Array, 'b s 3']
 
   @property
   def length(self) -> Int[Array, ' b']:
@@ -103,6 +106,7 @@ def start(
     finite=jnp.asarray(True),
     keys=row_keys(seed, index),
     counts=Counts(*(zeros() for _ in dataclasses.fields(Counts))),
+    log=jnp.zeros((*prompts.shape, 3), jnp.int32),
   )
 
 

@@ -24,7 +24,7 @@ from swift_jax.decoding.acceptance import (
 from swift_jax.decoding.drafting import Draft, DraftShapes
 from swift_jax.decoding.state import DecodeState
 from swift_jax.decoding.tree import Tree
-from swift_jax.kv_cache import KVCache, Updates
+from swift_jax.kv_cache import Updates
 from swift_jax.llama import Llama
 from swift_jax.sampling import Context, Sampling
 from swift_jax.skip_mask import SkipMask
@@ -69,7 +69,6 @@ def verify(
   model: Llama,
   tree: Tree,
   draft: Draft,
-  cache: KVCache,
   state: DecodeState,
   full: SkipMask,
   sampling: Sampling,
@@ -94,9 +93,9 @@ def verify(
     hidden, updates = model(
       part.tokens,
       full,
-      positions=cache.length[:, None] + part.depth,
+      positions=state.cache.length[:, None] + part.depth,
       attn_mask=part.attn_mask(),
-      cache=cache,
+      cache=state.cache,
     )
     logits = model.logits(hidden)  # [B, w, V]
     live = jnp.arange(width) < part.num_nodes[:, None]

@@ -28,6 +28,9 @@ class Target(Protocol):
   def put(self, tree: Any) -> Any:
     """Arrays on the model's devices."""
 
+  def get(self, tree: Any) -> Any:
+    """Arrays on the host."""
+
 
 class Scorer:
   """Scores candidates of one model.
@@ -71,7 +74,9 @@ class Scorer:
         for way in ('vmap', 'map')
       }
       taken = self.seconds[shape]
-      is_vmapped = sharding.agreed(taken['vmap'] < taken['map'])
+      is_vmapped = sharding.agreed(
+        taken['vmap'] < taken['map'], self._target.mesh
+      )
       self._chosen[shape] = 'vmap' if is_vmapped else 'map'
     return self._chosen[shape]
 
@@ -81,19 +86,11 @@ class Scorer:
     """`matchness.sensitivities`, on the host."""
     target = self._target
     ratio = target.put(np.float32(skip_ratio))
-    return self._fetch(
+    return target.get(
       matchness.sensitivities(
         target.graphdef, target.params, text, window, ratio
       )
     )
-
-  def _fetch(self, tree: Any) -> Any:
-    """On the host; every process of a mesh gets all of it."""
-    mesh = self._target.mesh
-    if mesh is not None:
-      whole = sharding.replicated(mesh)
-      tree = jax.jit(lambda tree: tree, out_shardings=whole)(tree)
-    return jax.device_get(tree)
 
   def _seconds(
     self, text: Text, masks: SkipMask, window: int, way: str
@@ -109,7 +106,7 @@ class Scorer:
   def _run(self, text: Text, masks: SkipMask, window: int, way: str) -> Scores:
     target = self._target
     masks = target.put(masks)
-    return self._fetch(
+    return target.get(
       matchness.score(
         target.graphdef, target.params, text, masks, window, way == 'vmap'
       )
