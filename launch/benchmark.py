@@ -15,9 +15,6 @@ import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import json
-import os
-import pathlib
-import platform
 import subprocess
 import sys
 import time
@@ -284,34 +281,12 @@ def prompts_of(engine: Engine, documents: Sequence[str]) -> list[list[int]]:
 
 def environment(config: ConfigDict) -> dict[str, Any]:
   """What the figures depend on."""
-  import jax
-
-  import swift_jax
-
   return {
     'suite': _SUITE.value,
     'model': config.model.to_dict(),
-    'versions': {
-      'swift_jax': swift_jax.__version__,
-      'jax': jax.__version__,
-      'python': platform.python_version(),
-    },
-    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'cpus': os.cpu_count(),
-    'commit': _commit(),
+    **common.environment(),
     'flags': sys.argv[1:],
   }
-
-
-def _commit() -> str | None:
-  """The commit that is checked out; None outside a repository."""
-  root = pathlib.Path(__file__).resolve().parent
-  command = ['git', '-C', str(root), 'describe', '--always', '--dirty']
-  try:
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-  except (OSError, subprocess.CalledProcessError):
-    return None
-  return done.stdout.strip()
 
 
 def lead(ours: np.ndarray, theirs: np.ndarray) -> dict[str, list[float]]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import platform
+import subprocess
 import sys
 import types
 import typing
@@ -26,7 +29,13 @@ os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_dict, config_flags
 
-from swift_jax.config import DTYPES, DecodeConfig, DraftConfig, SearchConfig
+from swift_jax.config import (
+  DTYPES,
+  DecodeConfig,
+  DraftConfig,
+  MeshConfig,
+  SearchConfig,
+)
 from swift_jax.errors import InputError
 from swift_jax.sampling_config import SamplingConfig
 
@@ -62,6 +71,7 @@ SECTIONS: Sections = {
   'model': ModelSource,
   'decode': DecodeConfig,
   'draft': DraftConfig,
+  'mesh': MeshConfig,
   'sampling': SamplingConfig,
   'search': SearchConfig,
 }
@@ -162,11 +172,51 @@ def load_engine(config: ConfigDict) -> Engine:
   """The engine that a config describes."""
   source = section(config, 'model')
   draft, search = section(config, 'draft'), section(config, 'search')
-  from swift_jax import Engine
+  cfg = section(config, 'mesh')
+  from swift_jax import Engine, sharding
 
+  mesh = None
+  if cfg != MeshConfig():
+    mesh = sharding.make_mesh(cfg.data, cfg.tensor, cfg.across_processes)
   return Engine.from_pretrained(
-    source.path, dtype=source.dtype or None, draft=draft, search=search
+    source.path,
+    dtype=source.dtype or None,
+    mesh=mesh,
+    draft=draft,
+    search=search,
   )
+
+
+def environment() -> dict[str, Any]:
+  """What figures depend on beside the config."""
+  import jax
+
+  packages = ('swift-jax', 'jax', 'flax', 'gpjax', 'transformers')
+  found = {name: _version(name) for name in packages}
+  return {
+    'versions': {**found, 'python': platform.python_version()},
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'cpus': os.cpu_count(),
+    'commit': _commit(),
+  }
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _commit() -> str | None:
+  """The commit that is checked out; None outside a repository."""
+  root = pathlib.Path(__file__).resolve().parent
+  command = ['git', '-C', str(root), 'describe', '--always', '--dirty']
+  try:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return done.stdout.strip()
 
 
 def write(text: str) -> None:

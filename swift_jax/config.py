@@ -320,6 +320,28 @@ class SearchConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """The devices that hold one copy of the model.
+
+  Attributes:
+    data: parts of the batch.
+    tensor: parts of each weight and of the cache's heads.
+    across_processes: one mesh over the devices of all processes, which then go in
+      step; without it each process has a mesh of its own devices, a model of its
+      own, and prompts of its own.
+  """
+
+  data: int = 1
+  tensor: int = 1
+  across_processes: bool = False
+
+  def __post_init__(self):
+    for name in ('data', 'tensor'):
+      require_int(f'mesh.{name}', getattr(self, name), 1)
+    require_bool('mesh.across_processes', self.across_processes)
+
+
+@dataclasses.dataclass(frozen=True)
 class DecodeConfig:
   """What one call of generate does.
 

@@ -391,9 +391,12 @@ class Engine:
     """
     where = f'search state {path!r}'
     target = atomic_file.writable(path, where)
+    atomic_file.replace(target, self.search_state(), where)
+
+  def search_state(self) -> str:
+    """All that the search has learnt, as `save_search` writes it."""
     state = {'model': self.fingerprint, 'search': self.searcher.state()}
-    text = json.dumps({_STATE_FORMAT: 1, **state}, allow_nan=False)
-    atomic_file.replace(target, f'{text}\n', where)
+    return json.dumps({_STATE_FORMAT: 1, **state}, allow_nan=False) + '\n'
 
   def load_search(self, path: str) -> None:
     """Goes on from what `save_search` wrote.
@@ -403,8 +406,19 @@ class Engine:
         the search is as it was.
     """
     where = f'search state {path!r}'
+    self.restore_search(atomic_file.read(path, where), where)
+
+  def restore_search(self, text: str | bytes, where: str) -> None:
+    """Goes on from what `search_state` gave.
+
+    Args:
+      where: what errors call it.
+
+    Raises:
+      InputError: as `load_search`.
+    """
     try:
-      saved = json.loads(atomic_file.read(path, where))
+      saved = json.loads(text)
       if saved[_STATE_FORMAT] != 1:
         raise ValueError(f'version {saved[_STATE_FORMAT]!r}')
       model, state = saved['model'], saved['search']

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 import numpy as np
 
-from swift_jax.config import ModelConfig
+from swift_jax.config import MeshConfig, ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.kv_cache import KVCache
 
@@ -31,31 +31,34 @@ _SPLIT_OUTPUT = {
 _SPLIT_INPUT = ('o_proj', 'down_proj')
 
 
-def make_mesh(data: int, tensor: int) -> Mesh:
-  """A mesh of the first data * tensor devices.
+def make_mesh(data: int, tensor: int, across_processes: bool = False) -> Mesh:
+  """A mesh of the first data * tensor devices of this process.
 
   Args:
     data: parts of the batch.
     tensor: parts of each weight.
+    across_processes: of all devices of all processes instead.
 
   Raises:
-    InputError: not positive, or more devices than there are.
+    InputError: not positive, more devices than there are, or fewer than the
+      processes that go in step have.
   """
-  for name, value in (('data', data), ('tensor', tensor)):
-    if not isinstance(value, int) or value < 1:
-      raise InputError(f'mesh.{name}={value!r}: expected an integer >= 1')
-  devices = jax.devices()
-  if data * tensor > len(devices):
+  MeshConfig(data, tensor, across_processes)
+  devices = jax.devices() if across_processes else jax.local_devices()
+  wanted = data * tensor
+  # A process without a device in the mesh would have nothing to do in step.
+  if wanted > len(devices) or (across_processes and wanted < len(devices)):
     raise InputError(
-      f'mesh.data={data}, mesh.tensor={tensor}: {data * tensor} devices wanted,'
+      f'mesh.data={data}, mesh.tensor={tensor}: {wanted} devices wanted,'
       f' {len(devices)} found'
+      f'{" in all processes" if across_processes else ""}'
     )
   return jax.make_mesh(
     (data, tensor),
     AXES,
     # GSPMD places the collectives; make_mesh's own default is Explicit.
     axis_types=(AxisType.Auto, AxisType.Auto),
-    devices=devices[: data * tensor],
+    devices=devices[:wanted],
   )
 
 

@@ -19,6 +19,7 @@ ORDER = {
   'config': 0,
   'sampling_config': 0,
   'detokenizer': 1,
+  'distributed': 1,
   'kv_cache': 1,
   'metrics': 1,
   'sampling': 1,

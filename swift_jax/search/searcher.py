@@ -166,7 +166,7 @@ class Searcher:
     """Ends the search; the best mask so far drafts on, its score stays."""
     if not self.active:
       return
-    self._name_incumbent()
+    self.name_incumbent()
     self.active = False
     self._watches = self.cfg.restart
     self._drift = Drift()
@@ -238,7 +238,7 @@ class Searcher:
     first time the sublayers' sensitivities tell where to begin. Where there is a
     process, this is also when it names the incumbent.
     """
-    self._name_incumbent()
+    self.name_incumbent()
     count = self.num_candidates
     first = Proposal(self.incumbent, 'incumbent')
     chosen = proposals.distinct(first, self.plan(), count)
@@ -353,7 +353,7 @@ class Searcher:
     self._suggested = list(self._surrogate.collect())
     return True
 
-  def _name_incumbent(self) -> None:
+  def name_incumbent(self) -> None:
     """The process's choice, if it has computed since it was last asked."""
     if not self._collect():
       return
@@ -387,7 +387,7 @@ class Searcher:
 
   def state(self) -> dict[str, Any]:
     """All that the search has learnt, as JSON has it."""
-    self._name_incumbent()
+    self.name_incumbent()
     surrogate = self._surrogate
     learnt = {name: getattr(self, name) for name in self._learnt}
     return codec.encode(

@@ -1,0 +1,234 @@
+"""Asks a task's questions and writes an answer line each, in Spec-Bench's format.
+
+  python launch/evaluate.py --config=configs/llama3_1_8b.py --workdir=DIR \\
+    --config.task.name=spec_bench --config.task.path=question.jsonl \\
+    --config.decode.method=swift
+
+DIR then holds run.json (what the run is), answers.jsonl and, for SWIFT,
+search.json (what the search has learnt). The same command goes on where it
+stopped, whatever stopped it; report.py compares runs. DIR, the task's file and the
+model may lie on gs://.
+
+Several hosts (each with a model of its own, unless config.mesh.across_processes)
+take every n-th question and write answers-PROCESS.jsonl. On TPU, Kubernetes and
+Slurm they find each other; elsewhere --coordinator, --num_processes and
+--process_id say who is who.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import datetime
+import os
+import pathlib
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+import common
+from ml_collections import ConfigDict
+import numpy as np
+from tqdm import tqdm
+
+from swift_jax import distributed
+from swift_jax.errors import InputError
+from swift_jax.evaluation import tasks
+from swift_jax.evaluation.tasks import Question, TaskConfig
+
+if TYPE_CHECKING:
+  from swift_jax import DecodeConfig, Engine
+  from swift_jax.evaluation.answers import Answer
+  from swift_jax.evaluation.workdir import Workdir
+
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'folder of the run, made or gone on with; may be gs://'
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator', '', 'HOST:PORT of process 0, where no cluster tells'
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'processes in all, with --coordinator'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'which of them this is, from 0'
+)
+
+SECTIONS = {**common.SECTIONS, 'task': TaskConfig}
+# Every so many dispatches a round is timed in halves, unless the config says.
+_PHASE_INTERVAL = 16
+_LONGEST_WAIT = 600.0  # seconds for the other hosts, or as long as we took
+
+
+class Terminated(BaseException):
+  """SIGTERM: the machine is taken away, or a scheduler has had enough."""
+
+
+def main(config: ConfigDict) -> None:
+  if not _WORKDIR.value:
+    raise InputError('--workdir: a folder is needed')
+  task = common.section(config, 'task', TaskConfig)
+  decode = common.decode_config(config)
+  if not decode.phase_interval:
+    decode = dataclasses.replace(decode, phase_interval=_PHASE_INTERVAL)
+  questions = tasks.load(task)
+  in_step = common.section(config, 'mesh').across_processes
+  distributed.start(
+    _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, in_step
+  )
+  started = time.monotonic()
+  try:
+    with terminable():
+      evaluate(config, decode, task, questions)
+  except Terminated:
+    print(
+      f'{pathlib.Path(sys.argv[0]).name}: terminated; the same command goes on'
+      ' where this one stopped',
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(128 + signal.SIGTERM)  # the others may never come to part from
+  waits = max(_LONGEST_WAIT, time.monotonic() - started)
+  if not distributed.wait_for_the_others(waits):
+    print('the other processes have not finished', file=sys.stderr)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+  """SIGTERM raises `Terminated`, as Ctrl-C does its own."""
+
+  def terminate(*_: object) -> None:
+    raise Terminated
+
+  before = signal.signal(signal.SIGTERM, terminate)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def evaluate(
+  config: ConfigDict,
+  decode: DecodeConfig,
+  task: TaskConfig,
+  questions: Sequence[Question],
+) -> None:
+  """Answers what this process has to, in its workdir."""
+  import jax
+
+  from swift_jax.evaluation.runner import Runner
+  from swift_jax.evaluation.workdir import Workdir
+
+  process, count = jax.process_index(), jax.process_count()
+  in_step = config.mesh.across_processes
+  mine = questions[process::count]
+  asked = questions if in_step else mine
+  engine = common.load_engine(config)
+  facts = facts_of(config, decode, engine, questions)
+  workdir = Workdir(_WORKDIR.value, process, count)
+  with contextlib.closing(workdir):
+    workdir.open(facts, [question.question_id for question in mine])
+    runner = Runner(
+      engine,
+      decode,
+      asked,
+      workdir,
+      facts['model_id'],
+      task.chat,
+      frozenset(mine).__contains__,
+    )
+    done = answered(workdir, asked, in_step)
+    if done and decode.method == 'swift':
+      resume_search(engine, workdir, in_step)
+    if len(done) < len(asked):
+      runner.warm_up()
+    with progress(len(asked), len(done)) as show:
+      runner.run(done, show)
+  before = sum(question.index in done for question in mine)
+  common.write(
+    f'{_WORKDIR.value}: {len(mine)} questions answered, {before} of them before\n'
+  )
+
+
+def facts_of(
+  config: ConfigDict,
+  decode: DecodeConfig,
+  engine: Engine,
+  questions: Sequence[Question],
+) -> dict[str, Any]:
+  """What run.json holds: what the run is, and how it came about."""
+  import jax
+
+  sections = config.to_dict()
+  sections['decode']['phase_interval'] = decode.phase_interval
+  environment = common.environment()
+  return {
+    'model_id': pathlib.PurePath(config.model.path).name,
+    'fingerprint': engine.fingerprint,
+    'dtype': engine.cfg.dtype,
+    'questions': tasks.fingerprint(questions),
+    'indices': [question.index for question in questions],
+    'num_processes': jax.process_count(),
+    'config': sections,
+    'sampling': dataclasses.asdict(engine.resolve(decode.sampling).config),
+    **environment,
+    'commits': [environment['commit']],
+    'started': datetime.datetime.now(datetime.UTC).isoformat(),
+  }
+
+
+def answered(
+  workdir: Workdir, asked: Sequence[Question], in_step: bool
+) -> frozenset[int]:
+  """Indices of the questions that need not be asked any more."""
+  have = np.array([q.question_id in workdir.answered for q in asked], bool)
+  if in_step:
+    have = distributed.any_of(have)
+  pairs = zip(asked, have, strict=True)
+  return frozenset(question.index for question, is_there in pairs if is_there)
+
+
+def resume_search(engine: Engine, workdir: Workdir, in_step: bool) -> None:
+  """Goes on with what the search had learnt; processes in step with the same."""
+  state = workdir.read_search()
+  if in_step:
+    state = distributed.of_the_first(state)
+  if state:  # killed between the first answer and it, there is none
+    engine.restore_search(state, workdir.search_name)
+
+
+@contextlib.contextmanager
+def progress(
+  total: int, done: int
+) -> Iterator[Callable[[Sequence[Answer]], None]]:
+  """A bar on standard error: questions, time left, tokens/s and acceptance."""
+  # In a log each look at the bar is a line.
+  seconds = 0.1 if sys.stderr is not None and sys.stderr.isatty() else 30
+  tokens, wall_s, drafted, accepted = 0, 0.0, 0, 0
+
+  with tqdm(
+    total=total, initial=done, unit='question', mininterval=seconds
+  ) as bar:
+
+    def show(batch: Sequence[Answer]) -> None:
+      nonlocal tokens, wall_s, drafted, accepted
+      for answer in batch:
+        tokens += answer.new_tokens
+        wall_s += answer.wall_s
+        for turn in answer.turns:
+          drafted += sum(turn.detail.drafted)
+          accepted += sum(turn.detail.accepted)
+      figures = {'tokens/s': f'{tokens / wall_s:.1f}'}
+      if drafted:
+        figures['acceptance'] = f'{accepted / drafted:.2f}'
+      bar.set_postfix(figures, refresh=False)
+      bar.update(len(batch))
+
+    yield show
+
+
+if __name__ == '__main__':
+  common.run(main, sections=SECTIONS)

@@ -1,0 +1,338 @@
+"""Answer lines: Spec-Bench's format, with what we know beyond it.
+
+  {"question_id", "category", "answer_id", "model_id", "choices": [{"index",
+   "turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths"}],
+   "tstamp", "swift_jax": {...}}
+
+Lists under "choices" hold a value a turn, "accept_lengths" one a pass of the
+target over all turns. "swift_jax" is ours; files of other methods lack it.
+Each function's `where` says which file and line an error is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import math
+from typing import Any
+
+from swift_jax.errors import InputError
+
+KEY = 'swift_jax'
+METHODS = ('plain', 'swift', 'prompt_lookup')
+FINISHES = ('eos', 'stop', 'length')
+
+
+@dataclasses.dataclass(frozen=True)
+class Detail:
+  """What only our own lines say of a turn; times are the row's share.
+
+  A batch's seconds are split evenly over its rows, so that sums over answers are
+  the machine's time.
+
+  Attributes:
+    tokens: generated token ids.
+    prompt_tokens: of the prompt as the model got it.
+    truncated: tokens that the prompt lost at its beginning to fit the context.
+    finish_reason: `eos`, `stop` or `length`.
+    drafted: tokens drafted for each pass; empty for plain decoding.
+    accepted: how many of them were returned, likewise.
+    prefill_s, decode_s, search_s: seconds of each phase.
+    draft_s, verify_s: seconds of those rounds whose halves were timed apart, a
+      sample of `decode_s`; 0 where there was none.
+  """
+
+  tokens: tuple[int, ...]
+  prompt_tokens: int
+  truncated: int
+  finish_reason: str
+  drafted: tuple[int, ...]
+  accepted: tuple[int, ...]
+  prefill_s: float
+  decode_s: float
+  search_s: float
+  draft_s: float
+  verify_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """One text.
+
+  Attributes:
+    text: what was generated.
+    new_tokens: tokens of it.
+    steps: passes of the target.
+    wall_s: seconds, the row's share.
+    detail: None in files of other methods.
+  """
+
+  text: str
+  new_tokens: int
+  steps: int
+  wall_s: float
+  detail: Detail | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """One line.
+
+  Attributes:
+    question_id: of the data set.
+    category: of the question, the task's name where it has none.
+    answer_id: of this line.
+    model_id: which model wrote it.
+    turns: texts, in turn.
+    accept_lengths: tokens that each pass returned over all turns, the target's own
+      included.
+    tstamp: seconds since 1970.
+    index: the question's place in the data set, from 0; None in foreign files.
+    method: one of `METHODS`; None in foreign files.
+    reference: what a score compares with.
+    skip_ratio, matchness: of the mask that drafted last; None where there is none.
+  """
+
+  question_id: int | str
+  category: str
+  answer_id: str
+  model_id: str
+  turns: tuple[Turn, ...]
+  accept_lengths: tuple[int, ...]
+  tstamp: float
+  index: int | None = None
+  method: str | None = None
+  reference: tuple[str, ...] = ()
+  skip_ratio: float | None = None
+  matchness: float | None = None
+
+  @property
+  def new_tokens(self) -> int:
+    return sum(turn.new_tokens for turn in self.turns)
+
+  @property
+  def wall_s(self) -> float:
+    return sum(turn.wall_s for turn in self.turns)
+
+
+def to_line(answer: Answer) -> str:
+  """The line, with its newline."""
+  turns = answer.turns
+  fields = {
+    'question_id': answer.question_id,
+    'category': answer.category,
+    'answer_id': answer.answer_id,
+    'model_id': answer.model_id,
+    'choices': [
+      {
+        'index': 0,
+        'turns': [turn.text for turn in turns],
+        'decoding_steps': [turn.steps for turn in turns],
+        'new_tokens': [turn.new_tokens for turn in turns],
+        'wall_time': [turn.wall_s for turn in turns],
+        'accept_lengths': list(answer.accept_lengths),
+      }
+    ],
+    'tstamp': answer.tstamp,
+  }
+  if answer.index is not None:
+    ours = {name: getattr(answer, name) for name in _OWN_FIELDS}
+    details = [dataclasses.asdict(turn.detail) for turn in turns]
+    fields[KEY] = {**ours, 'turns': details}
+  return json.dumps(fields, ensure_ascii=False, allow_nan=False) + '\n'
+
+
+def parse(line: bytes, where: str) -> Answer:
+  """The answer in a line, with or without its newline.
+
+  Raises:
+    InputError: no JSON, or a key is missing or wrong; names the key.
+  """
+  try:
+    fields = json.loads(line.decode())
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'{where}: not JSON: {error}') from None
+  if not isinstance(fields, dict):
+    raise InputError(f'{where}: expected an object, found {fields!r:.60}')
+  _check(fields, _FIELDS, where)
+  if not isinstance(fields['choices'][0], dict):
+    found = fields['choices'][0]
+    raise InputError(f'{where}: choices[0]={found!r:.60}: expected an object')
+  choice = fields['choices'][0]
+  _check(choice, _CHOICE_FIELDS, where)
+  ours = fields.get(KEY)
+  if ours is not None:
+    if not isinstance(ours, dict):
+      raise InputError(f'{where}: {KEY}={ours!r:.60}: expected an object')
+    _check(ours, _OWN_FIELDS, where)
+  facts = {name: fields[name] for name in _PLAIN_FIELDS}
+  for name in _OWN_FIELDS if ours is not None else ():
+    facts[name] = ours[name]
+  facts['reference'] = tuple(facts.get('reference', ()))
+  facts['accept_lengths'] = tuple(choice['accept_lengths'])
+  return Answer(turns=_turns(choice, ours, where), **facts)
+
+
+def _turns(
+  choice: Mapping[str, Any], ours: Mapping[str, Any] | None, where: str
+) -> tuple[Turn, ...]:
+  """The turns of a choice; values that contradict each other are refused."""
+  count = len(choice['turns'])
+  names = ('decoding_steps', 'new_tokens', 'wall_time')
+  for name in names:
+    if len(choice[name]) != count:
+      raise _bad(where, name, choice[name], f'one for each of {count} turns')
+  details = [None] * count
+  if ours is not None:
+    _check_lengths(choice, where)
+    details = _details(ours, choice, where)
+  columns = [choice[name] for name in names]
+  return tuple(
+    Turn(text, new_tokens, steps, wall_s, detail)
+    for text, steps, new_tokens, wall_s, detail in zip(
+      choice['turns'], *columns, details, strict=True
+    )
+  )
+
+
+def _check_lengths(choice: Mapping[str, Any], where: str) -> None:
+  """In lines of ours each pass has its length, and they add up."""
+  lengths, at = choice['accept_lengths'], 0
+  total = sum(choice['decoding_steps'])
+  if len(lengths) != total:
+    wanted = f'one for each of {total} decoding_steps'
+    raise _bad(where, 'accept_lengths', lengths, wanted)
+  for steps, new_tokens in zip(
+    choice['decoding_steps'], choice['new_tokens'], strict=True
+  ):
+    returned = sum(lengths[at : at + steps])
+    at += steps
+    if returned != new_tokens:
+      wanted = f'the sum of its accept_lengths, {returned}'
+      raise _bad(where, 'new_tokens', new_tokens, wanted)
+
+
+def _details(
+  ours: Mapping[str, Any], choice: Mapping[str, Any], where: str
+) -> list[Detail]:
+  """Our part of each turn."""
+  turns = ours.get('turns')
+  count = len(choice['turns'])
+  if not isinstance(turns, list) or len(turns) != count:
+    raise _bad(where, f'{KEY}.turns', turns, f'one for each of {count} turns')
+  details = []
+  for i, fields in enumerate(turns):
+    if not isinstance(fields, dict):
+      raise _bad(where, f'{KEY}.turns', fields, 'an object')
+    _check(fields, _DETAIL_FIELDS, where)
+    detail = Detail(
+      **{
+        name: tuple(fields[name])
+        if isinstance(fields[name], list)
+        else fields[name]
+        for name in _DETAIL_FIELDS
+      }
+    )
+    if len(detail.tokens) != choice['new_tokens'][i]:
+      wanted = f'new_tokens={choice["new_tokens"][i]} token ids'
+      raise _bad(where, 'tokens', fields['tokens'], wanted)
+    passes = 0 if ours['method'] == 'plain' else choice['decoding_steps'][i]
+    for name in ('drafted', 'accepted'):
+      if len(fields[name]) != passes:
+        wanted = f'one for each of {passes} passes'
+        raise _bad(where, name, fields[name], wanted)
+    details.append(detail)
+  return details
+
+
+def _bad(where: str, name: str, value: Any, wanted: str) -> InputError:
+  return InputError(f'{where}: {name}={value!r:.60}: expected {wanted}')
+
+
+_Valid = Callable[[Any], bool]
+_Known = Mapping[str, tuple[_Valid, str]]
+
+
+def _check(fields: Mapping[str, Any], known: _Known, where: str) -> None:
+  """Refuses an object that lacks a key or has a wrong value there."""
+  for name, (is_valid, wanted) in known.items():
+    if name not in fields:
+      raise InputError(f'{where}: {name!r} is missing')
+    if not is_valid(fields[name]):
+      raise _bad(where, name, fields[name], wanted)
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+  is_number = type(value) in (int, float)
+  return is_number and math.isfinite(value) and value >= 0
+
+
+def _list_of(is_valid: _Valid) -> _Valid:
+  return lambda value: isinstance(value, list) and all(map(is_valid, value))
+
+
+def _or_none(is_valid: _Valid) -> _Valid:
+  return lambda value: value is None or is_valid(value)
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+_TEXT = (_is_text, 'a string')
+_COUNT = (_is_count, 'an integer >= 0')
+_COUNTS = (_list_of(_is_count), 'a list of integers >= 0')
+_NUMBER = (_is_number, 'a number >= 0')
+_MAYBE = (_or_none(_is_number), 'a number >= 0 or null')
+_PLAIN_FIELDS: _Known = {
+  'question_id': (
+    lambda value: type(value) in (int, str),
+    'an integer or a string',
+  ),
+  'category': _TEXT,
+  'answer_id': _TEXT,
+  'model_id': _TEXT,
+  'tstamp': _NUMBER,
+}
+_FIELDS: _Known = {
+  **_PLAIN_FIELDS,
+  'choices': (
+    lambda value: isinstance(value, list) and bool(value),
+    'a filled list',
+  ),
+}
+_CHOICE_FIELDS: _Known = {
+  'turns': (
+    lambda value: _list_of(_is_text)(value) and bool(value),
+    'a filled list of strings',
+  ),
+  'decoding_steps': _COUNTS,
+  'new_tokens': _COUNTS,
+  'wall_time': (_list_of(_is_number), 'a list of numbers >= 0'),
+  'accept_lengths': _COUNTS,
+}
+_OWN_FIELDS: _Known = {
+  'index': _COUNT,
+  'method': (METHODS.__contains__, f'one of {", ".join(METHODS)}'),
+  'reference': (_list_of(_is_text), 'a list of strings'),
+  'skip_ratio': _MAYBE,
+  'matchness': _MAYBE,
+}
+_DETAIL_FIELDS: _Known = {
+  'tokens': _COUNTS,
+  'prompt_tokens': _COUNT,
+  'truncated': _COUNT,
+  'finish_reason': (FINISHES.__contains__, f'one of {", ".join(FINISHES)}'),
+  'drafted': _COUNTS,
+  'accepted': _COUNTS,
+  'prefill_s': _NUMBER,
+  'decode_s': _NUMBER,
+  'search_s': _NUMBER,
+  'draft_s': _NUMBER,
+  'verify_s': _NUMBER,
+}

@@ -1,0 +1,252 @@
+"""Asks the questions of a task, batch by batch, and writes an answer line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+import dataclasses
+import time
+import uuid
+
+from swift_jax.config import DecodeConfig
+from swift_jax.engine import Engine, Result
+from swift_jax.errors import InputError
+from swift_jax.evaluation.answers import Answer, Detail, Turn
+from swift_jax.evaluation.tasks import Question
+from swift_jax.evaluation.workdir import Workdir
+
+_TURN = 2**24  # draws of a later turn are others than those of the first
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A prompt as the model gets it.
+
+  Attributes:
+    ids: token ids.
+    truncated: tokens that were cut off at the beginning to leave room.
+  """
+
+  ids: list[int]
+  truncated: int
+
+
+class Runner:
+  """One process's share of a task.
+
+  Attributes:
+    batches: the questions that ride together, whatever is answered already.
+  """
+
+  def __init__(
+    self,
+    engine: Engine,
+    decode: DecodeConfig,
+    questions: Sequence[Question],
+    workdir: Workdir,
+    model_id: str,
+    chat: bool | None = None,
+    is_mine: Callable[[Question], bool] = lambda question: True,
+  ):
+    """Encodes all first turns, so that a bad prompt is refused at once.
+
+    Args:
+      questions: that are asked here, in step with other processes or not.
+      workdir: open.
+      chat: ask in the tokenizer's chat template; None: if it has one.
+      is_mine: whether this process writes the answer to a question.
+
+    Raises:
+      InputError: no room for a text, no chat template, or a prompt that the model
+        cannot take; names the question.
+    """
+    self._engine, self._decode = engine, decode
+    self._workdir, self._model_id = workdir, model_id
+    self._is_mine = is_mine
+    template = getattr(engine.tokenizer, 'chat_template', None)
+    self._is_chat = template is not None if chat is None else chat
+    self._room = engine.cfg.max_position_embeddings - (
+      engine.resolve(decode.sampling).config.max_new_tokens
+    )
+    if self._room < 1:
+      raise InputError(
+        f'sampling.max_new_tokens={decode.sampling.max_new_tokens}: leaves no'
+        ' room for a prompt in max_position_embeddings='
+        f'{engine.cfg.max_position_embeddings}'
+      )
+    self._longest = 1
+    lengths = {}
+    for question in questions:
+      first = self._ask(question, ())
+      lengths[question.index] = len(first.ids)
+      self._longest = max(self._longest, self._length(question, first))
+    self.batches = batches(questions, lengths, decode.batch_size)
+
+  def _length(self, question: Question, first: Asked) -> int:
+    """Tokens of the question's longest prompt, at most."""
+    if len(question.turns) == 1:
+      return len(first.ids)
+    # A later prompt holds all turns before it, and their answers.
+    later = self._ask(question, ('',) * (len(question.turns) - 1))
+    written = (len(question.turns) - 1) * (
+      self._engine.cfg.max_position_embeddings - self._room
+    )
+    return min(self._room, later.truncated + len(later.ids) + written)
+
+  def _ask(self, question: Question, texts: Sequence[str]) -> Asked:
+    """The next turn's prompt after the answers to those before."""
+    turns = question.turns[: len(texts) + 1]
+    try:
+      if self._is_chat:
+        messages = []
+        for turn, text in zip(turns, (*texts, None), strict=True):
+          messages.append({'role': 'user', 'content': turn})
+          if text is not None:
+            messages.append({'role': 'assistant', 'content': text})
+        ids = self._engine.encode_chat(messages)
+      else:
+        parts = [turn + text for turn, text in zip(turns, texts, strict=False)]
+        ids = '\n\n'.join([*parts, turns[-1]])
+      return self._fitted(ids)
+    except InputError as error:
+      raise InputError(
+        f'question_id={question.question_id!r}: {error}'
+      ) from None
+
+  def _fitted(self, prompt: str | list[int]) -> Asked:
+    """Token ids, without the first ones where all would leave no room.
+
+    A token that begins every text stays.
+    """
+    if isinstance(prompt, str):
+      if not prompt:
+        raise InputError('the prompt is empty')
+      prompt = list(self._engine.tokenizer(prompt)['input_ids'])
+    over = max(0, len(prompt) - self._room)
+    begins = getattr(self._engine.tokenizer, 'bos_token_id', None)
+    has_begin = over and self._room > 1 and prompt[0] == begins
+    kept = prompt[:1] + prompt[over + 1 :] if has_begin else prompt[over:]
+    return Asked(self._engine.encode([kept])[0], over)
+
+  def warm_up(self) -> None:
+    """Compiles what the questions need; no part of any time that is taken."""
+    self._engine.warmup(self._decode, self._longest)
+
+  def run(
+    self, done: Collection[int], on_batch: Callable[[list[Answer]], None]
+  ) -> None:
+    """Answers what is not answered.
+
+    Args:
+      done: indices of questions to leave out; the same for all processes in step.
+      on_batch: called with a batch's answers once they are written.
+    """
+    for batch in self.batches:
+      left = [question for question in batch if question.index not in done]
+      if left:
+        on_batch(self._answer(left))
+
+  def _answer(self, questions: Sequence[Question]) -> list[Answer]:
+    """One batch, all its turns, written."""
+    turns: list[list[Turn]] = [[] for _ in questions]
+    lengths: list[list[int]] = [[] for _ in questions]
+    for number in range(max(len(q.turns) for q in questions)):
+      rows = [i for i, q in enumerate(questions) if number < len(q.turns)]
+      asked = [
+        self._ask(questions[i], [turn.text for turn in turns[i]]) for i in rows
+      ]
+      indices = [questions[i].index + number * _TURN for i in rows]
+      results, waited, wall_s = self._generate(asked, indices)
+      for i, prompt, result in zip(rows, asked, results, strict=True):
+        turns[i].append(_turn(result, prompt, waited, wall_s, len(rows)))
+        lengths[i] += [passed.returned for passed in result.rounds]
+    found = [
+      self._line(*answered)
+      for answered in zip(questions, turns, lengths, strict=True)
+    ]
+    mine = filter(self._is_mine, questions)
+    indices = {question.index for question in mine}
+    self._workdir.write([line for line in found if line.index in indices])
+    if self._is_swift:
+      self._workdir.save_search(self._engine.search_state())
+    return found
+
+  @property
+  def _is_swift(self) -> bool:
+    return self._decode.method == 'swift'
+
+  def _generate(
+    self, asked: Sequence[Asked], indices: Sequence[int]
+  ) -> tuple[list[Result], float, float]:
+    """Results, seconds of waiting for the search at the end, and all seconds."""
+    started = time.perf_counter()
+    results = self._engine.generate(
+      [prompt.ids for prompt in asked], self._decode, indices=indices
+    )
+    written = time.perf_counter()
+    if self._is_swift:
+      # What the search still computes would else be nobody's time.
+      self._engine.searcher.name_incumbent()
+    ended = time.perf_counter()
+    return results, ended - written, ended - started
+
+  def _line(
+    self, question: Question, turns: Sequence[Turn], lengths: Sequence[int]
+  ) -> Answer:
+    engine = self._engine
+    return Answer(
+      question_id=question.question_id,
+      category=question.category,
+      answer_id=uuid.uuid4().hex,
+      model_id=self._model_id,
+      turns=tuple(turns),
+      accept_lengths=tuple(lengths),
+      tstamp=time.time(),
+      index=question.index,
+      method=self._decode.method,
+      reference=question.reference,
+      skip_ratio=engine.skip_mask.skip_ratio() if self._is_swift else None,
+      matchness=engine.matchness if self._is_swift else None,
+    )
+
+
+def _turn(
+  result: Result, asked: Asked, waited: float, wall_s: float, rows: int
+) -> Turn:
+  """A text and the row's share of what its batch took."""
+  metrics = result.metrics
+  is_plain = metrics.method == 'plain'
+  return Turn(
+    text=result.text,
+    new_tokens=metrics.new_tokens,
+    steps=len(result.rounds),
+    wall_s=wall_s / rows,
+    detail=Detail(
+      tokens=tuple(result.tokens),
+      prompt_tokens=len(asked.ids),
+      truncated=asked.truncated,
+      finish_reason=result.finish_reason,
+      drafted=() if is_plain else tuple(r.drafted for r in result.rounds),
+      accepted=() if is_plain else tuple(r.accepted for r in result.rounds),
+      prefill_s=metrics.prefill_s / rows,
+      decode_s=metrics.decode_s / rows,
+      search_s=(metrics.search_s + waited) / rows,
+      draft_s=metrics.draft_s / rows,
+      verify_s=metrics.verify_s / rows,
+    ),
+  )
+
+
+def batches(
+  questions: Sequence[Question], lengths: dict[int, int], batch_size: int
+) -> list[list[Question]]:
+  """Questions that ride together: alike in length, the longest first.
+
+  So little is computed for padding, and what does not fit the memory fails at
+  once. Alone, each keeps its place: the search sees the stream as it is.
+  """
+  if batch_size > 1:
+    questions = sorted(questions, key=lambda q: (-lengths[q.index], q.index))
+  return [
+    list(questions[at : at + batch_size])
+    for at in range(0, len(questions), batch_size)
+  ]

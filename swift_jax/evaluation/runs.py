@@ -1,0 +1,154 @@
+"""A run's folder: `run.json` and the answers of each process.
+
+One process writes `answers.jsonl`, several write `answers-PROCESS.jsonl`. Folders
+may lie on an object store (gs://), as far as etils reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+from swift_jax.errors import InputError
+from swift_jax.evaluation import answers
+from swift_jax.evaluation.answers import Answer
+
+RUN = 'run.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a run has written.
+
+  Attributes:
+    path: where.
+    answers: a question each, by their place in the data set where that is known.
+    facts: `run.json`; None for a file of another method.
+    missing: places in the data set that have no answer.
+  """
+
+  path: str
+  answers: tuple[Answer, ...]
+  facts: Mapping[str, Any] | None = None
+  missing: tuple[int, ...] = ()
+
+
+def answers_name(process: int, num_processes: int) -> str:
+  """The file that a process writes its answers to."""
+  return 'answers.jsonl' if num_processes == 1 else f'answers-{process}.jsonl'
+
+
+def read_run(path: str, flag: str, allow_missing: bool = False) -> Run:
+  """A folder of ours, or an answers file of any method.
+
+  Args:
+    path: the folder, or a .jsonl file.
+    flag: what errors call it.
+    allow_missing: a run that is not finished is taken as it is.
+
+  Raises:
+    InputError: names the file and line of what is damaged, doubled, missing or
+      of another model.
+  """
+  where = f'{flag}={path}'
+  place = epath.Path(path)
+  try:
+    if not place.exists():
+      raise InputError(f'{where}: no such file or folder')
+    if not place.is_dir():
+      found = _read_file(place, f'{where}')
+      return Run(path, _merged([(where, found)], None))
+    return _read_folder(place, where, allow_missing)
+  except OSError as error:
+    reason = error.strerror or error
+    raise InputError(f'{where}: cannot be read: {reason}') from error
+
+
+def _read_folder(place: epath.Path, where: str, allow_missing: bool) -> Run:
+  facts = read_facts(place / RUN, f'{where}/{RUN}')
+  count = facts['num_processes']
+  files = []
+  for process in range(count):
+    name = answers_name(process, count)
+    here = f'{where}/{name}'
+    if (place / name).exists():
+      files.append((here, _read_file(place / name, here)))
+    elif not allow_missing:
+      raise InputError(f'{here}: no such file: process {process} wrote nothing')
+  merged = _merged(files, facts['model_id'])
+  there = {answer.index for answer in merged}
+  missing = [i for i in facts['indices'] if i not in there]
+  if missing and not allow_missing:
+    raise InputError(
+      f'{where}: {len(missing)} of {len(facts["indices"])} questions have no'
+      f' answer, index {missing[0]} the first: the run is not finished'
+    )
+  odd = sorted(there - set(facts['indices']))
+  if odd:
+    raise InputError(f'{where}: index {odd[0]} is no question of this run')
+  return Run(where.partition('=')[2], merged, facts, tuple(missing))
+
+
+def read_facts(file: epath.Path, where: str) -> dict[str, Any]:
+  """`run.json`.
+
+  Raises:
+    InputError: there is none, or it is not ours.
+  """
+  try:
+    facts = json.loads(file.read_bytes())
+  except FileNotFoundError:
+    raise InputError(f'{where}: no such file: no folder of a run') from None
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'{where}: not JSON: {error}') from None
+  kinds = {'num_processes': int, 'model_id': str, 'indices': list}
+  for name, kind in kinds.items():
+    value = facts.get(name) if isinstance(facts, dict) else None
+    if type(value) is not kind:
+      raise InputError(f'{where}: {name}={value!r:.60}: expected {kind}')
+  return facts
+
+
+def _read_file(file: epath.Path, where: str) -> list[Answer]:
+  """Every line; a torn last one is refused like any other."""
+  content = file.read_bytes()
+  *lines, rest = content.split(b'\n')
+  if rest:
+    raise InputError(f'{where}, line {len(lines) + 1}: torn: it has no end')
+  if not lines:
+    raise InputError(f'{where}: holds no answers')
+  return [
+    answers.parse(line, f'{where}, line {number}')
+    for number, line in enumerate(lines, 1)
+  ]
+
+
+def _merged(
+  files: Sequence[tuple[str, Sequence[Answer]]], model_id: str | None
+) -> tuple[Answer, ...]:
+  """All answers, each question once and all of one model, in order."""
+  seen: dict[int | str, str] = {}
+  merged = []
+  for where, found in files:
+    for number, answer in enumerate(found, 1):
+      here = f'{where}, line {number}'
+      model_id = answer.model_id if model_id is None else model_id
+      if answer.model_id != model_id:
+        raise InputError(
+          f'{here}: model_id={answer.model_id!r:.60}: the others are of'
+          f' {model_id!r:.60}'
+        )
+      if answer.question_id in seen:
+        raise InputError(
+          f'{here}: question_id={answer.question_id!r}: is also in'
+          f' {seen[answer.question_id]}'
+        )
+      seen[answer.question_id] = here
+      merged.append(answer)
+  if all(answer.index is not None for answer in merged):
+    merged.sort(key=lambda answer: answer.index)
+  return tuple(merged)

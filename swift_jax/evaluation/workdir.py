@@ -1,0 +1,223 @@
+"""The folder that a run writes to, and goes on from when it is started again.
+
+  run.json              what the run is
+  answers.jsonl         a line a question; answers-PROCESS.jsonl of several processes
+  search.json           what the search has learnt; search-PROCESS.json
+
+On a disk a line is there once it is fsynced, and a torn last line is dropped when
+the run goes on. An object store (gs://, through etils) has no append: the file is
+written anew with each batch, whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from typing import IO, Any
+
+from etils import epath
+
+from swift_jax.errors import InputError
+from swift_jax.evaluation import answers, runs
+from swift_jax.evaluation.answers import Answer
+from swift_jax.search import atomic_file
+
+try:
+  import fcntl
+except ImportError:  # not a Unix
+  fcntl = None
+
+# Facts of `run.json` that tell what happened, not what the run is.
+_HISTORY = ('started', 'commits')
+
+
+class Workdir:
+  """What one process reads and writes; `open` makes it.
+
+  Attributes:
+    answered: the question ids of the answers that are there.
+  """
+
+  def __init__(self, path: str, process: int, num_processes: int):
+    self.where = f'--workdir={path}'
+    self.answered: set[int | str] = set()
+    self._folder = epath.Path(path)
+    self._is_remote = '://' in path
+    suffix = '' if num_processes == 1 else f'-{process}'
+    self._answers = self._folder / runs.answers_name(process, num_processes)
+    self._search = self._folder / f'search{suffix}.json'
+    self._content = b''  # of a remote answers file
+    self._file: IO[bytes] | None = None
+    self._lock: int | None = None
+
+  def open(self, facts: Mapping[str, Any], question_ids: Sequence[Any]) -> None:
+    """Makes the folder, or goes on in it.
+
+    Args:
+      facts: of this run, for `run.json`.
+      question_ids: that this process is to answer.
+
+    Raises:
+      InputError: it cannot be written, another process writes there, it is of
+        another run (names what differs), or its answers are damaged.
+    """
+    with self._named_errors():
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._take_lock()
+      self._check_facts(facts)
+      self._read_answers(facts['model_id'], set(question_ids))
+      if not self._is_remote:
+        # Unbuffered: a close must not write again what a full disk refused.
+        self._file = open(os.fspath(self._answers), 'ab', buffering=0)
+
+  def _take_lock(self) -> None:
+    """Two that write the same file would answer everything twice."""
+    if fcntl is None:
+      return
+    lock = os.path.join(self._folder, f'.{self._answers.name}.lock')
+    if self._is_remote:  # at least nobody else on this machine
+      name = hashlib.sha256(lock.encode()).hexdigest()[:16]
+      lock = os.path.join(tempfile.gettempdir(), f'swift_jax_{name}.lock')
+    self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise InputError(
+        f'{self.where}: another process is writing {self._answers.name} there'
+      ) from None
+    except OSError:  # some network file systems lock nothing
+      pass
+
+  def _check_facts(self, facts: Mapping[str, Any]) -> None:
+    """Writes `run.json`, or compares with the one that is there."""
+    file = self._folder / runs.RUN
+    if not file.exists():
+      if self._answers.exists():
+        raise InputError(
+          f'{self.where}: there are answers in {self._answers.name} but no'
+          f' {runs.RUN}: whose are they?'
+        )
+      self._replace(file, _to_json(facts))
+      return
+    there = runs.read_facts(file, f'{self.where}/{runs.RUN}')
+    odd = [
+      f'{name}={theirs!r:.60}, now {mine!r:.60}'
+      for name, theirs, mine in _differences(there, json.loads(_to_json(facts)))
+    ]
+    if odd:
+      raise InputError(f'{self.where}: is of another run: {"; ".join(odd)}')
+    known = there.get('commits', [])
+    commits = [*known, *(c for c in facts['commits'] if c not in known)]
+    if commits != known:
+      self._replace(file, _to_json({**there, 'commits': commits}))
+
+  def _read_answers(self, model_id: str, wanted: set[Any]) -> None:
+    """What is answered; a torn last line goes."""
+    content = self._answers.read_bytes() if self._answers.exists() else b''
+    whole = content[: content.rfind(b'\n') + 1]
+    for number, line in enumerate(whole.split(b'\n')[:-1], 1):
+      here = f'{self.where}/{self._answers.name}, line {number}'
+      answer = answers.parse(line, here)
+      name = answer.question_id
+      if answer.model_id != model_id:
+        raise InputError(
+          f'{here}: model_id={answer.model_id!r:.60}: this run is of'
+          f' {model_id!r:.60}'
+        )
+      if name not in wanted:
+        raise InputError(
+          f'{here}: question_id={name!r:.60} is no question of this process'
+        )
+      if name in self.answered:
+        raise InputError(f'{here}: question_id={name!r:.60}: comes twice')
+      self.answered.add(name)
+    self._content = whole
+    if len(whole) < len(content) and not self._is_remote:
+      os.truncate(os.fspath(self._answers), len(whole))
+
+  def write(self, found: Sequence[Answer]) -> None:
+    """Adds answers, which are on the disk when this returns.
+
+    Raises:
+      InputError: they cannot be written, a full disk say; those before are safe.
+    """
+    data = ''.join(map(answers.to_line, found)).encode()
+    with self._named_errors():
+      if self._is_remote:
+        self._content += data
+        self._answers.write_bytes(self._content)
+      else:
+        self._append(data)
+    self.answered.update(answer.question_id for answer in found)
+
+  def _append(self, data: bytes) -> None:
+    end = self._file.seek(0, os.SEEK_END)
+    try:
+      while data:
+        data = data[self._file.write(data) :]
+      os.fsync(self._file.fileno())
+    except OSError:
+      with contextlib.suppress(OSError):  # half a line is no use to anyone
+        self._file.truncate(end)
+      raise
+
+  @property
+  def search_name(self) -> str:
+    """What errors call the search's file."""
+    return f'{self.where}/{self._search.name}'
+
+  def save_search(self, state: str) -> None:
+    """What the search has learnt up to here."""
+    with self._named_errors():
+      self._replace(self._search, state)
+
+  def read_search(self) -> bytes:
+    """What `save_search` wrote last; empty where it never did."""
+    with self._named_errors():
+      return self._search.read_bytes() if self._search.exists() else b''
+
+  def close(self) -> None:
+    """Whoever starts now goes on here."""
+    if self._file is not None:
+      self._file.close()
+    if self._lock is not None:
+      os.close(self._lock)
+    self._file = self._lock = None
+
+  def _replace(self, file: epath.Path, content: str) -> None:
+    if self._is_remote:
+      file.write_bytes(content.encode())
+      return
+    where = f'{self.where}/{file.name}'
+    target = atomic_file.writable(os.fspath(file), where)
+    atomic_file.replace(target, content, where)
+
+  @contextlib.contextmanager
+  def _named_errors(self) -> Iterator[None]:
+    try:
+      yield
+    # Beside the system's, what a store's client is missing or says.
+    except (OSError, ImportError) as error:
+      reason = getattr(error, 'strerror', None) or error
+      raise InputError(f'{self.where}: cannot be used: {reason}') from error
+
+
+def _to_json(facts: Mapping[str, Any]) -> str:
+  return json.dumps(facts, indent=1, allow_nan=False) + '\n'
+
+
+def _differences(
+  theirs: Any, mine: Any, name: str = ''
+) -> Iterator[tuple[str, Any, Any]]:
+  """Where two runs' facts differ: the path to it, what it was, what it is."""
+  if isinstance(theirs, dict) and isinstance(mine, dict):
+    for key in sorted(theirs.keys() | mine.keys()):
+      if key not in _HISTORY:
+        inner = f'{name}.{key}' if name else key
+        yield from _differences(theirs.get(key), mine.get(key), inner)
+  elif theirs != mine:
+    yield name, theirs, mine
