@@ -92,7 +92,7 @@ def main(config: ConfigDict) -> None:
     )
     os._exit(128 + signal.SIGTERM)  # the others may never come to part from
   waits = max(_LONGEST_WAIT, time.monotonic() - started)
-  if not distributed.wait_for_the_others(waits):
+  if not distributed.part(waits):
     print('the other processes have not finished', file=sys.stderr)
 
 

@@ -10,6 +10,7 @@ import json
 import pathlib
 import re
 from typing import Any, NamedTuple
+import uuid
 
 from flax import nnx, traverse_util
 import jax
@@ -115,7 +116,7 @@ def load_params(
   for name in sorted(weights):
     by_file.setdefault(infos[name].file, []).append(name)
   params = {}
-  context = ocp.Context()
+  context = ocp.Context(multiprocessing_options=_processes(mesh))
   context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
   for file, names in by_file.items():
     abstract = {
@@ -140,6 +141,19 @@ def load_params(
   for i in params['layers']:  # the parts of a layer go before the next is fused
     params['layers'][i] = fuse(params['layers'][i])
   return graphdef, params
+
+
+def _processes(mesh: Mesh | None) -> ocp.options.MultiprocessingOptions:
+  """Whom Orbax waits for: those of the mesh, not all that there are."""
+  if sharding.spans_processes(mesh):
+    return ocp.options.MultiprocessingOptions()
+  me = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=me,
+    active_processes={me},
+    # A process that was started again must not meet what it left behind.
+    barrier_sync_key_prefix=uuid.uuid4().hex,
+  )
 
 
 @functools.cache

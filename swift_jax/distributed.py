@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import time
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from swift_jax.checks import require
 from swift_jax.errors import InputError
 
 _PORTS = range(1, 2**16)
+_GRACE = 3.0  # seconds in which the others say goodbye
 # By these a scheduler tells each of several processes which one it is.
 _CLUSTERS = {
   'Slurm': ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID'),
@@ -48,6 +50,10 @@ def start(
   elif not is_cluster():
     return
   jax.config.update('jax_enable_recoverability', not in_step)
+  if not in_step:
+    # On CPUs, gloo would find the addresses of a process that was killed under the
+    # names of the one that takes its place; within a process it is not needed.
+    jax.config.update('jax_cpu_collectives_implementation', None)
   try:
     jax.distributed.initialize(*settings if is_given else ())
   # What JAX raises where it knows too little, cannot connect or cannot bind.
@@ -88,10 +94,10 @@ def _check(
   require(ok, '--process_id', process_id, wanted)
 
 
-def wait_for_the_others(seconds: float) -> bool:
-  """Waits until all have come here, and says whether they have.
+def part(seconds: float) -> bool:
+  """Waits until all have come here, and leaves; whether all have.
 
-  Process 0, where all meet, must be the last to leave: without it the others die.
+  Process 0, where all meet, is the last to go: without it the others would die.
   """
   if jax.process_count() == 1:
     return True
@@ -104,6 +110,9 @@ def wait_for_the_others(seconds: float) -> bool:
     )
   except jax.errors.JaxRuntimeError:
     return False
+  if jax.process_index() == 0:
+    time.sleep(_GRACE)
+  jax.distributed.shutdown()
   return True
 
 

@@ -46,12 +46,12 @@ def launch(monkeypatch, capsys):
   import common
   import generate
 
-  def run(*arguments, main=generate.main):
+  def run(*arguments, main=generate.main, sections=common.SECTIONS):
     monkeypatch.setattr(sys, 'argv', ['generate.py', *map(str, arguments)])
     monkeypatch.setattr(common, '_quiet', lambda: None)
     monkeypatch.setattr(app, 'run', call)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-      common.run(main)
+      common.run(main, sections=sections)
     out, err = capsys.readouterr()
     return end.value.code or 0, out, err
 
