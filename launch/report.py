@@ -1,15 +1,21 @@
-"""Draws what a search recorded and sums it up.
+"""Compares evaluation runs, or draws what a search recorded.
 
+  python launch/report.py --baseline=RUN --candidate=RUN --output=DIR
   python launch/report.py --search=search.jsonl --output=DIR
 
-DIR, made if it is not there, then holds matchness_over_evaluations.png,
-matchness_over_seconds.png, skip_set.png, sources.png and search.json with the
-figures that the table on the terminal shows.
+A RUN is a folder that launch/evaluate.py wrote, or an answers file in
+Spec-Bench's format, of any method; --candidate may come several times. DIR,
+made if it is not there, then holds report.json, report.md, speedup.png,
+accepted_lengths.png and speedup_over_stream.png; with --export_answers also
+answers/NAME.jsonl for each run, which Spec-Bench's scripts take. Of a search it
+holds search.json, matchness_over_evaluations.png, matchness_over_seconds.png,
+skip_set.png and sources.png.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+import importlib
 import io
 import json
 import pathlib
@@ -18,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 import common
 
+from swift_jax import hub
 from swift_jax.errors import InputError
-from swift_jax.search import atomic_file, records
-from swift_jax.search.records import Header, PassRecord
+from swift_jax.evaluation import report, report_markdown, report_text, runs
+from swift_jax.hf_config import one_line
+from swift_jax.search import atomic_file
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -28,115 +36,90 @@ if TYPE_CHECKING:
 _SEARCH = flags.DEFINE_string(
   'search', None, 'record of a search (--config.search.record of a run)'
 )
+_BASELINE = flags.DEFINE_string(
+  'baseline', None, 'run that the others are compared with'
+)
+_CANDIDATES = flags.DEFINE_multi_string(
+  'candidate', [], 'run to compare; may come several times'
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'folder that the report goes to')
+_EXPORT = flags.DEFINE_boolean(
+  'export_answers', False, "write each run's answers for Spec-Bench's scripts"
+)
+_TOKENIZER = flags.DEFINE_string(
+  'tokenizer',
+  None,
+  "folder with the tokenizer that Spec-Bench's figure counts the baseline's"
+  ' text with; without it the recorded tokens count',
+)
+_ALLOW_MISSING = flags.DEFINE_boolean(
+  'allow_missing', False, 'take runs that are not finished'
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'of the bootstrap', lower_bound=0)
 
-_COLUMNS = ('source', 'proposed', 'became incumbent', 'mean', 'best')
+_OF_RUNS = (
+  'baseline',
+  'candidate',
+  'export_answers',
+  'tokenizer',
+  'allow_missing',
+  'seed',
+)
 
 
-def read_search(path: str) -> tuple[Header, list[PassRecord]]:
-  """A record with at least one pass.
-
-  Raises:
-    InputError: names the file, and what is wrong with it.
-  """
-  header, passes = records.read(path, '--search')
-  if not passes:
-    raise InputError(f'--search={path!r}: holds no passes')
-  return header, passes
-
-
-def load_plots() -> Any:
-  """The module that draws; matplotlib is an extra.
+def load_drawing(name: str) -> Any:
+  """A module of the evaluation that draws; matplotlib is an extra.
 
   Raises:
     InputError: it is not installed.
   """
   try:
-    from swift_jax.evaluation import plots
+    return importlib.import_module(f'swift_jax.evaluation.{name}')
   except ImportError as error:
     raise InputError(
       f'needs matplotlib ({error}): install the [plots] extra of swift-jax'
     ) from None
-  return plots
 
 
-def summarize(
-  plots: Any, header: Header, passes: Sequence[PassRecord]
-) -> dict[str, Any]:
-  """What search.json holds."""
-  last = passes[-1]
-  share = last.search_seconds / last.seconds if last.seconds else None
-  return {
-    'model': header.model,
-    'num_layers': header.num_layers,
-    'passes': len(passes),
-    'evaluations': last.evaluations,
-    'matchness': last.matchness,
-    'stddev': last.stddev,
-    'seconds': last.seconds,
-    'search_seconds': last.search_seconds,
-    'search_share': share,
-    'restarts': len(plots.restarts(passes)),
-    'sources': [row._asdict() for row in plots.source_table(passes)],
-  }
+def load_count(path: str) -> Callable[[str], int]:
+  """Counts the token ids of a text, as Spec-Bench's speed.py does.
 
+  Raises:
+    InputError: the folder holds no tokenizer that can be read.
+  """
+  from transformers import AutoTokenizer
 
-def table(summary: dict[str, Any]) -> str:
-  """The summary as it stands on the terminal."""
-  rows = [
-    (
-      row['source'],
-      str(row['proposed']),
-      str(row['became_incumbent']),
-      _show(row['mean_share']),
-      _show(row['best_share']),
+  folder = hub.resolve(path)
+  try:
+    tokenizer = AutoTokenizer.from_pretrained(
+      str(folder), local_files_only=True, trust_remote_code=False
     )
-    for row in summary['sources']
-  ]
-  widths = [max(map(len, cells)) for cells in zip(_COLUMNS, *rows, strict=True)]
-  lines = [
-    '  '.join(
-      [cells[0].ljust(widths[0])]
-      + [c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True)]
-    )
-    for cells in (_COLUMNS, *rows)
-  ]
-  lines += [
-    '',
-    f'passes       {summary["passes"]}',
-    f'evaluations  {summary["evaluations"]}',
-    f'matchness    {_show(summary["matchness"])} +- {_show(summary["stddev"])}',
-    f'search time  {_percent(summary["search_share"])}',
-    f'restarts     {summary["restarts"]}',
-  ]
-  return ''.join(f'{line}\n' for line in lines)
+  # The tokenizers library raises plain Exceptions.
+  except Exception as error:
+    reason = one_line(error)
+    raise InputError(
+      f'--tokenizer={path}: the tokenizer cannot be read: {reason}'
+    ) from error
+  return lambda text: len(tokenizer(text).input_ids)
 
 
-def _show(value: float | None) -> str:
-  return '-' if value is None else f'{value:.3f}'
-
-
-def _percent(share: float | None) -> str:
-  return '-' if share is None else f'{share:.1%} of the time'
-
-
-def write_files(folder: str, files: dict[str, bytes]) -> None:
+def write_files(folder: str, files: Mapping[str, bytes]) -> None:
   """Writes files into a folder, each of them whole or not at all.
 
   Raises:
     InputError: they cannot be written.
   """
-  where = f'--output={folder!r}'
-  try:
-    path = pathlib.Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-  except (OSError, ValueError) as error:  # a null byte is a ValueError
-    reason = getattr(error, 'strerror', None) or error
-    raise InputError(f'{where}: cannot be written: {reason}') from None
   for name, content in files.items():
-    file = str(path / name)
+    file = pathlib.Path(folder, name)
+    try:
+      file.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # a null byte is a ValueError
+      reason = getattr(error, 'strerror', None) or error
+      raise InputError(
+        f'--output={folder!r}: cannot be written: {reason}'
+      ) from None
     where = f'--output={folder!r}: {name}'
-    atomic_file.replace(atomic_file.writable(file, where), content, where)
+    atomic_file.replace(atomic_file.writable(str(file), where), content, where)
 
 
 def png(figure: Figure) -> bytes:
@@ -147,28 +130,91 @@ def png(figure: Figure) -> bytes:
 
 def report_search(path: str, folder: str) -> None:
   """Figures, search.json and the table of one search."""
-  header, passes = read_search(path)
-  plots = load_plots()
-  summary = summarize(plots, header, passes)
-  figures = {
-    'matchness_over_evaluations': plots.matchness_over(passes, 'evaluations'),
-    'matchness_over_seconds': plots.matchness_over(passes, 'seconds'),
-    'skip_set': plots.skip_set_strip(header, passes),
-    'sources': plots.found_by_source(passes),
-  }
-  files = {f'{name}.png': png(figure) for name, figure in figures.items()}
+  search_report = load_drawing('search_report')
+  header, passes = search_report.read(path)
+  summary = search_report.summarize(header, passes)
+  figures = search_report.pictures(header, passes)
+  files = {name: png(figure) for name, figure in figures.items()}
   files['search.json'] = (json.dumps(summary, indent=1) + '\n').encode()
   write_files(folder, files)
-  common.write(table(summary))
+  common.write(search_report.table(summary))
+
+
+def report_runs(folder: str) -> None:
+  """Figures, report.json, report.md and the table of all runs."""
+  run_plots = load_drawing('run_plots')
+  paths = [_BASELINE.value, *_CANDIDATES.value]
+  named = ['--baseline', *['--candidate'] * len(_CANDIDATES.value)]
+  found = [
+    runs.read_run(path, flag, _ALLOW_MISSING.value)
+    for path, flag in zip(paths, named, strict=True)
+  ]
+  by_name = dict(zip(report.names(paths), found, strict=True))
+  count = _TOKENIZER.value and load_count(_TOKENIZER.value)
+  summary = report.build(by_name, _SEED.value, count, _TOKENIZER.value)
+  baseline, *others = by_name
+  candidates = {name: by_name[name].answers for name in others}
+  figures = {
+    'speedup.png': run_plots.speedup_bars(summary),
+    'accepted_lengths.png': run_plots.accepted_lengths(candidates),
+    'speedup_over_stream.png': run_plots.speedup_over_stream(
+      by_name[baseline].answers, candidates
+    ),
+  }
+  files = {name: png(figure) for name, figure in figures.items()}
+  # Half a character, which JSON can hold and no file can, is written as such.
+  text = report_markdown.markdown(summary, list(figures))
+  files['report.md'] = text.encode(errors='backslashreplace')
+  files['report.json'] = to_json(summary)
+  if _EXPORT.value:
+    for name, run in by_name.items():
+      lines = report.spec_bench_lines(run.answers)
+      files[f'answers/{name}.jsonl'] = lines
+  write_files(folder, files)
+  common.write(report_text.terminal(summary))
+
+
+def to_json(summary: report.Report) -> bytes:
+  """report.json.
+
+  Raises:
+    InputError: a figure is not finite.
+  """
+  try:
+    text = json.dumps(summary, indent=1, allow_nan=False)
+  except ValueError as error:
+    raise InputError(f'report.json: a figure is not finite: {error}') from None
+  return f'{text}\n'.encode()
+
+
+def check_flags() -> None:
+  """Either a search or runs.
+
+  Raises:
+    InputError: names the flag that is missing, or that does not go with others.
+  """
+  if _SEARCH.value is not None:
+    for name in _OF_RUNS:
+      if flags.FLAGS[name].present:
+        raise InputError(f'--{name}: does not go with --search')
+  elif not any(flags.FLAGS[name].present for name in _OF_RUNS):
+    raise InputError(
+      '--search: a file is needed, or runs: --baseline and --candidate'
+    )
+  elif not _BASELINE.value:
+    raise InputError('--baseline: a folder or an answers file is needed')
+  elif not all(_CANDIDATES.value) or not _CANDIDATES.value:
+    raise InputError('--candidate: a folder or an answers file is needed')
+  if not _OUTPUT.value:
+    raise InputError('--output: a folder is needed')
 
 
 def main() -> None:
-  search, output = _SEARCH.value, _OUTPUT.value
-  if search is None:
-    raise InputError('--search: a file is needed')
-  if not output:
-    raise InputError('--output: a folder is needed')
-  report_search(search, output)
+  check_flags()
+  if _SEARCH.value is not None:
+    report_search(_SEARCH.value, _OUTPUT.value)
+  else:
+    report_runs(_OUTPUT.value)
 
 
 if __name__ == '__main__':

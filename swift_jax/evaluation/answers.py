@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import dataclasses
 import json
-import math
 from typing import Any
 
 from swift_jax.errors import InputError
@@ -22,6 +21,7 @@ from swift_jax.errors import InputError
 KEY = 'swift_jax'
 METHODS = ('plain', 'swift', 'prompt_lookup')
 FINISHES = ('eos', 'stop', 'length')
+_MOST = 2**40  # no count, no seconds since 1970 is beyond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +242,10 @@ def _details(
       if len(fields[name]) != passes:
         wanted = f'one for each of {passes} passes'
         raise _bad(where, name, fields[name], wanted)
+    for accepted, drafted in zip(detail.accepted, detail.drafted, strict=True):
+      if accepted > drafted:
+        wanted = f'at most the {drafted} that were drafted'
+        raise _bad(where, 'accepted', accepted, wanted)
     details.append(detail)
   return details
 
@@ -264,12 +268,11 @@ def _check(fields: Mapping[str, Any], known: _Known, where: str) -> None:
 
 
 def _is_count(value: Any) -> bool:
-  return type(value) is int and value >= 0
+  return type(value) is int and 0 <= value <= _MOST
 
 
 def _is_number(value: Any) -> bool:
-  is_number = type(value) in (int, float)
-  return is_number and math.isfinite(value) and value >= 0
+  return type(value) in (int, float) and 0 <= value <= _MOST
 
 
 def _list_of(is_valid: _Valid) -> _Valid:

@@ -155,8 +155,8 @@ def matchness_over(
   passes: Sequence[PassRecord], axis: Axis = 'evaluations'
 ) -> Figure:
   """A dot for what each mask scored, a line for the incumbent's estimate."""
-  figure = _figure(8, 4.5)
-  axes = _plain(figure.subplots())
+  figure = new_figure(8, 4.5)
+  axes = plain_axes(figure.subplots())
   _scatter(axes, candidates(passes, axis))
   line = incumbents(passes, axis)
   low, high = line.matchness - line.stddev, line.matchness + line.stddev
@@ -174,7 +174,7 @@ def matchness_over(
   )
   axes.set(xlabel=_X_LABELS[axis], ylabel=_SHARE)
   axes.set_title('What each mask scored, by its source')
-  _legend(figure, *axes.get_legend_handles_labels())
+  legend_beside(figure, *axes.get_legend_handles_labels())
   return figure
 
 
@@ -184,7 +184,7 @@ def skip_set_strip(header: Header, passes: Sequence[PassRecord]) -> Figure:
   # A set drafts until the next pass, whatever lies between their numbers.
   edges = np.array([*numbers, numbers[-1] + 1]) - 0.5
   layers = np.arange(header.num_layers + 1) - 0.5
-  figure = _figure(8, min(10.0, 3 + 0.2 * header.num_layers))
+  figure = new_figure(8, min(10.0, 3 + 0.2 * header.num_layers))
   both = figure.subplots(2, 1, sharex=True)
   names = ('attention', 'MLP')
   rows = skipped_rows(header, passes)
@@ -193,16 +193,16 @@ def skip_set_strip(header: Header, passes: Sequence[PassRecord]) -> Figure:
       edges, layers, skipped, cmap=ListedColormap(_STRIP), vmin=0, vmax=1
     )
     axes.set_ylabel(f'{name}, layer')
-    _whole_numbers(axes.yaxis)
+    whole_numbers(axes.yaxis)
     _mark_restarts(
       axes, [record.number - 0.5 for record in restarts(passes)], '#D55E00'
     )
   both[0].set_title('The skip set that drafts after each pass')
   both[1].set_xlabel('scoring pass')
-  _whole_numbers(both[1].xaxis)
+  whole_numbers(both[1].xaxis)
   lines, labels = axes.get_legend_handles_labels()
   patches = [Patch(color=color) for color in _STRIP]
-  _legend(figure, [*patches, *lines], ['runs', 'skipped', *labels])
+  legend_beside(figure, [*patches, *lines], ['runs', 'skipped', *labels])
   return figure
 
 
@@ -210,10 +210,10 @@ def found_by_source(passes: Sequence[PassRecord]) -> Figure:
   """Which source found what: how many masks, how many drafted, how good."""
   table = source_table(passes)
   rows = np.arange(len(table))
-  figure = _figure(9, 1.6 + 0.35 * len(table))
+  figure = new_figure(9, 1.6 + 0.35 * len(table))
   panels = figure.subplots(1, 3, sharey=True, width_ratios=(1, 1, 1.5))
   for axes in panels:
-    _plain(axes)
+    plain_axes(axes)
   counts = ('proposed', 'became_incumbent')
   titles = ('masks scored', 'times it became the incumbent')
   colors = [_MARKS[row.source][0] for row in table]
@@ -222,7 +222,7 @@ def found_by_source(passes: Sequence[PassRecord]) -> Figure:
     axes.bar_label(bars, padding=3)
     axes.margins(x=0.2)
     axes.set_xlabel(title)
-    _whole_numbers(axes.xaxis)
+    whole_numbers(axes.xaxis)
   _draw_shares(panels[2], table)
   panels[0].set_yticks(rows, [row.source for row in table])
   panels[0].invert_yaxis()
@@ -268,11 +268,12 @@ def _mark_restarts(axes: Axes, x: Sequence[float], color: str) -> None:
     axes.axvline(at, color=color, linestyle='--', label=label)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+  """A figure of so many inches that belongs to nobody else."""
   return Figure(figsize=(width, height), dpi=150, layout='constrained')
 
 
-def _plain(axes: Axes) -> Axes:
+def plain_axes(axes: Axes) -> Axes:
   """A faint grid behind the data, and no box around it."""
   axes.grid(True, color='#e6e6e6')
   axes.set_axisbelow(True)
@@ -280,10 +281,13 @@ def _plain(axes: Axes) -> Axes:
   return axes
 
 
-def _whole_numbers(axis: Scale) -> None:
+def whole_numbers(axis: Scale) -> None:
+  """No ticks between counts."""
   axis.set_major_locator(MaxNLocator('auto', integer=True, steps=[1, 2, 5, 10]))
 
 
-def _legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
+def legend_beside(
+  figure: Figure, handles: Sequence, labels: Sequence[str]
+) -> None:
   """Beside the axes, so that it never hides data."""
   figure.legend(handles, labels, loc='outside right upper', frameon=False)

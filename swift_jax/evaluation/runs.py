@@ -63,8 +63,9 @@ def read_run(path: str, flag: str, allow_missing: bool = False) -> Run:
       found = _read_file(place, f'{where}')
       return Run(path, _merged([(where, found)], None))
     return _read_folder(place, where, allow_missing)
-  except OSError as error:
-    reason = error.strerror or error
+  # Beside the system's errors, what an object store's client is missing.
+  except (OSError, ImportError) as error:
+    reason = getattr(error, 'strerror', None) or error
     raise InputError(f'{where}: cannot be read: {reason}') from error
 
 
@@ -80,7 +81,7 @@ def _read_folder(place: epath.Path, where: str, allow_missing: bool) -> Run:
     elif not allow_missing:
       raise InputError(f'{here}: no such file: process {process} wrote nothing')
   merged = _merged(files, facts['model_id'])
-  there = {answer.index for answer in merged}
+  there = _indices(merged, where)
   missing = [i for i in facts['indices'] if i not in there]
   if missing and not allow_missing:
     raise InputError(
@@ -93,6 +94,19 @@ def _read_folder(place: epath.Path, where: str, allow_missing: bool) -> Run:
   return Run(where.partition('=')[2], merged, facts, tuple(missing))
 
 
+def _indices(found: Sequence[Answer], where: str) -> set[int]:
+  """The places of a run's answers, which only lines of ours have, each once."""
+  places: set[int] = set()
+  for answer in found:
+    if answer.index is None or answer.index in places:
+      raise InputError(
+        f'{where}: question_id={answer.question_id!r}: index={answer.index!r}:'
+        ' expected one that no other answer has'
+      )
+    places.add(answer.index)
+  return places
+
+
 def read_facts(file: epath.Path, where: str) -> dict[str, Any]:
   """`run.json`.
 
@@ -100,17 +114,35 @@ def read_facts(file: epath.Path, where: str) -> dict[str, Any]:
     InputError: there is none, or it is not ours.
   """
   try:
-    facts = json.loads(file.read_bytes())
+    facts = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
   except FileNotFoundError:
     raise InputError(f'{where}: no such file: no folder of a run') from None
   except (ValueError, RecursionError) as error:
     raise InputError(f'{where}: not JSON: {error}') from None
-  kinds = {'num_processes': int, 'model_id': str, 'indices': list}
-  for name, kind in kinds.items():
+  for name, (is_valid, wanted) in _FACTS.items():
     value = facts.get(name) if isinstance(facts, dict) else None
-    if type(value) is not kind:
-      raise InputError(f'{where}: {name}={value!r:.60}: expected {kind}')
+    if not is_valid(value):
+      raise InputError(f'{where}: {name}={value!r:.60}: expected {wanted}')
   return facts
+
+
+def _refuse_constant(name: str) -> None:
+  raise ValueError(f'{name} is no number')
+
+
+_FACTS = {
+  'num_processes': (
+    lambda value: type(value) is int and value >= 1,
+    'an integer >= 1',
+  ),
+  'model_id': (lambda value: isinstance(value, str), 'a string'),
+  'indices': (
+    lambda value: (
+      isinstance(value, list) and all(type(item) is int for item in value)
+    ),
+    'a list of integers',
+  ),
+}
 
 
 def _read_file(file: epath.Path, where: str) -> list[Answer]:
