@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
+import hashlib
+import os
 import pathlib
 import re
+import shutil
 from typing import Any
+
+from etils import epath
 
 from swift_jax import demo
 from swift_jax.config import ModelConfig
@@ -18,13 +24,16 @@ _HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*')
 
 
 def resolve(path: str) -> pathlib.Path:
-  """The local folder of a checkpoint, downloaded first if `path` is a hub id.
+  """The local folder of a checkpoint, fetched first if `path` is a hub id or
+  lies on an object store (gs://).
 
   `demo` is the model that comes with the package.
 
   Raises:
-    InputError: neither, or the hub did not give it.
+    InputError: none of these, or hub or store did not give it.
   """
+  if '://' in path:
+    return _from_store(path)
   try:
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir():
@@ -53,6 +62,48 @@ def resolve(path: str) -> pathlib.Path:
       f'{path}: no such folder, and not to be had from the hub:'
       f' {one_line(error)}'
     ) from error
+
+
+def _from_store(path: str) -> pathlib.Path:
+  """A local copy, as the hub's: made once, and again where a file has changed."""
+  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  name = hashlib.sha256(path.rstrip('/').encode()).hexdigest()[:16]
+  folder = pathlib.Path(cache).expanduser() / 'swift_jax' / name
+  try:
+    found = [
+      file
+      for file in epath.Path(path).iterdir()
+      if any(fnmatch.fnmatch(file.name, kind) for kind in _HUB_FILES)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+      is_partial = old.name.startswith('.')
+      if not is_partial and old.name not in {file.name for file in found}:
+        old.unlink()
+    for file in found:
+      _copy(file, folder / file.name)
+  # The system's errors, and what a store's client is missing or says.
+  except Exception as error:
+    raise InputError(f'{path}: cannot be fetched: {one_line(error)}') from error
+  if not found:
+    raise InputError(f'{path}: holds no checkpoint')
+  return folder
+
+
+def _copy(source: epath.Path, target: pathlib.Path) -> None:
+  """Copies a file that is not there as it is now, whole or not at all."""
+  now = source.stat()
+  if target.exists():
+    have = target.stat()
+    if have.st_size == now.length and have.st_mtime >= (now.mtime or 0):
+      return
+  partial = target.with_name(f'.{target.name}.{os.getpid()}')
+  try:
+    with source.open('rb') as read, open(partial, 'wb') as write:
+      shutil.copyfileobj(read, write, 2**24)
+    os.replace(partial, target)
+  finally:
+    partial.unlink(missing_ok=True)
 
 
 def load_tokenizer(folder: pathlib.Path, cfg: ModelConfig) -> Any:
