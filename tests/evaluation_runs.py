@@ -120,7 +120,9 @@ def texts(workdir):
     answer.index: [turn.detail.tokens for turn in answer.turns]
     for answer in run.answers
   }
-  assert sorted(found) == run.facts['indices'] and len(found) == len(run.answers)
+  assert sorted(found) == run.facts['indices'] and len(found) == len(
+    run.answers
+  )
   return found
 
 

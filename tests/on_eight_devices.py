@@ -3,12 +3,17 @@
 python on_eight_devices.py FOLDER     a checkpoint; prints JSON
 """
 
+import dataclasses
+import functools
 import json
 import pathlib
+import re
 import sys
 import tempfile
 
+from flax import traverse_util
 import jax
+from layout_70b import CFG as CFG_70B
 
 from swift_jax import (
   DecodeConfig,
@@ -17,31 +22,42 @@ from swift_jax import (
   SamplingConfig,
   SearchConfig,
   checkpoint,
+  fused,
   sharding,
+  weight_files,
 )
+from swift_jax.config import ModelConfig
 
-MESHES = ((2, 4), (1, 8), (4, 2))
+# Every data of 1, 2, 4 and every tensor of 1, 2, 4, 8.
+MESHES = ((4, 1), (1, 2), (2, 4), (1, 8), (4, 2))
 PROMPTS = [[7], [1, 2, 3, 4, 5, 6, 7, 8, 9], list(range(40, 60))]
 DRAFT = DraftConfig(
   confidence_threshold=0.2, max_draft_length=6, verify_widths=(4, 16)
 )
 SEARCH = SearchConfig(context_window=12, num_candidates=3, time_budget=1.0)
+SEARCHED = (2, 4)  # with a search, whose programs take long to compile
 
 
-def report(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> dict:
+def report(
+  folder: pathlib.Path, mesh: jax.sharding.Mesh | None, searches: bool
+) -> dict:
   """Texts on this mesh, and what lies on each device."""
   cfg = checkpoint.load_config(folder)
   graphdef, params = checkpoint.load_params(folder, cfg, mesh)
-  engine = Engine(cfg, graphdef, params, draft=DRAFT, search=SEARCH, mesh=mesh)
+  search = dataclasses.replace(SEARCH, enabled=searches)
+  engine = Engine(cfg, graphdef, params, draft=DRAFT, search=search, mesh=mesh)
+  greedy = SamplingConfig(max_new_tokens=30)
+  drawn = SamplingConfig(max_new_tokens=30, temperature=0.8, seed=4)
   texts = {}
-  for method in ('plain', 'swift'):
+  for name, method, sampling in (
+    ('plain', 'plain', greedy),
+    ('swift', 'swift', greedy),
+    ('drawn', 'plain', drawn),
+  ):
     decode = DecodeConfig(
-      method,
-      batch_size=4,
-      prefill_chunk=8,
-      sampling=SamplingConfig(max_new_tokens=30),
+      method, batch_size=4, prefill_chunk=8, sampling=sampling
     )
-    texts[method] = [r.tokens for r in engine.generate(PROMPTS, decode)]
+    texts[name] = [r.tokens for r in engine.generate(PROMPTS, decode)]
   with tempfile.TemporaryDirectory() as name:
     checkpoint.export_hf(pathlib.Path(name), cfg, params)
     file = pathlib.Path(name, 'model.safetensors')
@@ -59,12 +75,52 @@ def report(folder: pathlib.Path, mesh: jax.sharding.Mesh | None) -> dict:
   }
 
 
+def loading(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
+  """What the programs that put a layer's weights in place do, compiled for the
+  devices: collectives, and bytes on each beyond what goes in and comes out."""
+  weights = checkpoint.expected_weights(cfg, mesh)
+  programs, layer = [], {}
+  for weight in weights.values():
+    if weight.path[:2] != ('layers', 0) and weight.path[0] == 'layers':
+      continue  # all layers are alike
+    shape, is_kernel = weight.shape, weight_files.is_transposed(weight.path)
+    if is_kernel:
+      tensor = jax.ShapeDtypeStruct(
+        shape, cfg.jax_dtype, sharding=weight.in_file
+      )
+      programs.append(checkpoint._transpose(weight.target).lower(tensor))
+    layer[weight.path] = jax.ShapeDtypeStruct(
+      shape[::-1] if is_kernel else shape, cfg.jax_dtype, sharding=weight.target
+    )
+  layer = traverse_util.unflatten_dict(layer)['layers'][0]
+  _, flat = checkpoint._flat_abstract(cfg)
+  places = sharding.param_shardings(traverse_util.unflatten_dict(flat), mesh)
+  fuse = functools.partial(fused.fuse, cfg=cfg)
+  jitted = jax.jit(fuse, out_shardings=places['layers'][0])
+  programs.append(jitted.lower(layer))
+  compiled = [program.compile() for program in programs]
+  moves = '|'.join(('all-gather', 'all-to-all', 'all-reduce', 'collective-'))
+  return {
+    'programs': len(compiled),
+    'collectives': sum(
+      len(re.findall(moves, program.as_text())) for program in compiled
+    ),
+    'extra': max(p.memory_analysis().temp_size_in_bytes for p in compiled),
+    'most': max(p.memory_analysis().output_size_in_bytes for p in compiled),
+  }
+
+
 def main(folder: pathlib.Path) -> None:
   jax.config.update('jax_num_cpu_devices', 8)
-  reports = {'one': report(folder, None)}
+  reports = {'one': report(folder, None, True)}
   for data, tensor in MESHES:
     mesh = sharding.make_mesh(data, tensor)
-    reports[f'{data}x{tensor}'] = report(folder, mesh)
+    reports[f'{data}x{tensor}'] = report(
+      folder, mesh, (data, tensor) == SEARCHED
+    )
+  mesh = sharding.make_mesh(1, 8)
+  for name, cfg in (('tiny', checkpoint.load_config(folder)), ('70b', CFG_70B)):
+    reports[f'loading {name}'] = loading(cfg, mesh)
   print(json.dumps(reports))
 
 

@@ -83,6 +83,8 @@ def test_one_mesh_over_two_processes(tmp_path, asked):
     '--config.mesh.across_processes=True',
     '--config.decode.batch_size=4',
     '--config.sampling.max_new_tokens=8',
+    '--config.search.scoring=map',
+    '--config.search.importance=False',
   )
   both = [pair.start(0), pair.start(1)]
   try:

@@ -64,14 +64,12 @@ class Runner:
     self._is_mine = is_mine
     template = getattr(engine.tokenizer, 'chat_template', None)
     self._is_chat = template is not None if chat is None else chat
-    self._room = engine.cfg.max_position_embeddings - (
-      engine.resolve(decode.sampling).config.max_new_tokens
-    )
+    new = engine.resolve(decode.sampling).config.max_new_tokens
+    self._room = engine.cfg.max_position_embeddings - new
     if self._room < 1:
       raise InputError(
-        f'sampling.max_new_tokens={decode.sampling.max_new_tokens}: leaves no'
-        ' room for a prompt in max_position_embeddings='
-        f'{engine.cfg.max_position_embeddings}'
+        f'sampling.max_new_tokens={new}: leaves no room for a prompt in'
+        f' max_position_embeddings={engine.cfg.max_position_embeddings}'
       )
     self._longest = 1
     lengths = {}

@@ -32,7 +32,7 @@ except ImportError:  # not a Unix
   fcntl = None
 
 # Facts of `run.json` that tell what happened, not what the run is.
-_HISTORY = ('started', 'commits')
+_HISTORY = ('started', 'commit', 'commits')
 
 
 class Workdir:
@@ -45,8 +45,9 @@ class Workdir:
   def __init__(self, path: str, process: int, num_processes: int):
     self.where = f'--workdir={path}'
     self.answered: set[int | str] = set()
-    self._folder = epath.Path(path)
     self._is_remote = '://' in path
+    with self._named_errors():
+      self._folder = epath.Path(path)
     suffix = '' if num_processes == 1 else f'-{process}'
     self._answers = self._folder / runs.answers_name(process, num_processes)
     self._search = self._folder / f'search{suffix}.json'
@@ -198,11 +199,14 @@ class Workdir:
 
   @contextlib.contextmanager
   def _named_errors(self) -> Iterator[None]:
+    # A path may hold a NUL; a store's client has errors of its own.
+    kinds = Exception if self._is_remote else (OSError, ValueError)
     try:
       yield
-    # Beside the system's, what a store's client is missing or says.
-    except (OSError, ImportError) as error:
-      reason = getattr(error, 'strerror', None) or error
+    except InputError:
+      raise
+    except kinds as error:
+      reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
       raise InputError(f'{self.where}: cannot be used: {reason}') from error
 
 
