@@ -1,0 +1,160 @@
+"""The launcher of evaluations: what it writes, how it goes on, what it refuses."""
+
+import json
+import signal
+
+import evaluation_runs as er
+import pytest
+
+METHODS = ('plain', 'swift', 'prompt_lookup')
+KEYS = {
+  'question_id',
+  'category',
+  'answer_id',
+  'model_id',
+  'choices',
+  'tstamp',
+  'swift_jax',
+}
+
+
+@pytest.fixture(scope='module')
+def asked(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('evaluate')
+  model = er.make_model(folder / 'model')
+  return model, er.make_prompts(folder / 'prompts.jsonl', 8)
+
+
+@pytest.fixture
+def evaluate(launch, asked):
+  """Runs the launcher here; (status, stdout, stderr)."""
+  import evaluate
+
+  def run(workdir, *settings):
+    arguments = er.command(*asked, workdir, *settings)[2:]
+    return launch(*arguments, main=evaluate.main, sections=evaluate.SECTIONS)
+
+  return run
+
+
+def test_all_methods_write_the_same_and_nothing_is_repeated(
+  evaluate, tmp_path, asked
+):
+  texts = []
+  for method in METHODS:
+    workdir = tmp_path / method
+    setting = f'--config.decode.method={method}'
+    status, out, err = evaluate(workdir, setting)
+    assert status == 0, err
+    assert out == f'{workdir}: 8 questions answered, 0 of them before\n'
+    texts.append(er.texts(workdir))
+    before = (workdir / 'answers.jsonl').read_bytes()
+    _, out, _ = evaluate(workdir, setting)
+    assert out == f'{workdir}: 8 questions answered, 8 of them before\n'
+    assert (workdir / 'answers.jsonl').read_bytes() == before
+  assert texts[0] == texts[1] == texts[2]
+  line = json.loads(before.splitlines()[0])
+  assert line.keys() == KEYS
+  (choice,) = line['choices']
+  assert sum(choice['accept_lengths']) == choice['new_tokens'][0] == 24
+  assert len(choice['accept_lengths']) == choice['decoding_steps'][0]
+  facts = json.loads((workdir / 'run.json').read_text())
+  assert facts['config']['task']['path'] == str(asked[1])
+  assert facts['config']['decode']['phase_interval'] == 16
+  for name in ('versions', 'device', 'commit', 'fingerprint', 'sampling'):
+    assert facts[name]
+
+
+def test_another_config_is_refused_and_a_damaged_search_named(
+  evaluate, tmp_path
+):
+  swift = '--config.decode.method=swift'
+  assert evaluate(tmp_path, swift)[0] == 0
+  before = (tmp_path / 'answers.jsonl').read_bytes()
+  status, out, err = evaluate(
+    tmp_path, swift, '--config.draft.max_draft_length=5'
+  )
+  assert (status, out) == (2, '')
+  assert err.endswith('another run: config.draft.max_draft_length=7, now 5\n')
+  # What is left to answer goes on with what the search had learnt.
+  head = b''.join(before.splitlines(keepends=True)[:6])
+  (tmp_path / 'answers.jsonl').write_bytes(head)
+  learnt = json.loads((tmp_path / 'search.json').read_text())['search']
+  assert evaluate(tmp_path, swift)[0] == 0
+  later = json.loads((tmp_path / 'search.json').read_text())['search']
+  passes = [s['learnt']['iterations'] for s in (learnt, later)]
+  assert 0 < passes[0] < passes[1]
+  (tmp_path / 'answers.jsonl').write_bytes(head)
+  (tmp_path / 'search.json').write_text('{')
+  status, _, err = evaluate(tmp_path, swift)
+  assert status == 2 and f'--workdir={tmp_path}/search.json: is no' in err
+
+
+def test_drawn_text_does_not_depend_on_the_batch_or_a_restart(
+  evaluate, tmp_path
+):
+  texts = []
+  for size in (1, 3):
+    workdir = tmp_path / str(size)
+    settings = (
+      '--config.decode.method=plain',
+      '--config.sampling.temperature=0.8',
+      f'--config.decode.batch_size={size}',
+    )
+    assert evaluate(workdir, *settings)[0] == 0
+    lines = (workdir / 'answers.jsonl').read_bytes().splitlines(keepends=True)
+    torn = b''.join(lines[:3]) + lines[3][:40]
+    (workdir / 'answers.jsonl').write_bytes(torn)
+    _, out, _ = evaluate(workdir, *settings)
+    assert '8 questions answered, 3 of them before' in out
+    texts.append(er.texts(workdir))
+  assert texts[0] == texts[1]
+
+
+def test_two_turns_of_spec_bench(evaluate, tmp_path):
+  file = tmp_path / 'question.jsonl'
+  questions = [
+    {'question_id': 7, 'category': 'writing', 'turns': ['import os', 'def f']},
+    {'question_id': 9, 'category': 'qa', 'turns': ['class Queue:']},
+  ]
+  file.write_text(''.join(json.dumps(q) + '\n' for q in questions))
+  settings = ('--config.task.name=spec_bench', f'--config.task.path={file}')
+  assert evaluate(tmp_path / 'run', *settings)[0] == 0
+  found = er.texts(tmp_path / 'run')
+  assert [len(turns) for turns in found.values()] == [2, 1]
+
+
+def test_sigterm_ends_with_a_line_and_goes_on(tmp_path, asked):
+  prompts = er.make_prompts(tmp_path / 'prompts.jsonl', 400)
+  plain = '--config.decode.method=plain'
+  command = er.command(asked[0], prompts, tmp_path / 'run', plain)
+  process = er.start(command, tmp_path / 'log')
+  assert er.wait_for_lines(tmp_path / 'run' / 'answers.jsonl', 3, process)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(timeout=60) == 128 + signal.SIGTERM
+  said = (tmp_path / 'log').read_text().splitlines()[-1]
+  assert 'terminated; the same command goes on' in said
+  status, out, err = er.finish(command)
+  assert status == 0, err
+  assert '400 questions answered' in out and ' 0 of them' not in out
+  assert len(er.texts(tmp_path / 'run')) == 400
+
+
+@pytest.mark.parametrize(
+  'settings, said',
+  [
+    (['--workdir='], '--workdir: a folder is needed'),
+    (['--config.task.name=x'], "task.name='x': expected one of"),
+    (['--config.task.path=/none'], '/none'),
+    (['--config.task.num_samples=99'], 'task.num_samples=99'),
+    (['--config.mesh.data=64'], 'mesh.data=64, mesh.tensor=1: 64 devices'),
+    (['--config.decode.method=fast'], "decode.method='fast': expected one of"),
+  ],
+)
+def test_bad_input_is_one_line_and_makes_no_folder(
+  evaluate, tmp_path, settings, said
+):
+  status, out, err = evaluate(tmp_path / 'run', *settings)
+  assert (status, out) == (2, '')
+  assert said in err and len(err.splitlines()) == 1
+  assert not (tmp_path / 'run').exists()
