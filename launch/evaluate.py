@@ -45,7 +45,10 @@ if TYPE_CHECKING:
   from swift_jax.evaluation.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'folder of the run, made or gone on with; may be gs://'
+  'workdir',
+  None,
+  'folder of the run, made or gone on with; may be gs://',
+  allow_override=True,  # train_demo.py has one, and tests import both
 )
 _COORDINATOR = flags.DEFINE_string(
   'coordinator', '', 'HOST:PORT of process 0, where no cluster tells'

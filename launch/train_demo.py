@@ -33,7 +33,12 @@ from swift_jax.errors import InputError
 from swift_jax.skip_mask import SkipMask
 from swift_jax.training import TrainConfig
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'tokenizer and checkpoints')
+_WORKDIR = flags.DEFINE_string(
+  'workdir',
+  None,
+  'tokenizer and checkpoints',
+  allow_override=True,  # evaluate.py has one, and tests import both
+)
 _OUTPUT = flags.DEFINE_string('output', None, 'folder of the finished model')
 
 SKIP_RATIO = 0.45

@@ -116,7 +116,8 @@ def load_params(
   for name in sorted(weights):
     by_file.setdefault(infos[name].file, []).append(name)
   params = {}
-  context = ocp.Context(multiprocessing_options=_processes(mesh))
+  context = ocp.Context()
+  _choose_processes(context, mesh)
   context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
   for file, names in by_file.items():
     abstract = {
@@ -143,17 +144,15 @@ def load_params(
   return graphdef, params
 
 
-def _processes(mesh: Mesh | None) -> ocp.options.MultiprocessingOptions:
+def _choose_processes(context: ocp.Context, mesh: Mesh | None) -> None:
   """Whom Orbax waits for: those of the mesh, not all that there are."""
   if sharding.spans_processes(mesh):
-    return ocp.options.MultiprocessingOptions()
-  me = jax.process_index()
-  return ocp.options.MultiprocessingOptions(
-    primary_host=me,
-    active_processes={me},
-    # A process that was started again must not meet what it left behind.
-    barrier_sync_key_prefix=uuid.uuid4().hex,
-  )
+    return
+  options = context.multiprocessing
+  options.primary_host = jax.process_index()
+  options.active_processes = {jax.process_index()}
+  # A process that was started again must not meet what it left behind.
+  options.barrier_sync_key_prefix = uuid.uuid4().hex
 
 
 @functools.cache
