@@ -11,12 +11,13 @@ Each function's `where` says which file and line an error is about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import json
 from typing import Any
 
 from swift_jax.errors import InputError
+from swift_jax.search.fields import Fields, Valid, bad, check
 
 KEY = 'swift_jax'
 METHODS = ('plain', 'swift', 'prompt_lookup')
@@ -155,17 +156,17 @@ def parse(line: bytes, where: str) -> Answer:
     raise InputError(f'{where}: not JSON: {error}') from None
   if not isinstance(fields, dict):
     raise InputError(f'{where}: expected an object, found {fields!r:.60}')
-  _check(fields, _FIELDS, where)
+  check(fields, _FIELDS, where)
   if not isinstance(fields['choices'][0], dict):
     found = fields['choices'][0]
     raise InputError(f'{where}: choices[0]={found!r:.60}: expected an object')
   choice = fields['choices'][0]
-  _check(choice, _CHOICE_FIELDS, where)
+  check(choice, _CHOICE_FIELDS, where)
   ours = fields.get(KEY)
   if ours is not None:
     if not isinstance(ours, dict):
       raise InputError(f'{where}: {KEY}={ours!r:.60}: expected an object')
-    _check(ours, _OWN_FIELDS, where)
+    check(ours, _OWN_FIELDS, where)
   facts = {name: fields[name] for name in _PLAIN_FIELDS}
   for name in _OWN_FIELDS if ours is not None else ():
     facts[name] = ours[name]
@@ -182,7 +183,7 @@ def _turns(
   names = ('decoding_steps', 'new_tokens', 'wall_time')
   for name in names:
     if len(choice[name]) != count:
-      raise _bad(where, name, choice[name], f'one for each of {count} turns')
+      raise bad(where, name, choice[name], f'one for each of {count} turns')
   details = [None] * count
   if ours is not None:
     _check_lengths(choice, where)
@@ -202,7 +203,7 @@ def _check_lengths(choice: Mapping[str, Any], where: str) -> None:
   total = sum(choice['decoding_steps'])
   if len(lengths) != total:
     wanted = f'one for each of {total} decoding_steps'
-    raise _bad(where, 'accept_lengths', lengths, wanted)
+    raise bad(where, 'accept_lengths', lengths, wanted)
   for steps, new_tokens in zip(
     choice['decoding_steps'], choice['new_tokens'], strict=True
   ):
@@ -210,7 +211,7 @@ def _check_lengths(choice: Mapping[str, Any], where: str) -> None:
     at += steps
     if returned != new_tokens:
       wanted = f'the sum of its accept_lengths, {returned}'
-      raise _bad(where, 'new_tokens', new_tokens, wanted)
+      raise bad(where, 'new_tokens', new_tokens, wanted)
 
 
 def _details(
@@ -220,12 +221,12 @@ def _details(
   turns = ours.get('turns')
   count = len(choice['turns'])
   if not isinstance(turns, list) or len(turns) != count:
-    raise _bad(where, f'{KEY}.turns', turns, f'one for each of {count} turns')
+    raise bad(where, f'{KEY}.turns', turns, f'one for each of {count} turns')
   details = []
   for i, fields in enumerate(turns):
     if not isinstance(fields, dict):
-      raise _bad(where, f'{KEY}.turns', fields, 'an object')
-    _check(fields, _DETAIL_FIELDS, where)
+      raise bad(where, f'{KEY}.turns', fields, 'an object')
+    check(fields, _DETAIL_FIELDS, where)
     detail = Detail(
       **{
         name: tuple(fields[name])
@@ -236,35 +237,18 @@ def _details(
     )
     if len(detail.tokens) != choice['new_tokens'][i]:
       wanted = f'new_tokens={choice["new_tokens"][i]} token ids'
-      raise _bad(where, 'tokens', fields['tokens'], wanted)
+      raise bad(where, 'tokens', fields['tokens'], wanted)
     passes = 0 if ours['method'] == 'plain' else choice['decoding_steps'][i]
     for name in ('drafted', 'accepted'):
       if len(fields[name]) != passes:
         wanted = f'one for each of {passes} passes'
-        raise _bad(where, name, fields[name], wanted)
+        raise bad(where, name, fields[name], wanted)
     for accepted, drafted in zip(detail.accepted, detail.drafted, strict=True):
       if accepted > drafted:
         wanted = f'at most the {drafted} that were drafted'
-        raise _bad(where, 'accepted', accepted, wanted)
+        raise bad(where, 'accepted', accepted, wanted)
     details.append(detail)
   return details
-
-
-def _bad(where: str, name: str, value: Any, wanted: str) -> InputError:
-  return InputError(f'{where}: {name}={value!r:.60}: expected {wanted}')
-
-
-_Valid = Callable[[Any], bool]
-_Known = Mapping[str, tuple[_Valid, str]]
-
-
-def _check(fields: Mapping[str, Any], known: _Known, where: str) -> None:
-  """Refuses an object that lacks a key or has a wrong value there."""
-  for name, (is_valid, wanted) in known.items():
-    if name not in fields:
-      raise InputError(f'{where}: {name!r} is missing')
-    if not is_valid(fields[name]):
-      raise _bad(where, name, fields[name], wanted)
 
 
 def _is_count(value: Any) -> bool:
@@ -275,11 +259,11 @@ def _is_number(value: Any) -> bool:
   return type(value) in (int, float) and 0 <= value <= _MOST
 
 
-def _list_of(is_valid: _Valid) -> _Valid:
+def _list_of(is_valid: Valid) -> Valid:
   return lambda value: isinstance(value, list) and all(map(is_valid, value))
 
 
-def _or_none(is_valid: _Valid) -> _Valid:
+def _or_none(is_valid: Valid) -> Valid:
   return lambda value: value is None or is_valid(value)
 
 
@@ -292,7 +276,7 @@ _COUNT = (_is_count, 'an integer >= 0')
 _COUNTS = (_list_of(_is_count), 'a list of integers >= 0')
 _NUMBER = (_is_number, 'a number >= 0')
 _MAYBE = (_or_none(_is_number), 'a number >= 0 or null')
-_PLAIN_FIELDS: _Known = {
+_PLAIN_FIELDS: Fields = {
   'question_id': (
     lambda value: type(value) in (int, str),
     'an integer or a string',
@@ -302,14 +286,14 @@ _PLAIN_FIELDS: _Known = {
   'model_id': _TEXT,
   'tstamp': _NUMBER,
 }
-_FIELDS: _Known = {
+_FIELDS: Fields = {
   **_PLAIN_FIELDS,
   'choices': (
     lambda value: isinstance(value, list) and bool(value),
     'a filled list',
   ),
 }
-_CHOICE_FIELDS: _Known = {
+_CHOICE_FIELDS: Fields = {
   'turns': (
     lambda value: _list_of(_is_text)(value) and bool(value),
     'a filled list of strings',
@@ -319,14 +303,14 @@ _CHOICE_FIELDS: _Known = {
   'wall_time': (_list_of(_is_number), 'a list of numbers >= 0'),
   'accept_lengths': _COUNTS,
 }
-_OWN_FIELDS: _Known = {
+_OWN_FIELDS: Fields = {
   'index': _COUNT,
   'method': (METHODS.__contains__, f'one of {", ".join(METHODS)}'),
   'reference': (_list_of(_is_text), 'a list of strings'),
   'skip_ratio': _MAYBE,
   'matchness': _MAYBE,
 }
-_DETAIL_FIELDS: _Known = {
+_DETAIL_FIELDS: Fields = {
   'tokens': _COUNTS,
   'prompt_tokens': _COUNT,
   'truncated': _COUNT,

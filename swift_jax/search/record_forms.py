@@ -8,13 +8,20 @@ Each function's `where` says which setting, file and line an error is about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import json
 from typing import Any
 
 from swift_jax.errors import InputError
-from swift_jax.search.fields import is_fingerprint, is_int
+from swift_jax.search.fields import (
+  Fields,
+  Valid,
+  bad,
+  check,
+  is_fingerprint,
+  is_int,
+)
 from swift_jax.skip_mask import num_free
 
 FORMAT = 'swift_jax_search'
@@ -137,8 +144,8 @@ def parse_header(line: bytes, where: str) -> Header:
   fields = _json(line, where)
   version = fields[FORMAT]
   if type(version) is not int or version != VERSION:
-    raise _bad(where, FORMAT, version, f'version {VERSION}')
-  _check(fields, _HEADER_FIELDS, where)
+    raise bad(where, FORMAT, version, f'version {VERSION}')
+  check(fields, _HEADER_FIELDS, where)
   return Header(**{name: fields[name] for name in _HEADER_FIELDS})
 
 
@@ -151,7 +158,7 @@ def parse_pass(line: bytes, num_layers: int, where: str) -> PassRecord:
   fields = _json(line, where)
   if not isinstance(fields, dict):
     raise InputError(f'{where}: expected an object, found {fields!r:.60}')
-  _check(fields, _PASS_FIELDS, where)
+  check(fields, _PASS_FIELDS, where)
   _check_together(fields, where)
   _check_masks(fields, num_free(num_layers), where)
   values = {
@@ -172,15 +179,15 @@ def check_order(before: PassRecord, record: PassRecord, where: str) -> None:
   """
   if record.number <= before.number:
     wanted = f'more than the {before.number} of the line before'
-    raise _bad(where, 'pass', record.number, wanted)
+    raise bad(where, 'pass', record.number, wanted)
   for name in ('evaluations', 'seconds', 'search_seconds'):
     value, low = getattr(record, name), getattr(before, name)
     if value < low:
-      raise _bad(where, name, value, f'at least the {low} of the line before')
+      raise bad(where, name, value, f'at least the {low} of the line before')
   skipped = before.incumbent.count('1')
   if record.incumbent.count('1') != skipped:
     wanted = f'{skipped} times 1 as in the line before'
-    raise _bad(where, 'incumbent', record.incumbent, wanted)
+    raise bad(where, 'incumbent', record.incumbent, wanted)
 
 
 def _check_together(fields: Mapping[str, Any], where: str) -> None:
@@ -188,25 +195,25 @@ def _check_together(fields: Mapping[str, Any], where: str) -> None:
   count, positions = len(fields['masks']), fields['positions']
   for name in ('sources', 'hits', 'log_probs'):
     if len(fields[name]) != count:
-      raise _bad(where, name, fields[name], f'one for each of {count} masks')
+      raise bad(where, name, fields[name], f'one for each of {count} masks')
   if max(fields['hits']) > positions:
     wanted = f'at most positions={positions} for each mask'
-    raise _bad(where, 'hits', fields['hits'], wanted)
+    raise bad(where, 'hits', fields['hits'], wanted)
   if fields['search_seconds'] > fields['seconds']:
     wanted = f'at most seconds={fields["seconds"]}'
-    raise _bad(where, 'search_seconds', fields['search_seconds'], wanted)
+    raise bad(where, 'search_seconds', fields['search_seconds'], wanted)
 
 
 def _check_masks(fields: Mapping[str, Any], free: int, where: str) -> None:
   """Refuses masks of another model's length, or that do not skip as many."""
   incumbent = fields['incumbent']
   if len(incumbent) != free:
-    raise _bad(where, 'incumbent', incumbent, f'{free} times 0 or 1')
+    raise bad(where, 'incumbent', incumbent, f'{free} times 0 or 1')
   skipped = incumbent.count('1')
   for mask in fields['masks']:
     if len(mask) != free or mask.count('1') != skipped:
       wanted = f'{free} times 0 or 1, {skipped} times 1 as in the incumbent'
-      raise _bad(where, 'masks', mask, wanted)
+      raise bad(where, 'masks', mask, wanted)
 
 
 def _to_text(fields: Mapping[str, Any]) -> str:
@@ -225,23 +232,6 @@ def _json(line: bytes, where: str) -> Any:
     raise InputError(f'{where}: not JSON: {error}') from None
 
 
-def _bad(where: str, name: str, value: Any, wanted: str) -> InputError:
-  return InputError(f'{where}: {name}={value!r:.60}: expected {wanted}')
-
-
-_Valid = Callable[[Any], bool]
-_Fields = Mapping[str, tuple[_Valid, str]]
-
-
-def _check(fields: Mapping[str, Any], known: _Fields, where: str) -> None:
-  """Refuses an object that lacks a field or has a wrong value there."""
-  for name, (is_valid, wanted) in known.items():
-    if name not in fields:
-      raise InputError(f'{where}: {name!r} is missing')
-    if not is_valid(fields[name]):
-      raise _bad(where, name, fields[name], wanted)
-
-
 def _is_finite(value: Any) -> bool:
   return type(value) in (int, float) and abs(value) <= _LIMIT
 
@@ -254,11 +244,11 @@ def _is_mask(value: Any) -> bool:
   return isinstance(value, str) and not value.strip('01')
 
 
-def _or_none(is_valid: _Valid) -> _Valid:
+def _or_none(is_valid: Valid) -> Valid:
   return lambda value: value is None or is_valid(value)
 
 
-def _some(is_valid: _Valid) -> _Valid:
+def _some(is_valid: Valid) -> Valid:
   """A list that is not empty, of what is valid."""
   return lambda value: (
     isinstance(value, list) and bool(value) and all(map(is_valid, value))
@@ -266,7 +256,7 @@ def _some(is_valid: _Valid) -> _Valid:
 
 
 # What is valid in each field, and how that is said; in the file's order.
-_HEADER_FIELDS: _Fields = {
+_HEADER_FIELDS: Fields = {
   'num_layers': (lambda value: is_int(value, 1), 'an integer >= 1'),
   'model': (_or_none(is_fingerprint), '16 hexadecimal digits or null'),
   'settings': (lambda value: isinstance(value, dict), 'an object'),
@@ -274,7 +264,7 @@ _HEADER_FIELDS: _Fields = {
 _COUNT = (lambda value: is_int(value, 0), 'an integer >= 0')
 _SECONDS = (_is_positive, 'a number >= 0')
 _SOURCE = (SOURCES.__contains__, f'one of {", ".join(SOURCES)}')
-_PASS_FIELDS: _Fields = {
+_PASS_FIELDS: Fields = {
   'pass': _COUNT,
   'evaluations': _COUNT,
   'seconds': _SECONDS,
