@@ -25,7 +25,6 @@ import os
 import pathlib
 import signal
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -63,7 +62,6 @@ _PROCESS_ID = flags.DEFINE_integer(
 SECTIONS = {**common.SECTIONS, 'task': TaskConfig}
 # Every so many dispatches a round is timed in halves, unless the config says.
 _PHASE_INTERVAL = 16
-_LONGEST_WAIT = 600.0  # seconds for the other hosts, or as long as we took
 
 
 class Terminated(BaseException):
@@ -73,6 +71,11 @@ class Terminated(BaseException):
 def main(config: ConfigDict) -> None:
   if not _WORKDIR.value:
     raise InputError('--workdir: a folder is needed')
+  if config.search.record:  # it begins anew with each start
+    raise InputError(
+      f'search.record={config.search.record!r}: expected none; evaluate.py keeps'
+      ' what the search has learnt in its workdir'
+    )
   task = common.section(config, 'task', TaskConfig)
   decode = common.decode_config(config)
   if not decode.phase_interval:
@@ -82,7 +85,6 @@ def main(config: ConfigDict) -> None:
   distributed.start(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, in_step
   )
-  started = time.monotonic()
   try:
     with terminable():
       evaluate(config, decode, task, questions)
@@ -94,9 +96,7 @@ def main(config: ConfigDict) -> None:
       flush=True,
     )
     os._exit(128 + signal.SIGTERM)  # the others may never come to part from
-  waits = max(_LONGEST_WAIT, time.monotonic() - started)
-  if not distributed.part(waits):
-    print('the other processes have not finished', file=sys.stderr)
+  distributed.part()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from swift_jax.checks import require
 from swift_jax.errors import InputError
 
 _PORTS = range(1, 2**16)
+_LONGEST = 30 * 24 * 3600.0  # seconds: no run takes longer
 _GRACE = 3.0  # seconds in which the others say goodbye
 # By these a scheduler tells each of several processes which one it is.
 _CLUSTERS = {
@@ -94,26 +95,23 @@ def _check(
   require(ok, '--process_id', process_id, wanted)
 
 
-def part(seconds: float) -> bool:
-  """Waits until all have come here, and leaves; whether all have.
+def part() -> None:
+  """Waits until all have come here, and leaves.
 
-  Process 0, where all meet, is the last to go: without it the others would die.
+  Process 0, where all meet, is the last to go: without it the others would die,
+  so it waits for those that work on or are started again, however long.
   """
   if jax.process_count() == 1:
-    return True
+    return
   # There is no public name for a barrier that needs no device.
   from jax._src import distributed
 
-  try:
-    distributed.global_state.client.wait_at_barrier(
-      'swift_jax: all is written', round(seconds * 1000)
-    )
-  except jax.errors.JaxRuntimeError:
-    return False
+  distributed.global_state.client.wait_at_barrier(
+    'swift_jax: all is written', round(_LONGEST * 1000)
+  )
   if jax.process_index() == 0:
     time.sleep(_GRACE)
   jax.distributed.shutdown()
-  return True
 
 
 def of_the_first(content: bytes) -> bytes:

@@ -30,7 +30,7 @@ from swift_jax.sampling_config import Resolved, SamplingConfig, resolve
 from swift_jax.search import atomic_file, cached_sets, paper, records
 from swift_jax.search.budget import Estimate
 from swift_jax.search.searcher import Searcher
-from swift_jax.session import Model, Piece, Row, Session
+from swift_jax.session import Model, Piece, Row, Seen, Session
 from swift_jax.skip_mask import SkipMask
 
 Prompt = str | Sequence[int]
@@ -458,9 +458,13 @@ class Engine:
       everything = np.ones_like(scores.compared)
       spare.observe(candidates, scores._replace(compared=everything), 1)
       spare.state()  # waits for the Gaussian process, where there is one
-    # Two rounds: the first of them may run in halves.
     session.state = jax.block_until_ready(session.advance(2))
+    if decode.method != 'plain' and decode.phase_interval:
+      session.state = session.in_halves()
+    Seen.of(session.state, self.model)
     session.rounds()
+    sharding.agreed(True, self.model.mesh)
+    self.model.dispatches = 0
 
   def session(
     self,

@@ -45,6 +45,8 @@ class Model:
   Attributes:
     capacity: cache slots a row. It grows when a batch needs more and never
       shrinks: programs are compiled for it.
+    dispatches: of speculative rounds so far, over all texts, so that the rounds
+      that are timed in halves come from anywhere in a text.
   """
 
   def __init__(
@@ -58,6 +60,7 @@ class Model:
     self.cfg, self.graphdef, self.params = cfg, graphdef, params
     self.mesh = mesh
     self.capacity = _MIN_CAPACITY
+    self.dispatches = 0
     self.shapes, settings = drafting.split_config(draft, cfg.vocab_size)
     self.settings = self.put(settings)
     self.scorer = Scorer(self)
@@ -199,7 +202,6 @@ class Session:
     shapes = model.shapes._replace(samples=decode.sampling.samples)
     is_lookup = decode.method == 'prompt_lookup'
     self._shapes = drafting.for_lookup(shapes) if is_lookup else shapes
-    self._dispatches = 0
     self.seconds = Seconds()
     self._uploaded: tuple[skip_masks.SkipMask, skip_masks.SkipMask] | None = (
       None
@@ -274,10 +276,10 @@ class Session:
         self._shapes.samples,
       )
     interval = self.decode.phase_interval
-    if interval and self._dispatches % interval == 0:
-      self.state = self._in_halves()
+    model.dispatches += 1
+    if interval and model.dispatches % interval == 0:
+      self.state = self.in_halves()
       count -= 1
-    self._dispatches += 1
     if not count:
       return self.state
     return rounds.speculative_rounds(
@@ -292,7 +294,7 @@ class Session:
       self._shapes,
     )
 
-  def _in_halves(self) -> DecodeState:
+  def in_halves(self) -> DecodeState:
     """One round, with the time of drafting and that of verifying."""
     model, mask = self.model, self._drafting_mask()
     settings = model.settings, self._sampling, self._shapes
@@ -325,10 +327,10 @@ class Session:
     """
     is_swift = self.decode.method == 'swift'
     per_dispatch = self.decode.rounds_per_dispatch
-    if not is_swift:
-      per_dispatch *= _STEPS_PER_ROUND
     if self.decode.sampling.stop_strings:
       per_dispatch = 1  # so that counts end where the text does
+    if self.decode.method == 'plain':
+      per_dispatch *= _STEPS_PER_ROUND
     searcher = self.searcher
     due, pass_guess = searcher.cfg.opt_interval, math.inf
     while not all(row.done for row in self.rows):
@@ -381,6 +383,8 @@ class Session:
       if row.text.stopped:
         returned = len(row.text.tokens) - before_tokens
         counts = _counts_up_to(row.counts, counts, returned)
+        if self.decode.method == 'plain':
+          counts['verify_passes'] = len(row.text.tokens)
         stopped.append(b)
       row.counts = counts
       row.done = bool(seen.done[b]) or row.text.stopped

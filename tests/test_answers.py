@@ -341,8 +341,7 @@ def damage(content, kind):
     return content + lines[0].replace('"llama"', '"other"') + '\n'
   if kind == 'blank':
     return content.replace('\n', '\n\n', 1)
-  assert kind == 'empty'
-  return ''
+  raise AssertionError(kind)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +352,6 @@ def damage(content, kind):
     ('doubled', ['line 4: question_id=1', 'line 1']),
     ('model', ["line 4: model_id='other'", "'llama'"]),
     ('blank', ['line 2: not JSON']),
-    ('empty', ['holds no answers']),
   ],
 )
 @pytest.mark.parametrize('is_folder', [True, False])
@@ -365,6 +363,17 @@ def test_damaged_files_are_refused(tmp_path, kind, said, is_folder):
   refused(
     folder if is_folder else file, 'answers.jsonl', *said, allow_missing=True
   )
+
+
+def test_a_process_that_has_not_answered_yet(tmp_path):
+  """Its empty file is a part of a run; alone it is no answers file."""
+  folder = write(tmp_path / 'run', SWIFT)
+  file = folder / 'answers.jsonl'
+  file.write_text('')
+  refused(file, 'answers.jsonl: holds no answers')
+  refused(folder, '3 of 3 questions have no answer')
+  read = runs.read_run(str(folder), '--candidate', allow_missing=True)
+  assert (read.answers, read.missing) == ((), (0, 1, 2))
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

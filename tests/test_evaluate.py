@@ -144,6 +144,7 @@ def test_sigterm_ends_with_a_line_and_goes_on(tmp_path, asked):
   'settings, said',
   [
     (['--workdir='], '--workdir: a folder is needed'),
+    (['--config.search.record=r.jsonl'], "search.record='r.jsonl': expected"),
     (['--config.task.name=x'], "task.name='x': expected one of"),
     (['--config.task.path=/none'], '/none'),
     (['--config.task.num_samples=99'], 'task.num_samples=99'),

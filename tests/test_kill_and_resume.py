@@ -11,5 +11,5 @@ def test_nothing_is_lost_and_nothing_comes_twice(tmp_path):
   spec.loader.exec_module(loop)
   said = []
   killed, whole = loop.run(tmp_path, 3, 1, said.append)
-  assert killed == whole and len(whole) == 32
+  assert killed == whole and len(whole) == 64
   assert len(said) == 3

@@ -60,7 +60,9 @@ def read_run(path: str, flag: str, allow_missing: bool = False) -> Run:
     if not place.exists():
       raise InputError(f'{where}: no such file or folder')
     if not place.is_dir():
-      found = _read_file(place, f'{where}')
+      found = _read_file(place, where)
+      if not found:
+        raise InputError(f'{where}: holds no answers')
       return Run(path, _merged([(where, found)], None))
     return _read_folder(place, where, allow_missing)
   # Beside the system's errors, what an object store's client is missing.
@@ -151,8 +153,6 @@ def _read_file(file: epath.Path, where: str) -> list[Answer]:
   *lines, rest = content.split(b'\n')
   if rest:
     raise InputError(f'{where}, line {len(lines) + 1}: torn: it has no end')
-  if not lines:
-    raise InputError(f'{where}: holds no answers')
   return [
     answers.parse(line, f'{where}, line {number}')
     for number, line in enumerate(lines, 1)

@@ -32,7 +32,7 @@ except ImportError:  # not a Unix
   fcntl = None
 
 # Facts of `run.json` that tell what happened, not what the run is.
-_HISTORY = ('started', 'commit', 'commits')
+_HISTORY = ('started', 'commit', 'commits', 'cpus')
 
 
 class Workdir:

@@ -48,7 +48,7 @@ def run(folder, kills, seed, say=lambda line: None):
   """
   rng = np.random.default_rng(seed)
   model = er.make_model(folder / 'model')
-  prompts = er.make_prompts(folder / 'prompts.jsonl', 8 * kills + 8)
+  prompts = er.make_prompts(folder / 'prompts.jsonl', 16 * kills + 16)
   command = er.command(model, prompts, folder / 'killed', *SETTINGS)
   file = folder / 'killed' / 'answers.jsonl'
   done, before = 0, b''
