@@ -338,8 +338,13 @@ def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
   return path, rest
 
 
+def say(message: object) -> None:
+  """One line on standard error, at once."""
+  name, line = pathlib.Path(sys.argv[0]).name, ' '.join(str(message).split())
+  print(f'{name}: {line}', file=sys.stderr, flush=True)
+
+
 def _refuse(error: Exception) -> NoReturn:
   """One line on standard error, status 2."""
-  message = ' '.join(str(error).split())
-  print(f'{pathlib.Path(sys.argv[0]).name}: {message}', file=sys.stderr)
+  say(error)
   sys.exit(2)

@@ -22,7 +22,6 @@ import contextlib
 import dataclasses
 import datetime
 import os
-import pathlib
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -89,13 +88,16 @@ def main(config: ConfigDict) -> None:
     with terminable():
       evaluate(config, decode, task, questions)
   except Terminated:
-    print(
-      f'{pathlib.Path(sys.argv[0]).name}: terminated; the same command goes on'
-      ' where this one stopped',
-      file=sys.stderr,
-      flush=True,
-    )
+    common.say('terminated; the same command goes on where this one stopped')
     os._exit(128 + signal.SIGTERM)  # the others may never come to part from
+  except InputError as error:
+    if distributed.is_alone():
+      raise
+    common.say(error)
+    if in_step:  # the others wait for us within a computation
+      os._exit(2)
+    distributed.part()  # our input is no reason for them to die
+    sys.exit(2)
   distributed.part()
 
 
@@ -132,17 +134,18 @@ def evaluate(
   engine = common.load_engine(config)
   facts = facts_of(config, decode, engine, questions)
   workdir = Workdir(_WORKDIR.value, process, count)
+  # Refuses settings that do not fit before there is a folder that has them.
+  runner = Runner(
+    engine,
+    decode,
+    asked,
+    workdir,
+    facts['model_id'],
+    task.chat,
+    frozenset(mine).__contains__,
+  )
   with contextlib.closing(workdir):
     workdir.open(facts, [question.question_id for question in mine])
-    runner = Runner(
-      engine,
-      decode,
-      asked,
-      workdir,
-      facts['model_id'],
-      task.chat,
-      frozenset(mine).__contains__,
-    )
     done = answered(workdir, asked, in_step)
     if done and decode.method == 'swift':
       resume_search(engine, workdir, in_step)
@@ -169,7 +172,7 @@ def facts_of(
   sections['decode']['phase_interval'] = decode.phase_interval
   environment = common.environment()
   return {
-    'model_id': pathlib.PurePath(config.model.path).name,
+    'model_id': os.path.basename(os.path.abspath(config.model.path)),
     'fingerprint': engine.fingerprint,
     'dtype': engine.cfg.dtype,
     'questions': tasks.fingerprint(questions),

@@ -95,13 +95,18 @@ def _check(
   require(ok, '--process_id', process_id, wanted)
 
 
+def is_alone() -> bool:
+  """Whether there are no other processes."""
+  return jax.process_count() == 1
+
+
 def part() -> None:
   """Waits until all have come here, and leaves.
 
   Process 0, where all meet, is the last to go: without it the others would die,
   so it waits for those that work on or are started again, however long.
   """
-  if jax.process_count() == 1:
+  if is_alone():
     return
   # There is no public name for a barrier that needs no device.
   from jax._src import distributed

@@ -59,3 +59,25 @@ def launch(monkeypatch, capsys):
     sys.exit(main(flags_parser(argv)))
 
   return run
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+  """What is behind gs://, for as long as a test runs."""
+  import tempfile
+
+  from etils.epath import backend
+  import fsspec
+  from object_store import Store
+
+  made = Store(global_store=False, skip_instance_cache=True)
+  real, cached = fsspec.filesystem, type(backend.fsspec_backend)._get_filesystem
+
+  def filesystem(name, **how):
+    return made if name in Store.protocol else real(name, **how)
+
+  monkeypatch.setattr(fsspec, 'filesystem', filesystem)
+  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))  # of lock files
+  cached.cache_clear()
+  yield made
+  cached.cache_clear()

@@ -310,7 +310,13 @@ def test_two_answers_in_one_place_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'field, value', [('indices', [[0]]), ('num_processes', 0), ('model_id', 3)]
+  'field, value',
+  [
+    ('indices', [[0]]),
+    ('num_processes', 0),
+    ('model_id', 3),
+    ('commits', 'abc'),
+  ],
 )
 def test_facts_that_are_wrong_are_named(tmp_path, field, value):
   folder = write(tmp_path / 'run', SWIFT)
@@ -322,6 +328,7 @@ def test_facts_that_are_wrong_are_named(tmp_path, field, value):
 def test_a_store_without_its_client_is_one_line(monkeypatch):
   monkeypatch.setitem(sys.modules, 'gcsfs', None)
   refused('gs://bucket/run', 'cannot be read: ', 'gcsfs')
+  refused('http://host/run', 'cannot be read: ')
 
 
 def test_answers_to_what_was_not_asked_are_refused(tmp_path):

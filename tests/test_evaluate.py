@@ -61,8 +61,9 @@ def test_all_methods_write_the_same_and_nothing_is_repeated(
   facts = json.loads((workdir / 'run.json').read_text())
   assert facts['config']['task']['path'] == str(asked[1])
   assert facts['config']['decode']['phase_interval'] == 16
-  for name in ('versions', 'device', 'commit', 'fingerprint', 'sampling'):
+  for name in ('versions', 'device', 'fingerprint', 'sampling'):
     assert facts[name]
+  assert facts['commits'] == [facts['commit']]  # None outside a checkout
 
 
 def test_another_config_is_refused_and_a_damaged_search_named(
@@ -129,9 +130,13 @@ def test_sigterm_ends_with_a_line_and_goes_on(tmp_path, asked):
   plain = '--config.decode.method=plain'
   command = er.command(asked[0], prompts, tmp_path / 'run', plain)
   process = er.start(command, tmp_path / 'log')
-  assert er.wait_for_lines(tmp_path / 'run' / 'answers.jsonl', 3, process)
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(timeout=60) == 128 + signal.SIGTERM
+  try:
+    assert er.wait_for_lines(tmp_path / 'run' / 'answers.jsonl', 3, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+  finally:
+    process.kill()
+    process.wait()
   said = (tmp_path / 'log').read_text().splitlines()[-1]
   assert 'terminated; the same command goes on' in said
   status, out, err = er.finish(command)
@@ -145,6 +150,8 @@ def test_sigterm_ends_with_a_line_and_goes_on(tmp_path, asked):
   [
     (['--workdir='], '--workdir: a folder is needed'),
     (['--config.search.record=r.jsonl'], "search.record='r.jsonl': expected"),
+    (['--config.sampling.max_new_tokens=256'], 'max_new_tokens=256: leaves no'),
+    (['--config.task.chat=True'], 'question_id=0: the tokenizer has no chat'),
     (['--config.task.name=x'], "task.name='x': expected one of"),
     (['--config.task.path=/none'], '/none'),
     (['--config.task.num_samples=99'], 'task.num_samples=99'),

@@ -14,8 +14,6 @@ import tempfile
 
 import answer_files
 from etils.epath import backend
-import fsspec
-from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
@@ -443,43 +441,6 @@ def test_a_folder_where_a_file_should_be(tmp_path, name):
   assert one_line(caught, tmp_path) == ': cannot be used: Is a directory'
 
 
-class StoreError(Exception):
-  """A store's client has errors of its own, as gcsfs.retry.HttpError."""
-
-
-class Store(MemoryFileSystem):
-  """Objects in memory, which are written whole."""
-
-  protocol = ('gcs', 'gs')
-  is_down = False
-
-  @classmethod
-  def _strip_protocol(cls, path):
-    return '/' + path.removeprefix('gs://').strip('/')
-
-  def _open(self, path, mode='rb', **how):
-    assert mode in ('rb', 'wb'), 'there is no append'
-    if self.is_down:
-      raise StoreError('Service\nUnavailable, 503')
-    return super()._open(path, mode, **how)
-
-
-@pytest.fixture
-def store(monkeypatch, tmp_path):
-  """What is behind gs://, for as long as a test runs."""
-  made = Store(global_store=False, skip_instance_cache=True)
-  real, cached = fsspec.filesystem, type(backend.fsspec_backend)._get_filesystem
-
-  def filesystem(name, **how):
-    return made if name in Store.protocol else real(name, **how)
-
-  monkeypatch.setattr(fsspec, 'filesystem', filesystem)
-  monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))  # of lock files
-  cached.cache_clear()
-  yield made
-  cached.cache_clear()
-
-
 def test_an_object_store(store):
   path = 'gs://bucket/some/run'
   with opened(path) as workdir:
@@ -552,3 +513,20 @@ def test_an_object_store_without_its_client(monkeypatch):
 def test_a_store_that_nobody_knows(path):
   said = refusal(path)
   assert said.startswith(': cannot be used: ')
+
+
+def test_a_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  with opened('~/run'):
+    pass
+  assert 'run.json' in content(tmp_path / 'run')
+  assert runs.read_run('~/run', '--runs', allow_missing=True).answers == ()
+
+
+def test_half_a_search_state_is_swept_up(tmp_path):
+  """What a kill leaves beside the file that it was to replace."""
+  (tmp_path / '.search.json.0a1b2c.partial').write_text('{')
+  (tmp_path / 'mine.partial').write_text('')
+  with opened(tmp_path):
+    assert '.search.json.0a1b2c.partial' not in content(tmp_path)
+    assert 'mine.partial' in content(tmp_path)

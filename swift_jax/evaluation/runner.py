@@ -51,7 +51,7 @@ class Runner:
 
     Args:
       questions: that are asked here, in step with other processes or not.
-      workdir: open.
+      workdir: open when `run` is called.
       chat: ask in the tokenizer's chat template; None: if it has one.
       is_mine: whether this process writes the answer to a question.
 
@@ -180,12 +180,13 @@ class Runner:
     results = self._engine.generate(
       [prompt.ids for prompt in asked], self._decode, indices=indices
     )
-    written = time.perf_counter()
+    waited = 0.0
     if self._is_swift:
       # What the search still computes would else be nobody's time.
+      written = time.perf_counter()
       self._engine.searcher.name_incumbent()
-    ended = time.perf_counter()
-    return results, ended - written, ended - started
+      waited = time.perf_counter() - written
+    return results, waited, time.perf_counter() - started
 
   def _line(
     self, question: Question, turns: Sequence[Turn], lengths: Sequence[int]

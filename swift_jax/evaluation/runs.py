@@ -55,8 +55,10 @@ def read_run(path: str, flag: str, allow_missing: bool = False) -> Run:
       of another model.
   """
   where = f'{flag}={path}'
-  place = epath.Path(path)
+  # An object store's client has errors of its own.
+  kinds = Exception if '://' in path else OSError
   try:
+    place = epath.Path(path).expanduser()
     if not place.exists():
       raise InputError(f'{where}: no such file or folder')
     if not place.is_dir():
@@ -65,8 +67,9 @@ def read_run(path: str, flag: str, allow_missing: bool = False) -> Run:
         raise InputError(f'{where}: holds no answers')
       return Run(path, _merged([(where, found)], None))
     return _read_folder(place, where, allow_missing)
-  # Beside the system's errors, what an object store's client is missing.
-  except (OSError, ImportError) as error:
+  except InputError:
+    raise
+  except kinds as error:
     reason = getattr(error, 'strerror', None) or error
     raise InputError(f'{where}: cannot be read: {reason}') from error
 
@@ -138,6 +141,10 @@ _FACTS = {
     'an integer >= 1',
   ),
   'model_id': (lambda value: isinstance(value, str), 'a string'),
+  'commits': (
+    lambda value: value is None or isinstance(value, list),
+    'a list',
+  ),
   'indices': (
     lambda value: (
       isinstance(value, list) and all(type(item) is int for item in value)

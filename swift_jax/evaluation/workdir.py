@@ -47,7 +47,7 @@ class Workdir:
     self.answered: set[int | str] = set()
     self._is_remote = '://' in path
     with self._named_errors():
-      self._folder = epath.Path(path)
+      self._folder = epath.Path(path).expanduser()
     suffix = '' if num_processes == 1 else f'-{process}'
     self._answers = self._folder / runs.answers_name(process, num_processes)
     self._search = self._folder / f'search{suffix}.json'
@@ -69,6 +69,9 @@ class Workdir:
     with self._named_errors():
       self._folder.mkdir(parents=True, exist_ok=True)
       self._take_lock()
+      if not self._is_remote:  # a process that was killed may have left one
+        for partial in self._folder.glob(f'.{self._search.name}.*.partial'):
+          partial.unlink()
       self._check_facts(facts)
       self._read_answers(facts['model_id'], set(question_ids))
       if not self._is_remote:
@@ -111,7 +114,7 @@ class Workdir:
     ]
     if odd:
       raise InputError(f'{self.where}: is of another run: {"; ".join(odd)}')
-    known = there.get('commits', [])
+    known = there.get('commits') or []
     commits = [*known, *(c for c in facts['commits'] if c not in known)]
     if commits != known:
       self._replace(file, _to_json({**there, 'commits': commits}))
