@@ -134,14 +134,17 @@ def load_params(
         tensor = _transpose(weights[name].target)(tensor)
       params[path] = tensor
   graphdef, flat = _flat_abstract(cfg)
-  shardings = sharding.param_shardings(traverse_util.unflatten_dict(flat), mesh)
   params = traverse_util.unflatten_dict(params)
-  fuse = jax.jit(
-    functools.partial(fused.fuse, cfg=cfg), out_shardings=shardings['layers'][0]
-  )
+  fuse = _fuse(cfg, traverse_util.unflatten_dict(flat), mesh)
   for i in params['layers']:  # the parts of a layer go before the next is fused
     params['layers'][i] = fuse(params['layers'][i])
   return graphdef, params
+
+
+def _fuse(cfg: ModelConfig, abstract: Any, mesh: Mesh | None) -> Any:
+  """The program that makes a layer's separate parameters fused ones."""
+  places = sharding.param_shardings(abstract, mesh)['layers'][0]
+  return jax.jit(functools.partial(fused.fuse, cfg=cfg), out_shardings=places)
 
 
 def _choose_processes(context: ocp.Context, mesh: Mesh | None) -> None:

@@ -4,7 +4,6 @@ python on_eight_devices.py FOLDER     a checkpoint; prints JSON
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import re
@@ -22,7 +21,6 @@ from swift_jax import (
   SamplingConfig,
   SearchConfig,
   checkpoint,
-  fused,
   sharding,
   weight_files,
 )
@@ -94,10 +92,8 @@ def loading(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
     )
   layer = traverse_util.unflatten_dict(layer)['layers'][0]
   _, flat = checkpoint._flat_abstract(cfg)
-  places = sharding.param_shardings(traverse_util.unflatten_dict(flat), mesh)
-  fuse = functools.partial(fused.fuse, cfg=cfg)
-  jitted = jax.jit(fuse, out_shardings=places['layers'][0])
-  programs.append(jitted.lower(layer))
+  fuse = checkpoint._fuse(cfg, traverse_util.unflatten_dict(flat), mesh)
+  programs.append(fuse.lower(layer))
   compiled = [program.compile() for program in programs]
   moves = '|'.join(('all-gather', 'all-to-all', 'all-reduce', 'collective-'))
   return {
