@@ -180,13 +180,13 @@ class Runner:
     results = self._engine.generate(
       [prompt.ids for prompt in asked], self._decode, indices=indices
     )
-    waited = 0.0
+    written = time.perf_counter()
     if self._is_swift:
       # What the search still computes would else be nobody's time.
-      written = time.perf_counter()
       self._engine.searcher.name_incumbent()
-      waited = time.perf_counter() - written
-    return results, waited, time.perf_counter() - started
+    ended = time.perf_counter()
+    waited = ended - written if self._is_swift else 0.0
+    return results, waited, ended - started
 
   def _line(
     self, question: Question, turns: Sequence[Turn], lengths: Sequence[int]
