@@ -90,6 +90,9 @@ def main(config: ConfigDict) -> None:
   except Terminated:
     common.say('terminated; the same command goes on where this one stopped')
     os._exit(128 + signal.SIGTERM)  # the others may never come to part from
+  except KeyboardInterrupt:
+    common.say('interrupted; the same command goes on where this one stopped')
+    os._exit(128 + signal.SIGINT)
   except InputError as error:
     if distributed.is_alone():
       raise

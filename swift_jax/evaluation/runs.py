@@ -91,7 +91,8 @@ def _read_folder(place: epath.Path, where: str, allow_missing: bool) -> Run:
   if missing and not allow_missing:
     raise InputError(
       f'{where}: {len(missing)} of {len(facts["indices"])} questions have no'
-      f' answer, index {missing[0]} the first: the run is not finished'
+      f' answer, index {missing[0]} the first: the run is not finished; the same'
+      ' evaluate.py goes on with it'
     )
   odd = sorted(there - set(facts['indices']))
   if odd:
@@ -159,7 +160,10 @@ def _read_file(file: epath.Path, where: str) -> list[Answer]:
   content = file.read_bytes()
   *lines, rest = content.split(b'\n')
   if rest:
-    raise InputError(f'{where}, line {len(lines) + 1}: torn: it has no end')
+    raise InputError(
+      f'{where}, line {len(lines) + 1}: torn: it has no end; the evaluate.py that'
+      ' wrote it drops it and goes on'
+    )
   return [
     answers.parse(line, f'{where}, line {number}')
     for number, line in enumerate(lines, 1)
