@@ -32,7 +32,6 @@ def drafts(draw):
     confidence=jnp.asarray(probs[..., 0], jnp.float32),
     leaf_tokens=jnp.asarray(tokens[..., 1:10], jnp.int32),
     leaf_weights=jnp.asarray(probs[..., 1:10], jnp.float32),
-    probs=jnp.zeros((2, DEPTH, 0), jnp.float32),
     length=jnp.asarray(lengths, jnp.int32),
   )
 
@@ -90,7 +89,7 @@ def test_acceptance_walks_the_targets_path(draft, data):
       follows = int(built.tokens[row, min(node + 1, width - 1)])
       target[row, node] = data.draw(st.sampled_from([follows, *choices]))
   target = jnp.asarray(target, jnp.int32)
-  path = verification.accept_best(built, target)
+  path = verification.follow(built, target)
   finite = jnp.ones(2, bool)
   verified = verification._verdict(built, path, target, finite)
   for row in range(2):

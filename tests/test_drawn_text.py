@@ -1,5 +1,7 @@
 """Sampled text has the target's distribution, through the whole jitted engine."""
 
+import functools
+
 import drawn_text
 from drawn_text import FALSE_ALARM, SETTINGS, blocks, make_engine, p_values
 import jax
@@ -9,7 +11,6 @@ import pytest
 
 from swift_jax import sampling as samplings
 from swift_jax.config import DecodeConfig
-from swift_jax.decoding import verification
 from swift_jax.sampling_config import SamplingConfig
 
 
@@ -66,48 +67,27 @@ def test_no_two_rows_draw_alike_and_every_kind_of_token_comes(engine):
     assert (m.leaf_hits > 10) == (engine.model.shapes.num_leaves > 0)
 
 
-def raw_bonus(path, tree, draft, target_probs, keys, length):
-  """The official code's first defect: the bonus token's distribution is not
-  warped."""
-  rows = jnp.arange(len(length))
-  node = jnp.where(path.leaf_hit, path.leaf, path.num_accepted)
-  raw = target_probs[rows, node] ** SETTINGS['temperature .6']['temperature']
-  raw = raw / raw.sum(-1, keepdims=True)
-  place = length + path.num_accepted + path.leaf_hit
-  is_bonus = path.leaf_hit | (path.num_accepted + 1 == tree.num_chain)
-  return jnp.where(is_bonus, samplings.draw(keys, raw, place), path.own)
+def raw_depths(choose, logits, context, sampling, samples):
+  """The official code's defect: past the first token nothing is warped."""
+  raw = logits * sampling.temperature
+  is_deep = context.depth[..., None] > 0
+  return choose(jnp.where(is_deep, raw, logits), context, sampling, samples)
 
 
-def padded_path(path, tree, draft, target_probs, keys, length):
-  """Its second: after a sibling comes a token 0 of padding, drafted with
-  probability 1, and its refusal takes the sibling's draft off the target."""
-  rows = jnp.arange(len(length))
-  target = target_probs[rows, path.leaf]
-  place = length + path.num_accepted + 1
-  key = samplings.noise_keys(keys, samplings.ACCEPT, place)
-  takes_padding = verification._uniform(key) < target[:, 0]
-  excess = jnp.maximum(target - draft.probs[rows, path.num_accepted], 0)
-  refused = samplings.draw(keys, excess / excess.sum(-1, keepdims=True), place)
-  wrong = jnp.where(takes_padding, 0, refused)
-  return jnp.where(path.leaf_hit, wrong, path.own)
+def noise_of_the_round(choose, logits, context, sampling, samples):
+  """All tokens of a block are drawn with the noise of its first place."""
+  first = context._replace(depth=0 * context.depth)
+  return choose(logits, first, sampling, samples)
 
 
-@pytest.mark.parametrize('defect', [raw_bonus, padded_path])
-def test_the_test_sees_the_official_codes_defects(monkeypatch, defect):
-  accept = verification.accept_draws
-
-  def defective(*arguments):
-    path = accept(*arguments)
-    return path._replace(own=defect(path, *arguments))
-
-  # Of short chains with many leaves: leaves are what the second is about.
-  engine = make_engine(
-    True, max_draft_length=2, tree_widths=(7, 7, 7), verify_widths=(15,)
-  )
+@pytest.mark.parametrize('defect', [raw_depths, noise_of_the_round])
+def test_the_test_sees_what_is_wrong(monkeypatch, defect):
+  engine = make_engine(True)
   settings = SETTINGS['temperature .6']
   jax.clear_caches()  # the right program is in there
   with monkeypatch.context() as patch:
-    patch.setattr(verification, 'accept_draws', defective)
+    wrong = functools.partial(defect, samplings.choose)
+    patch.setattr(samplings, 'choose', wrong)
     p, _, _ = worst(engine, 'swift', 5, 12_500, **settings)
   jax.clear_caches()  # and now the wrong one
   assert p < FALSE_ALARM

@@ -53,15 +53,12 @@ def test_the_newest_of_the_longest_matches_is_found(texts, ngram):
 def drafted(text, end, **changes):
   """What is drafted after one text."""
   shapes, traced = drafting.split_config(DraftConfig(**changes), 101)
-  shapes = drafting.for_lookup(shapes._replace(samples=True))
+  shapes = drafting.for_lookup(shapes)
   engine = tiny_model.engine()
   state = engine.session([text], tiny_model.decode(batch_size=1)).state
   state = state.replace(end=jnp.asarray([end]))
-  draft = lookup.draft(state, traced, shapes, 101)
-  length = int(draft.length[0])
-  assert (jnp.argmax(draft.probs, -1) == draft.tokens).all()
-  assert (draft.probs.sum(-1) == 1).all()
-  return draft.tokens[0, :length].tolist()
+  draft = lookup.draft(state, traced, shapes)
+  return draft.tokens[0, : int(draft.length[0])].tolist()
 
 
 def test_what_followed_is_drafted():

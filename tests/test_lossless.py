@@ -1,4 +1,4 @@
-"""SWIFT's greedy text is plain greedy text, whatever the draft does."""
+"""SWIFT's text is plain decoding's, drawn or not, whatever the draft does."""
 
 import dataclasses
 
@@ -248,9 +248,20 @@ def test_search_while_decoding_changes_nothing(bayes_interval):
   widths=st.permutations([10, 5, 3, 1]),
   rounds=st.integers(1, 9),
   has_tree=st.booleans(),
+  temperature=st.sampled_from([0.0, 0.7, 1.5]),
 )
 def test_any_setting(
-  bits, prompts, cap, threshold, limit, eos, bounds, widths, rounds, has_tree
+  bits,
+  prompts,
+  cap,
+  threshold,
+  limit,
+  eos,
+  bounds,
+  widths,
+  rounds,
+  has_tree,
+  temperature,
 ):
   engine = tiny_model.engine(
     skip_masks.from_bits(np.array(bits)),
@@ -261,10 +272,13 @@ def test_any_setting(
     tree_widths=tuple(widths),
     tree=has_tree,
   )
-  got = tokens(
-    engine, prompts, max_new_tokens=limit, rounds_per_dispatch=rounds
-  )
-  assert got == [tiny_model.reference(prompt, limit, eos) for prompt in prompts]
+  how = {'max_new_tokens': limit, 'temperature': temperature}
+  got = tokens(engine, prompts, rounds_per_dispatch=rounds, **how)
+  if temperature:  # of which test_drawn_text has the law
+    wanted = tokens(engine, prompts, method='plain', **how)
+  else:
+    wanted = [tiny_model.reference(prompt, limit, eos) for prompt in prompts]
+  assert got == wanted
 
 
 def test_bfloat16_differs_at_near_ties_only():

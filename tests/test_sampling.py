@@ -9,7 +9,7 @@ from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH, Letters
 
 from swift_jax import sampling
 from swift_jax import skip_mask as skip_masks
-from swift_jax.config import DraftConfig
+from swift_jax.config import METHODS, DraftConfig
 from swift_jax.engine import Engine
 from swift_jax.sampling import Context
 from swift_jax.sampling_config import DEFAULTS, SamplingConfig
@@ -119,7 +119,9 @@ def context(rng, batch=2, width=5, prompt=3):
       jnp.asarray(path, jnp.int32)[:, None], (batch, width, width)
     ),
     in_path=jnp.broadcast_to(jnp.asarray(chain), (batch, width, width)),
-    num_new=jnp.asarray(rng.integers(0, 9, (batch, width)), jnp.int32),
+    prompt_length=jnp.full(batch, prompt, jnp.int32),
+    keys=sampling.row_keys(jnp.uint32(0), jnp.arange(batch, dtype=jnp.uint32)),
+    depth=jnp.asarray(rng.integers(0, 9, (batch, width)), jnp.int32),
   )
 
 
@@ -131,6 +133,7 @@ def test_penalties_know_the_text_before_each_token_of_a_block():
     repetition_penalty=1.7, min_new_tokens=5, eos_token_id=(4, 9)
   )
   got = np.asarray(PROCESS(logits, given, settings))
+  early = 0
   for b in range(2):
     for w in range(5):
       wanted = logits[b, w].copy()
@@ -139,10 +142,12 @@ def test_penalties_know_the_text_before_each_token_of_a_block():
       for token in before:
         x = wanted[token]
         wanted[token] = x * np.float32(1.7) if x < 0 else x / np.float32(1.7)
-      if given.num_new[b, w] < 5:
+      is_early = int(given.length[b] + given.depth[b, w]) - 3 < 5
+      early += is_early
+      if is_early:
         wanted[[4, 9]] = -np.inf
       np.testing.assert_allclose(got[b, w], wanted, rtol=1e-6)
-  assert 0 < int((given.num_new < 5).sum()) < 10
+  assert 0 < early < 10
 
 
 def test_the_warp_is_hugging_faces():
@@ -185,7 +190,9 @@ def test_the_warp_is_hugging_faces():
       length=jnp.full(1000, prompt + new, jnp.int32),
       path=nothing,
       in_path=nothing.astype(bool),
-      num_new=jnp.full((1000, 1), new, jnp.int32),
+      prompt_length=jnp.full(1000, prompt, jnp.int32),
+      keys=jnp.zeros((1000, 2), jnp.uint32),
+      depth=jnp.zeros((1000, 1), jnp.int32),
     )
     ours = on_device(**settings, eos_token_id=(4, 9))
     got = np.asarray(WARP(PROCESS(logits[:, None], given, ours), ours))[:, 0]
@@ -204,19 +211,26 @@ def _row(given, row):
   return Context(*(x[row : row + 1] for x in given))
 
 
-def test_every_purpose_and_place_has_noise_of_its_own():
-  rows = sampling.row_keys(jnp.uint32(0), jnp.arange(3, dtype=jnp.uint32))
-  place = jnp.arange(3)
-  keys = [
-    sampling.noise_keys(rows, purpose, place + shift, *more)
-    for purpose in range(4)
-    for shift in (0, 100)
-    for more in ((), (place,))
-  ]
-  data = np.concatenate([np.asarray(jax.random.key_data(k)) for k in keys])
-  assert len(np.unique(data, axis=0)) == len(data) == 48
-  other = sampling.row_keys(jnp.uint32(1), jnp.arange(3, dtype=jnp.uint32))
-  assert not (np.asarray(other) == np.asarray(rows)).all(1).any()
+def test_every_row_and_place_has_noise_of_its_own():
+  """By place in the text alone, however it splits into text and depth."""
+  rng = np.random.default_rng(3)
+  given = context(rng)
+  noise = np.asarray(sampling.gumbel(given, V))
+  places = given.length[:, None] + given.depth
+  seen = {}
+  for b in range(2):
+    for w in range(5):
+      name = b, int(places[b, w])
+      np.testing.assert_array_equal(
+        seen.setdefault(name, noise[b, w]), noise[b, w]
+      )
+  rows = np.stack(list(seen.values()))
+  assert len(np.unique(rows)) == rows.size > 4 * V
+  moved = given._replace(length=given.length - 2, depth=given.depth + 2)
+  np.testing.assert_array_equal(sampling.gumbel(moved, V), noise)
+  other = sampling.row_keys(jnp.uint32(1), jnp.arange(2, dtype=jnp.uint32))
+  fresh = np.asarray(sampling.gumbel(given._replace(keys=other), V))
+  assert not np.isin(fresh, noise).any()
 
 
 DRAWN = {'temperature': 1.0, 'top_k': 20, 'seed': 5}
@@ -227,13 +241,14 @@ def texts(engine, prompts, **settings):
   return [r.tokens for r in results]
 
 
-@pytest.mark.parametrize('method', ['plain', 'swift'])
-def test_a_seed_fixes_the_text_whatever_the_batch_order_or_start(method):
+@pytest.mark.parametrize('method', METHODS)
+def test_a_seed_fixes_the_text_whoever_writes_it(method):
+  """Whatever the method, mask, draft, batch, order or start."""
   engine = tiny_model.engine(
     skip_masks.uniform(CFG.num_hidden_layers, 0.5), confidence_threshold=0.2
   )
   prompts = [*PROMPTS_OF_DIFFERENT_LENGTH, [5], [5]]
-  wanted = texts(engine, prompts, method=method)
+  wanted = texts(engine, prompts, method='plain')
   assert len({tuple(t) for t in wanted}) == 5  # three prompts are equal
   for batch in (1, 2, 5):
     assert texts(engine, prompts, method=method, batch_size=batch) == wanted
@@ -347,25 +362,14 @@ def test_stop_strings_and_ends_cut_drawn_text_where_it_would_have_gone_on(
     assert two.tokens == one.tokens[:end]
 
 
-def test_confidence_is_of_the_warped_distribution_unless_asked_otherwise():
-  """Cold draws are sure of themselves: they draft on where raw ones stop."""
+def test_cold_draws_are_surer_of_themselves():
+  """Confidence is after temperature: cold drafts go on where hot ones stop."""
   mask = skip_masks.uniform(CFG.num_hidden_layers, 0.5)
-  drafted = {}
-  for warped in (True, False):
-    engine = tiny_model.engine(
-      mask, confidence_threshold=0.9, warped_confidence=warped
-    )
-    cold, hot = (
-      engine.generate(
-        PROMPTS_OF_DIFFERENT_LENGTH,
-        tiny_model.decode(temperature=t, top_k=0),
-      )
-      for t in (0.02, 1.0)
-    )
-    drafted[warped] = [
-      sum(r.metrics.drafted for r in results)
-      / sum(r.metrics.verify_passes for r in results)
-      for results in (cold, hot)
-    ]
-  assert drafted[True][0] > 2 * drafted[False][0]
-  assert drafted[True][1] == pytest.approx(drafted[False][1], rel=0.2)
+  engine = tiny_model.engine(mask, confidence_threshold=0.9)
+  drafted = []
+  for t in (0.02, 1.0):
+    decode = tiny_model.decode(temperature=t, top_k=0)
+    results = engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, decode)
+    passes = sum(r.metrics.verify_passes for r in results)
+    drafted.append(sum(r.metrics.drafted for r in results) / passes)
+  assert drafted[0] > 2 * drafted[1]

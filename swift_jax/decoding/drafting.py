@@ -13,7 +13,7 @@ from swift_jax.config import DraftConfig
 from swift_jax.decoding.state import DecodeState
 from swift_jax.kv_cache import KVCache
 from swift_jax.llama import Llama
-from swift_jax.sampling import Context, Sampling
+from swift_jax.sampling import Sampling
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Float, Int
 
@@ -24,14 +24,12 @@ class DraftShapes(NamedTuple):
   Attributes:
     verify_widths: token counts that verify is compiled for, increasing.
     num_leaves: alternatives kept at each depth, 0 for a bare chain.
-    warped_confidence: see `DraftConfig`.
     samples: tokens are drawn; else the most likely ones are taken.
     lookup: the draft is copied from the text; see `lookup`.
   """
 
   verify_widths: tuple[int, ...]
   num_leaves: int
-  warped_confidence: bool = True
   samples: bool = False
   lookup: bool = False
 
@@ -65,18 +63,16 @@ class DraftSettings:
 class Draft:
   """A drafted chain and, at each depth, the tokens that came next to it.
 
-  Greedy: the most likely tokens in order. Sampling: draws without replacement, the
-  chain's token the first of them.
+  Both in the order of the draft's scores. A token's weight is its share in the
+  softmax of the scores, the draft's probability where it is greedy. Sampling, it
+  knows the noise that decides the target's token too, and so tells better than a
+  probability whether they will agree (`launch/benchmark.py --suite=decode`).
 
   Attributes:
     tokens: the chain, int32[B, D]; dead after `length`.
-    confidence: the draft's top-1 probability at each depth, float32[B, D].
+    confidence: their weights, float32[B, D].
     leaf_tokens: what came next at each depth, in order, int32[B, D, A].
-    leaf_weights: what ranks them for a place in the tree, float32[B, D, A]: their
-      probability, or, sampling, the mass that was left when they were drawn. A
-      drawn token's own probability must not decide whether it is kept: see
-      `acceptance`. 0: there is no such leaf.
-    probs: what the tokens were drawn from, float32[B, D, V]; [B, D, 0] if greedy.
+    leaf_weights: theirs, float32[B, D, A]. 0: there is no such leaf.
     length: drafted tokens of each row, int32[B].
   """
 
@@ -84,7 +80,6 @@ class Draft:
   confidence: Float[Array, 'b d']
   leaf_tokens: Int[Array, 'b d a']
   leaf_weights: Float[Array, 'b d a']
-  probs: Float[Array, 'b d v']
   length: Int[Array, ' b']
 
 
@@ -101,8 +96,7 @@ def split_config(
     lookup_length=jnp.asarray(cfg.lookup_length, jnp.int32),
     lookup_ngram=jnp.asarray(cfg.lookup_ngram, jnp.int32),
   )
-  shapes = DraftShapes(cfg.verify_widths, leaves, cfg.warped_confidence)
-  return shapes, settings
+  return DraftShapes(cfg.verify_widths, leaves), settings
 
 
 def for_lookup(shapes: DraftShapes) -> DraftShapes:
@@ -157,7 +151,6 @@ def draft(
       confidence=d.confidence.at[:, i].set(choice.confidence),
       leaf_tokens=d.leaf_tokens.at[:, i].set(choice.tokens[:, 1:]),
       leaf_weights=d.leaf_weights.at[:, i].set(choice.leaf_weights),
-      probs=d.probs.at[:, i].set(choice.probs),
       length=d.length + active,
     )
     cache = carry.cache.write(updates)
@@ -170,24 +163,20 @@ def draft(
       draft=d,
     )
 
-  empty = _empty(batch, depth, model.cfg.vocab_size, shapes)
+  empty = _empty(batch, depth, shapes.num_leaves)
   first = _Carry(jnp.int32(0), state.last_token, state.cache, cap > 0, empty)
   last = jax.lax.while_loop(lambda carry: carry.active.any(), body, first)
   return last.draft, last.cache.rollback(state.cache.length)
 
 
-def _empty(
-  batch: int, depth: int, vocab_size: int, shapes: DraftShapes
-) -> Draft:
+def _empty(batch: int, depth: int, num_leaves: int) -> Draft:
   """A draft of no tokens."""
-  leaves = (batch, depth, shapes.num_leaves)
-  drawn_from = vocab_size if shapes.samples else 0
+  leaves = (batch, depth, num_leaves)
   return Draft(
     tokens=jnp.zeros((batch, depth), jnp.int32),
     confidence=jnp.zeros((batch, depth), jnp.float32),
     leaf_tokens=jnp.zeros(leaves, jnp.int32),
     leaf_weights=jnp.zeros(leaves, jnp.float32),
-    probs=jnp.zeros((batch, depth, drawn_from), jnp.float32),
     length=jnp.zeros(batch, jnp.int32),
   )
 
@@ -198,7 +187,6 @@ class _Choice(NamedTuple):
   tokens: Int[Array, 'b a1']
   confidence: Float[Array, ' b']
   leaf_weights: Float[Array, 'b a']
-  probs: Float[Array, 'b v']
 
 
 def _choose(
@@ -209,41 +197,18 @@ def _choose(
   sampling: Sampling,
   shapes: DraftShapes,
 ) -> _Choice:
-  """The tokens at one depth: the most likely, or draws without replacement.
-
-  The largest sums of log-probabilities and Gumbel noise are such draws, in order.
-  """
-  context = Context(
-    text=state.tokens,
-    length=state.length,
+  """The tokens at one depth, by the draft's scores."""
+  before = jnp.arange(draft.tokens.shape[1]) < depth
+  context = state.context(
     path=draft.tokens[:, None],
-    in_path=jnp.broadcast_to(
-      jnp.arange(draft.tokens.shape[1]) < depth, draft.tokens[:, None].shape
-    ),
-    num_new=(state.length - state.prompt_length + depth)[:, None],
+    in_path=jnp.broadcast_to(before, draft.tokens[:, None].shape),
+    depth=jnp.broadcast_to(depth, (len(draft.tokens), 1)),
   )
-  processed = samplings.process(logits, context, sampling)[:, 0]
-  count = shapes.num_leaves + 1
-  if not shapes.samples:
-    values, tokens = _top(processed, count)
-    total = jax.nn.logsumexp(processed, axis=-1, keepdims=True)
-    best = jnp.exp(values - total)
-    return _Choice(tokens, best[:, 0], best[:, 1:], processed[:, :0])
-  probs = samplings.probabilities(processed, sampling)
-  # The round's first place makes the key new whenever a place is drafted again.
-  keys = samplings.noise_keys(state.keys, samplings.DRAFT, state.length, depth)
-  noise = samplings.gumbel(keys, probs.shape[-1])
-  _, tokens = _top(jnp.log(probs) + noise, count)
-  drawn = jnp.take_along_axis(probs, tokens, axis=-1)  # [B, A + 1]
-  # Never rises, whatever the rounding, and is never nothing for what was drawn.
-  left = jax.lax.cummin(1 - jnp.cumsum(drawn, axis=-1)[:, :-1], axis=1)
-  left = jnp.maximum(left, jnp.finfo(left.dtype).tiny)
-  if shapes.warped_confidence:
-    confidence = probs.max(-1)
-  else:
-    confidence = jax.nn.softmax(logits[:, 0]).max(-1)
-  leaf_weights = jnp.where(drawn[:, 1:] > 0, left, 0)
-  return _Choice(tokens, confidence, leaf_weights, probs)
+  scores = samplings.scores(logits, context, sampling, shapes.samples)[:, 0]
+  values, tokens = _top(scores, shapes.num_leaves + 1)
+  total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+  weights = jnp.exp(values - total)
+  return _Choice(tokens, weights[:, 0], weights[:, 1:])
 
 
 def _top(

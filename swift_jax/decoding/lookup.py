@@ -7,7 +7,6 @@ the end of the text goes on from its own beginning, as a text that loops does.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from swift_jax.config import MAX_NGRAM
@@ -20,13 +19,11 @@ def draft(
   state: DecodeState,
   settings: DraftSettings,
   shapes: DraftShapes,
-  vocab_size: int,
 ) -> Draft:
   """A copy of what followed where the text last read as it does now.
 
   Up to `settings.lookup_ngram` tokens are compared; where not even the newest one
-  stood before, nothing is drafted. The draft is a function of the committed text:
-  as a distribution all mass is on its token.
+  stood before, nothing is drafted.
   """
   start, matched = find(state.tokens, state.length, settings.lookup_ngram)
   depth = shapes.max_width - 1
@@ -35,13 +32,11 @@ def draft(
   period = jnp.maximum(state.length - start, 1)[:, None]
   index = start[:, None] + jnp.arange(depth) % period
   tokens = jnp.take_along_axis(state.tokens, index, axis=1)  # [B, D]
-  drawn_from = vocab_size if shapes.samples else 0
   return Draft(
     tokens=tokens,
     confidence=jnp.ones(tokens.shape, jnp.float32),
     leaf_tokens=jnp.zeros((*tokens.shape, 0), jnp.int32),
     leaf_weights=jnp.zeros((*tokens.shape, 0), jnp.float32),
-    probs=jax.nn.one_hot(tokens, drawn_from, dtype=jnp.float32),
     length=jnp.maximum(cap, 0),
   )
 

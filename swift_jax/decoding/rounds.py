@@ -15,9 +15,9 @@ from swift_jax.decoding import state as states
 from swift_jax.decoding.drafting import Draft, DraftSettings, DraftShapes
 from swift_jax.decoding.state import Counts, DecodeState, commit
 from swift_jax.llama import GraphDef, Llama, Params
-from swift_jax.sampling import Context, Sampling
+from swift_jax.sampling import Sampling
 from swift_jax.skip_mask import SkipMask
-from swift_jax.typing import Array, Float, Int
+from swift_jax.typing import Array, Int
 
 start = jax.jit(states.start, donate_argnames=('cache', 'prompts'))
 
@@ -71,7 +71,10 @@ def plain_steps(
     hidden, updates = model(state.last_token[:, None], full, cache=state.cache)
     logits = model.logits(hidden)  # [B, 1, V]
     finite = jnp.isfinite(logits.max((-1, -2))) | state.done
-    block, best = _next_tokens(logits, state, sampling, samples)
+    nothing = jnp.zeros((*logits.shape[:2], 0), jnp.int32)
+    at_end = jnp.zeros(logits.shape[:2], jnp.int32)
+    context = state.context(nothing, nothing.astype(bool), at_end)
+    best, block = samplings.choose(logits, context, sampling, samples)
     counts = state.counts.replace(
       verify_passes=state.counts.verify_passes + ~state.done
     )
@@ -84,29 +87,6 @@ def plain_steps(
     return commit(state, block, best, one, sampling.eos_token_ids)[0]
 
   return _repeat(step, state, num_steps)
-
-
-def _next_tokens(
-  logits: Float[Array, 'b 1 v'],
-  state: DecodeState,
-  sampling: Sampling,
-  samples: bool,
-) -> tuple[Int[Array, 'b 1'], Int[Array, 'b 1']]:
-  """A token a row after the committed text, and the target's argmax there."""
-  nothing = jnp.zeros((*logits.shape[:2], 0), jnp.int32)
-  context = Context(
-    text=state.tokens,
-    length=state.length,
-    path=nothing,
-    in_path=nothing.astype(bool),
-    num_new=(state.length - state.prompt_length)[:, None],
-  )
-  best, written = samplings.best(logits, context, sampling)
-  if samples:
-    processed = samplings.process(logits, context, sampling)[:, 0]
-    probs = samplings.probabilities(processed, sampling)
-    written = samplings.draw(state.keys, probs, state.length)[:, None]
-  return written, best
 
 
 @functools.partial(
@@ -183,8 +163,7 @@ def _draft(
   """What verify is to look at; the cache holds the kept sublayers' part of it."""
   with jax.named_scope('draft'):
     if shapes.lookup:
-      vocab_size = model.cfg.vocab_size
-      return lookup.draft(state, settings, shapes, vocab_size), state
+      return lookup.draft(state, settings, shapes), state
     drafted, cache = drafting.draft(
       model, state, skip_mask, settings, sampling, shapes
     )
@@ -204,7 +183,7 @@ def _verify(
   with jax.named_scope('verify'):
     nodes = tree.build(state.last_token, draft, settings, shapes)
     verified, updates = verification.verify(
-      model, nodes, draft, state, full, sampling, shapes
+      model, nodes, state, full, sampling, shapes
     )
     updates = verification.place_leaf(updates, verified)
   with jax.named_scope('commit'):

@@ -8,7 +8,7 @@ import flax.struct
 import jax.numpy as jnp
 
 from swift_jax.kv_cache import KVCache
-from swift_jax.sampling import row_keys
+from swift_jax.sampling import Context, row_keys
 from swift_jax.typing import Array, Bool, Int, UInt
 
 
@@ -77,6 +77,23 @@ class DecodeState:
     """The newest committed token, which the next pass begins with."""
     index = self.cache.length[:, None]
     return jnp.take_along_axis(self.tokens, index, axis=1)[:, 0]
+
+  def context(
+    self,
+    path: Int[Array, 'b w p'],
+    in_path: Bool[Array, 'b w p'],
+    depth: Int[Array, 'b w'],
+  ) -> Context:
+    """What stands before W next tokens of each row; see `Context`."""
+    return Context(
+      text=self.tokens,
+      length=self.length,
+      prompt_length=self.prompt_length,
+      keys=self.keys,
+      path=path,
+      in_path=in_path,
+      depth=depth,
+    )
 
 
 def start(

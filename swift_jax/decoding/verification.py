@@ -1,13 +1,4 @@
-"""Verification: one pass of the target over the tree, and its verdict.
-
-Sampling is lossless if every number that decides about a token is independent of
-all that was looked at before (`acceptance`). Two things see to that. A place in the
-text is decided once, in the round in which verification reaches it: so its keys
-(for acceptance, siblings, the target's own draw) need nothing but the place. A place
-may be drafted again in a later round, after what was drafted there has moved the
-end of the round before: it kept or dropped leaves at other places. So a draft's
-keys also hold the place where its round begins, which no two rounds of a row share.
-"""
+"""Verification: one pass of the target over the tree, and its verdict."""
 
 from __future__ import annotations
 
@@ -17,18 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from swift_jax import sampling as samplings
-from swift_jax.decoding.acceptance import (
-  accept_probability,
-  refuse,
-)
-from swift_jax.decoding.drafting import Draft, DraftShapes
+from swift_jax.decoding.drafting import DraftShapes
 from swift_jax.decoding.state import DecodeState
 from swift_jax.decoding.tree import Tree
 from swift_jax.kv_cache import Updates
 from swift_jax.llama import Llama
-from swift_jax.sampling import Context, Sampling
+from swift_jax.sampling import Sampling
 from swift_jax.skip_mask import SkipMask
-from swift_jax.typing import Array, Bool, Float, Int, UInt
+from swift_jax.typing import Array, Bool, Int
 
 
 class Verified(NamedTuple):
@@ -68,7 +55,6 @@ class Path(NamedTuple):
 def verify(
   model: Llama,
   tree: Tree,
-  draft: Draft,
   state: DecodeState,
   full: SkipMask,
   sampling: Sampling,
@@ -100,15 +86,13 @@ def verify(
     logits = model.logits(hidden)  # [B, w, V]
     live = jnp.arange(width) < part.num_nodes[:, None]
     finite = (jnp.isfinite(logits.max(-1)) | ~live).all(-1)
-    context = _context(part, state)
-    best, written = samplings.best(logits, context, sampling)
-    if shapes.samples:
-      processed = samplings.process(logits, context, sampling)
-      probs = samplings.probabilities(processed, sampling)
-      path = accept_draws(part, draft, probs, state.keys, state.length)
-    else:
-      path = accept_best(part, written)
-    verified = _verdict(part, path, best, finite)
+    # A node's next token comes after its ancestors and itself. The root is the
+    # committed text's newest token, and counting it again is no harm.
+    seen = part.attn_mask()
+    path = jnp.broadcast_to(part.tokens[:, None], seen.shape)
+    context = state.context(path, seen, part.depth)
+    best, written = samplings.choose(logits, context, sampling, shapes.samples)
+    verified = _verdict(part, follow(part, written), best, finite)
     pad = widest - width
     rows = ((0, 0), (0, pad))
     verified = verified._replace(
@@ -124,21 +108,8 @@ def verify(
   return jax.lax.switch(chosen, branches)
 
 
-def _context(tree: Tree, state: DecodeState) -> Context:
-  """A node's next token comes after its ancestors and itself."""
-  # The root is the committed text's newest token, and counting it again is no
-  # harm.
-  return Context(
-    text=state.tokens,
-    length=state.length,
-    path=jnp.broadcast_to(tree.tokens[:, None], tree.attn_mask().shape),
-    in_path=tree.attn_mask(),
-    num_new=(state.length - state.prompt_length)[:, None] + tree.depth,
-  )
-
-
-def accept_best(tree: Tree, target: Int[Array, 'b w']) -> Path:
-  """Greedy: the longest path on which every token is the target's own.
+def follow(tree: Tree, target: Int[Array, 'b w']) -> Path:
+  """The longest path on which every token is the target's own.
 
   Args:
     target: what the target writes after each node.
@@ -156,100 +127,6 @@ def accept_best(tree: Tree, target: Int[Array, 'b w']) -> Path:
   leaf = jnp.where(leaf_hit, jnp.argmax(hits, axis=1), next_slot)
   own = jnp.where(leaf_hit, _at(target, leaf), after)
   return Path(num_accepted, leaf_hit, leaf, own)
-
-
-def accept_draws(
-  tree: Tree,
-  draft: Draft,
-  target_probs: Float[Array, 'b w v'],
-  keys: UInt[Array, 'b 2'],
-  length: Int[Array, ' b'],
-) -> Path:
-  """Sampling: the rule of `acceptance`, along the chain and then on its leaves.
-
-  Args:
-    target_probs: the target's warped distribution after each node.
-    keys: of the rows, uint32[B, 2].
-    length: committed tokens, the place of the first drafted one.
-  """
-  width = tree.tokens.shape[1]
-  chain = tree.tokens[:, 1:]  # a candidate and its parent at the same index
-  accept = accept_probability(
-    target_probs[:, :-1], draft.probs[:, : width - 1], chain
-  )
-  index = jnp.arange(width)
-  place = length[:, None] + index[:-1]  # [B, W - 1]
-  spread = jnp.broadcast_to(keys[:, None], (*place.shape, keys.shape[-1]))
-  uniform = _uniform(samplings.noise_keys(spread, samplings.ACCEPT, place))
-  ok = (uniform < accept) & (index[1:] < tree.num_chain[:, None])
-  num_accepted = jnp.cumprod(ok, axis=1).sum(1)  # [B]
-  is_refused = num_accepted + 1 < tree.num_chain
-  rows = jnp.arange(len(keys))
-  # Where all was accepted the draft has no word: nothing is refused there.
-  target = target_probs[rows, num_accepted]
-  rest = draft.probs[rows, jnp.minimum(num_accepted, draft.probs.shape[1] - 1)]
-  token = _at(tree.tokens, jnp.minimum(num_accepted + 1, width - 1))
-  refused = refuse(target, rest, token)
-  target = jnp.where(is_refused[:, None], refused[0], target)
-  hit, leaf, target = _accept_leaf(
-    tree, num_accepted, target, refused[1], keys, length + num_accepted
-  )
-  after = jnp.where(hit[:, None], target_probs[rows, leaf], target)
-  own = samplings.draw(keys, after, length + num_accepted + hit)
-  return Path(num_accepted, hit, leaf, own)
-
-
-def _accept_leaf(
-  tree: Tree,
-  num_accepted: Int[Array, ' b'],
-  target: Float[Array, 'b v'],
-  rest: Float[Array, 'b v'],
-  keys: UInt[Array, 'b 2'],
-  place: Int[Array, ' b'],
-) -> tuple[Bool[Array, ' b'], Int[Array, ' b'], Float[Array, 'b v']]:
-  """Tries the leaves beside the refused token, in the order of their draws.
-
-  Returns:
-    Whether one was accepted, its node, and the residual after all refused ones.
-  """
-  width = tree.tokens.shape[1]
-  beside = tree.is_leaf & (tree.ancestor == num_accepted[:, None])  # [B, W]
-  order = jnp.cumsum(beside, axis=1)  # of a leaf: 1, 2, ...
-  count = order[:, -1]
-  siblings = samplings.noise_keys(keys, samplings.SIBLING, place)
-
-  def undecided(carry: tuple[Array, ...]) -> Array:
-    rank, hit, *_ = carry
-    return (~hit & (rank < count)).any()
-
-  def try_next(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-    rank, hit, leaf, target, rest = carry
-    node = jnp.argmax(beside & (order == rank + 1), axis=1)
-    token = _at(tree.tokens, node)
-    tried = ~hit & (rank < count)
-    uniform = _uniform(jax.vmap(jax.random.fold_in, (0, None))(siblings, rank))
-    ok = uniform < accept_probability(target, rest, token)
-    refused = tried & ~ok
-    after = refuse(target, rest, token)
-    return (
-      rank + 1,
-      hit | (tried & ok),
-      jnp.where(tried & ok, node, leaf),
-      jnp.where(refused[:, None], after[0], target),
-      jnp.where(refused[:, None], after[1], rest),
-    )
-
-  nothing = jnp.zeros_like(count, bool)
-  leaf = jnp.minimum(num_accepted + 1, width - 1)
-  first = (jnp.int32(0), nothing, leaf, target, rest)
-  _, hit, leaf, target, _ = jax.lax.while_loop(undecided, try_next, first)
-  return hit, leaf, target
-
-
-def _uniform(keys: Array) -> Float[Array, '*n']:
-  """A number in [0, 1) from each key."""
-  flat = jax.vmap(jax.random.uniform)(keys.ravel())
-  return flat.reshape(keys.shape)
 
 
 def _verdict(
