@@ -154,9 +154,6 @@ class DraftConfig:
     max_draft_length: tokens drafted at most in a round (the paper's 25).
     confidence_threshold: drafting stops after a token whose confidence is
       below this (0.8).
-    warped_confidence: when sampling, confidence is the draft's top-1 probability
-      after all that warps it; without it of the raw logits, as in the official
-      code. Greedy confidence is after penalties alone, whichever it is.
     tree: add the top-k alternatives at each depth as leaves beside the chain.
     tree_widths: k, the chain's token included, by confidence: `tree_widths[i]`
       holds up to `tree_bounds[i]`, the last one above the last bound.
@@ -168,17 +165,22 @@ class DraftConfig:
       far as the largest verify width holds them.
     lookup_ngram: tokens that it compares at most to find a place to copy from
       (Spec-Bench's 3).
+    adaptive: choose in each round what drafts (layers, a copy from the text as
+      prompt lookup makes it, nothing) and how many tokens, leaves among them, by
+      what was accepted lately and what passes cost, which is measured. Without it
+      every round drafts by layers, by the thresholds and widths above, as SWIFT
+      does.
   """
 
   max_draft_length: int = 25
   confidence_threshold: float = 0.8
-  warped_confidence: bool = True
   tree: bool = True
   tree_widths: tuple[int, ...] = (10, 5, 3, 1)
   tree_bounds: tuple[float, ...] = (0.5, 0.8, 0.95)
   verify_widths: tuple[int, ...] = (4, 8, 16, 32)
   lookup_length: int = 10
   lookup_ngram: int = 3
+  adaptive: bool = True
 
   def __post_init__(self):
     for name in ('tree_widths', 'tree_bounds', 'verify_widths'):
@@ -194,7 +196,7 @@ class DraftConfig:
     require_number(
       'draft.confidence_threshold', self.confidence_threshold, 0, 1
     )
-    for name in ('tree', 'warped_confidence'):
+    for name in ('tree', 'adaptive'):
       require_bool(f'draft.{name}', getattr(self, name))
     for width in self.tree_widths:
       require_int('draft.tree_widths', width, 1)

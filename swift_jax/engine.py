@@ -447,7 +447,7 @@ class Engine:
     decode = decode or DecodeConfig()
     prompts = [[0] * prompt_length] * decode.batch_size
     # A searcher of its own: compiling must not move the search or its budget.
-    search = self.searcher.cfg
+    search, evidence = self.searcher.cfg, self.model.evidence
     spare = paper.make_searcher(search, self.cfg.num_hidden_layers)
     session = self.session(prompts, decode, spare)
     if decode.method == 'swift' and self.searcher.active:
@@ -464,7 +464,7 @@ class Engine:
     Seen.of(session.state, self.model)
     session.rounds()
     sharding.agreed(True, self.model.mesh)
-    self.model.dispatches = 0
+    self.model.dispatches, self.model.evidence = 0, evidence
 
   def session(
     self,

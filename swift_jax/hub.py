@@ -64,11 +64,16 @@ def resolve(path: str) -> pathlib.Path:
     ) from error
 
 
+def cache_folder() -> pathlib.Path:
+  """The user's folder for what can be fetched or made again."""
+  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(cache).expanduser() / 'swift_jax'
+
+
 def _from_store(path: str) -> pathlib.Path:
   """A local copy, as the hub's: made once, and again where a file has changed."""
-  cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   name = hashlib.sha256(path.rstrip('/').encode()).hexdigest()[:16]
-  folder = pathlib.Path(cache).expanduser() / 'swift_jax' / name
+  folder = cache_folder() / name
   try:
     found = [
       file
@@ -122,8 +127,9 @@ def load_tokenizer(folder: pathlib.Path, cfg: ModelConfig) -> Any:
     )
     # Tokens added behind the vocabulary (CodeLlama-34b has some) do no harm
     # unless a prompt uses them, which is refused then.
-    base = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
-    largest = max(tokenizer.get_vocab()[token] for token in base)
+    vocab = tokenizer.get_vocab()  # made anew at each call
+    base = vocab.keys() - tokenizer.get_added_vocab().keys()
+    largest = max(vocab[token] for token in base)
   # The tokenizers library raises plain Exceptions.
   except Exception as error:
     raise InputError(

@@ -36,6 +36,8 @@ class Metrics:
     verify_passes: passes of the whole model after prefill.
     drafted: drafted tokens that were verified on the chain.
     accepted: those that were returned because the target agreed.
+    copied: of `drafted`, those that were copied from the text.
+    copies_accepted: of `accepted`, the same.
     leaf_hits: tokens returned because a leaf beside the chain was right.
     bonus_tokens: the target's own tokens that were returned after a path of which
       it had accepted all; the last of every round that drafted right.
@@ -58,6 +60,8 @@ class Metrics:
   verify_passes: int
   drafted: int
   accepted: int
+  copied: int
+  copies_accepted: int
   leaf_hits: int
   bonus_tokens: int
   corrected_tokens: int

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from swift_jax import kv_cache, sampling, sharding
+from swift_jax import costs, kv_cache, sampling, sharding
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import DecodeConfig, DraftConfig, ModelConfig
-from swift_jax.decoding import drafting, rounds
+from swift_jax.decoding import drafting, policy, rounds
 from swift_jax.decoding import state as states
+from swift_jax.decoding.drafting import DraftSettings, DraftShapes
 from swift_jax.decoding.state import DecodeState
 from swift_jax.detokenizer import Detokenizer
 from swift_jax.errors import InputError
@@ -37,6 +38,7 @@ _CONTEXT_TOKENS = 8  # of the prompt, that generated tokens are decoded behind
 # Plain steps for a round, which returns a few tokens: so plain decoding goes to the
 # host no more often than SWIFT does.
 _STEPS_PER_ROUND = 4
+_OWN = 'bonus_tokens'  # what a plain step of a round counts as
 
 
 class Model:
@@ -47,6 +49,7 @@ class Model:
       shrinks: programs are compiled for it.
     dispatches: of speculative rounds so far, over all texts, so that the rounds
       that are timed in halves come from anywhere in a text.
+    evidence: what drafting brought in the texts so far, on the host.
   """
 
   def __init__(
@@ -64,6 +67,8 @@ class Model:
     self.shapes, settings = drafting.split_config(draft, cfg.vocab_size)
     self.settings = self.put(settings)
     self.scorer = Scorer(self)
+    self.evidence = policy.start()
+    self._costs: dict[tuple[Any, ...], costs.PassCosts] = {}
     self.full = self.put(skip_masks.none_skipped(cfg.num_hidden_layers))
     self._numbers: dict[int, jax.Array] = {}
 
@@ -92,6 +97,13 @@ class Model:
     if value not in self._numbers:
       self._numbers[value] = self.put(np.int32(value))
     return self._numbers[value]
+
+  def costs(self, batch: int, shapes: DraftShapes) -> costs.PassCosts:
+    """What passes cost at today's capacity."""
+    key = batch, self.capacity, shapes
+    if key not in self._costs:
+      self._costs[key] = costs.of_model(self, batch, shapes)
+    return self._costs[key]
 
   def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
     """A cache made where it will live: no device holds another's heads."""
@@ -203,9 +215,10 @@ class Session:
     is_lookup = decode.method == 'prompt_lookup'
     self._shapes = drafting.for_lookup(shapes) if is_lookup else shapes
     self.seconds = Seconds()
-    self._uploaded: tuple[skip_masks.SkipMask, skip_masks.SkipMask] | None = (
-      None
-    )
+    # Of the incumbent: itself, on the device, and the settings that its cost is in.
+    self._uploaded: (
+      tuple[skip_masks.SkipMask, skip_masks.SkipMask, DraftSettings] | None
+    ) = None
     names = [f.name for f in dataclasses.fields(states.Counts)]
     self.rows = [
       Row(
@@ -222,6 +235,10 @@ class Session:
     )
     searcher.new_text()
     self._scored_at = [0] * len(prompts)  # tokens of each row, the last time
+    self._reserve()
+    self._costs = None
+    if self._shapes.adaptive and decode.method == 'swift':
+      self._costs = model.costs(decode.batch_size, self._shapes)
     started = time.perf_counter()
     self.state = self._prefill()
     self.seconds.prefill = time.perf_counter() - started
@@ -232,29 +249,40 @@ class Session:
     """Tokens that end a row."""
     return () if self.decode.ignore_eos else self.decode.sampling.eos_token_id
 
-  def _prefill(self) -> DecodeState:
-    """Uploads the prompts and fills the cache; spare rows are done at once."""
-    batch, chunk = self.decode.batch_size, self.decode.prefill_chunk
-    lengths = np.ones(batch, np.int32)
-    limits = np.zeros(batch, np.int32)
-    indices = np.zeros(batch, np.uint32)
-    indices[: len(self.rows)] = self._indices
+  def _limits(self) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's prompt length, and how many tokens it may write."""
+    lengths = np.ones(self.decode.batch_size, np.int32)
+    limits = np.zeros(self.decode.batch_size, np.int32)
     for b, row in enumerate(self.rows):
       lengths[b] = len(row.prompt)
       room = self.model.cfg.max_position_embeddings - len(row.prompt)
       limits[b] = min(self.decode.sampling.max_new_tokens, room)
+    return lengths, limits
+
+  def _reserve(self) -> None:
+    """Sees to it that the cache holds what this batch may write."""
+    lengths, limits = self._limits()
+    chunk = self.decode.prefill_chunk
     chunks = -(-(int(lengths.max()) - 1) // chunk)
     # A pass may write a whole tree behind the last token that counts.
     longest = int((lengths + limits).max()) + self.model.shapes.max_width + 1
+    self.model.reserve(max(chunks * chunk, longest))
+
+  def _prefill(self) -> DecodeState:
+    """Uploads the prompts and fills the cache; spare rows are done at once."""
+    batch, chunk = self.decode.batch_size, self.decode.prefill_chunk
+    indices = np.zeros(batch, np.uint32)
+    indices[: len(self.rows)] = self._indices
+    lengths, limits = self._limits()
+    chunks = -(-(int(lengths.max()) - 1) // chunk)
     model = self.model
-    model.reserve(max(chunks * chunk, longest))
     tokens = np.zeros((batch, model.capacity), np.int32)
     for b, row in enumerate(self.rows):
       tokens[b, : len(row.prompt)] = row.prompt
     cache = model.empty_cache(batch, model.capacity)
     seed = np.asarray(self.decode.sampling.seed, np.uint32)
-    arrays = model.put((tokens, lengths, limits, seed, indices))
-    state = rounds.start(cache, *arrays)
+    arrays = (tokens, lengths, limits, seed, indices, model.evidence)
+    state = rounds.start(cache, *model.put(arrays))
     for i in range(chunks):
       at = model.number(i * chunk)
       state = rounds.prefill(
@@ -282,13 +310,14 @@ class Session:
       count -= 1
     if not count:
       return self.state
+    mask, settings = self._drafts_by()
     return rounds.speculative_rounds(
       model.graphdef,
       model.params,
       self.state,
-      self._drafting_mask(),
+      mask,
       model.full,
-      model.settings,
+      settings,
       self._sampling,
       model.number(count),
       self._shapes,
@@ -296,8 +325,9 @@ class Session:
 
   def in_halves(self) -> DecodeState:
     """One round, with the time of drafting and that of verifying."""
-    model, mask = self.model, self._drafting_mask()
-    settings = model.settings, self._sampling, self._shapes
+    model = self.model
+    mask, settings = self._drafts_by()
+    settings = settings, self._sampling, self._shapes
     started = time.perf_counter()
     draft, state = rounds.draft_half(
       model.graphdef, model.params, self.state, mask, *settings
@@ -312,12 +342,17 @@ class Session:
     self.seconds.verify += time.perf_counter() - drafted
     return state
 
-  def _drafting_mask(self) -> skip_masks.SkipMask:
-    """The incumbent on the device, uploaded when it changes."""
-    incumbent = self.searcher.incumbent
+  def _drafts_by(self) -> tuple[skip_masks.SkipMask, DraftSettings]:
+    """The incumbent on the device, and settings that know what it costs; both are
+    uploaded when it changes."""
+    incumbent, model = self.searcher.incumbent, self.model
     if self._uploaded is None or self._uploaded[0] is not incumbent:
-      self._uploaded = incumbent, self.model.put(incumbent)
-    return self._uploaded[1]
+      settings = model.settings
+      if self._costs is not None:
+        its_costs = model.put(self._costs.on_device(incumbent))
+        settings = settings.replace(costs=its_costs)
+      self._uploaded = incumbent, model.put(incumbent), settings
+    return self._uploaded[1:]
 
   def run(self) -> Iterator[Piece]:
     """Writes until every row has ended, and yields what has come.
@@ -404,16 +439,22 @@ class Session:
     """What each pass of the target did for each row; they add up to its text."""
     if self.decode.method == 'plain':
       return [[Round(0, 0, 1)] * len(row.text.tokens) for row in self.rows]
-    log = self.model.get(self.state.log)
+    log, self.model.evidence = self.model.get(
+      (self.state.log, self.state.evidence)
+    )
     return [
       _rounds_up_to(log[b, : row.counts['verify_passes']], len(row.text.tokens))
       for b, row in enumerate(self.rows)
     ]
 
   def _verdict(self) -> tuple[int, int]:
-    """Drafted and accepted tokens so far."""
-    counts = [row.counts for row in self.rows]
-    return sum(c['drafted'] for c in counts), sum(c['accepted'] for c in counts)
+    """Tokens drafted by layers, and accepted ones, so far."""
+
+    def total(name: str) -> int:
+      return sum(row.counts[name] for row in self.rows)
+
+    drafted = total('drafted') - total('copied')
+    return drafted, total('accepted') - total('copies_accepted')
 
   def _search(self) -> None:
     """One scoring pass, if the batch has written a window of text and more."""
@@ -508,6 +549,9 @@ def _counts_up_to(
   only if it was returned.
   """
   grown = {name: after[name] - before[name] for name in after}
+  if not grown['drafted']:  # plain steps, a token each
+    own = {name: before[name] + returned for name in ('verify_passes', _OWN)}
+    return {**after, **own}
   accepted, leaf_hits = grown['accepted'], grown['leaf_hits']
   own = grown['bonus_tokens'] + grown['corrected_tokens']
   counts = dict(after)

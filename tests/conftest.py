@@ -1,7 +1,9 @@
 """Shapes in annotations are checked while tests run; tests need no accelerator."""
 
+import atexit
 import os
 import sys
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -11,6 +13,12 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 import pytest
+
+# Nothing goes into the real one; and what a launcher compiles, the next one that
+# the tests start need not.
+_CACHE = tempfile.TemporaryDirectory(prefix='swift_jax_tests_')
+atexit.register(_CACHE.cleanup)
+os.environ['XDG_CACHE_HOME'] = _CACHE.name
 
 # The files whose annotations are shapes; before any of them is imported.
 install_import_hook(
@@ -44,11 +52,14 @@ def launch(monkeypatch, capsys):
   from absl import app
   from absl.testing import flagsaver
   import common
+  import compilation_cache
   import generate
 
   def run(*arguments, main=generate.main, sections=common.SECTIONS):
     monkeypatch.setattr(sys, 'argv', ['generate.py', *map(str, arguments)])
+    # What would outlast the test in this process.
     monkeypatch.setattr(common, '_quiet', lambda: None)
+    monkeypatch.setattr(compilation_cache, 'switch_on', lambda folder: None)
     monkeypatch.setattr(app, 'run', call)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
       common.run(main, sections=sections)

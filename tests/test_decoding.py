@@ -12,12 +12,13 @@ from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
 from swift_jax import llama
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import DraftConfig
-from swift_jax.decoding import drafting, tree, verification
+from swift_jax.decoding import drafting, policy, tree, verification
 from swift_jax.decoding.drafting import Draft
 from swift_jax.errors import InputError
 
 DEPTH, ALTERNATIVES = 7, 9
-CONFIG = DraftConfig(verify_widths=(4, 8), max_draft_length=7)
+CONFIG = DraftConfig(verify_widths=(4, 8), max_draft_length=7, adaptive=False)
+EVIDENCE, LIVE = policy.start(), np.ones(2, bool)
 
 
 @st.composite
@@ -57,7 +58,7 @@ def wanted_leaves(draft: Draft, row: int) -> list[tuple[float, int, int]]:
 def test_tree_is_the_papers(draft, root):
   shapes, traced = drafting.split_config(CONFIG, 40)
   roots = jnp.full(2, root, jnp.int32)
-  built = tree.build(roots, draft, traced, shapes)
+  built = tree.build(roots, draft, EVIDENCE, traced, shapes, LIVE)
   seen = np.asarray(built.attn_mask())
   for row in range(2):
     d = int(draft.length[row])
@@ -80,7 +81,8 @@ def test_tree_is_the_papers(draft, root):
 def test_acceptance_walks_the_targets_path(draft, data):
   """Against a walk in Python: follow the target until no node has its token."""
   shapes, traced = drafting.split_config(CONFIG, 40)
-  built = tree.build(jnp.zeros(2, jnp.int32), draft, traced, shapes)
+  roots = jnp.zeros(2, jnp.int32)
+  built = tree.build(roots, draft, EVIDENCE, traced, shapes, LIVE)
   width = shapes.max_width
   target = np.zeros((2, width), np.int64)
   for row in range(2):

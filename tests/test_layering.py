@@ -35,6 +35,7 @@ ORDER = {
   'hub': 4,
   'weight_files': 4,
   'decoding': 4,
+  'costs': 5,
   'search.matchness': 4,
   'search.acquisition': 4,
   'search': 5,
@@ -127,9 +128,23 @@ def test_only_the_processes_import_gpjax():
   }
 
 
-def test_nothing_imports_torch():
-  for file in FILES:
-    assert not any(name.split('.')[0] == 'torch' for name in imported(file))
+def test_only_the_benchmark_of_its_peers_imports_torch():
+  users = {
+    module_name(file)
+    for file in FILES
+    if any(name.split('.')[0] == 'torch' for name in imported(file))
+  }
+  assert users == {'evaluation.peers_suite'}
+
+
+def test_torch_is_imported_only_when_that_suite_runs():
+  code = (
+    'import sys; from swift_jax.evaluation import peers_suite;'
+    "print('torch' in sys.modules)"
+  )
+  command = [sys.executable, '-c', code]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert done.stdout == 'False\n'
 
 
 def test_configs_import_only_ml_collections():

@@ -65,6 +65,7 @@ def engine(
     'time_budget': 1.0,
   }
   searching = SearchConfig(**{**searching, **(search or {})})
+  draft = {'adaptive': False, **draft}
   drafting = DraftConfig(verify_widths=(4, 8, 32), **draft)
   defaults = SamplingConfig(eos_token_id=tuple(eos))
   made = Engine(CFG, *weights(), tokenizer, defaults, drafting, searching)

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 
 from swift_jax import sampling as samplings
 from swift_jax.config import DraftConfig
+from swift_jax.decoding import policy
+from swift_jax.decoding.policy import Costs
 from swift_jax.decoding.state import DecodeState
 from swift_jax.kv_cache import KVCache
 from swift_jax.llama import Llama
 from swift_jax.sampling import Sampling
 from swift_jax.skip_mask import SkipMask
-from swift_jax.typing import Array, Float, Int
+from swift_jax.typing import Array, Bool, Float, Int
 
 
 class DraftShapes(NamedTuple):
@@ -26,12 +28,14 @@ class DraftShapes(NamedTuple):
     num_leaves: alternatives kept at each depth, 0 for a bare chain.
     samples: tokens are drawn; else the most likely ones are taken.
     lookup: the draft is copied from the text; see `lookup`.
+    adaptive: what drafts, and how far, is chosen round by round; see `policy`.
   """
 
   verify_widths: tuple[int, ...]
   num_leaves: int
   samples: bool = False
   lookup: bool = False
+  adaptive: bool = False
 
   @property
   def max_width(self) -> int:
@@ -49,6 +53,9 @@ class DraftSettings:
     tree_bounds: confidences at which k changes, float32[n].
     lookup_length: tokens copied at most by prompt lookup, int32[].
     lookup_ngram: tokens that it compares at most, int32[].
+    forced: the source of every draft, by `policy`'s numbers, at its full length;
+      -1: the policy's choice, int32[]. To measure costs with.
+    costs: what the policy weighs.
   """
 
   max_length: Int[Array, '']
@@ -57,6 +64,8 @@ class DraftSettings:
   tree_bounds: Float[Array, ' n']
   lookup_length: Int[Array, '']
   lookup_ngram: Int[Array, '']
+  forced: Int[Array, '']
+  costs: Costs
 
 
 @flax.struct.dataclass
@@ -95,25 +104,34 @@ def split_config(
     tree_bounds=jnp.asarray(cfg.tree_bounds, jnp.float32),
     lookup_length=jnp.asarray(cfg.lookup_length, jnp.int32),
     lookup_ngram=jnp.asarray(cfg.lookup_ngram, jnp.int32),
+    forced=jnp.asarray(-1, jnp.int32),
+    costs=Costs(jnp.ones(()), jnp.ones(len(cfg.verify_widths))),
   )
-  return DraftShapes(cfg.verify_widths, leaves), settings
+  shapes = DraftShapes(cfg.verify_widths, leaves, adaptive=cfg.adaptive)
+  return shapes, settings
 
 
 def for_lookup(shapes: DraftShapes) -> DraftShapes:
   """The shapes of prompt lookup: no leaves, and a pass over the last token alone
   where the text has nothing to copy."""
   widths = tuple(sorted({1, *shapes.verify_widths}))
-  return shapes._replace(verify_widths=widths, num_leaves=0, lookup=True)
+  return shapes._replace(
+    verify_widths=widths, num_leaves=0, lookup=True, adaptive=False
+  )
 
 
 @flax.struct.dataclass
 class _Carry:
-  """The draft loop's state: `active` rows go on, at depth `step`."""
+  """The draft loop's state: `active` rows go on, at depth `step`.
+
+  `survival` is the chance that all drafted tokens of a row are accepted.
+  """
 
   step: Int[Array, '']
   token: Int[Array, ' b']
   cache: KVCache
   active: Array
+  survival: Float[Array, ' b']
   draft: Draft
 
 
@@ -124,13 +142,15 @@ def draft(
   settings: DraftSettings,
   sampling: Sampling,
   shapes: DraftShapes,
+  wanted: Bool[Array, ''] | bool = True,
 ) -> tuple[Draft, KVCache]:
-  """Drafts until every row has stopped.
+  """Drafts until every row has stopped; nothing if it is not `wanted`.
 
   A row stops after a token whose confidence is below the threshold (the token
   stays: its runners-up are the tree's widest), at `max_length`, and one token
   before its end, since verify adds one of its own. Rows that are done draft
-  nothing.
+  nothing. Where the policy has the word, it takes the threshold's place, for all
+  rows together.
 
   Returns:
     The draft, and the cache with the kept sublayers' keys and values at slots >=
@@ -138,7 +158,21 @@ def draft(
   """
   batch, depth = state.done.shape[0], shapes.max_width - 1
   cap = jnp.minimum(settings.max_length, state.end - state.length - 1)
-  cap = jnp.where(state.done, 0, jnp.minimum(cap, depth))  # [B]
+  cap = jnp.where(state.done | ~jnp.asarray(wanted), 0, jnp.minimum(cap, depth))
+  evidence, is_forced = state.evidence, settings.forced >= 0
+
+  def goes_on(survival: Array, confidence: Array, drafted: Array) -> Array:
+    if not shapes.adaptive:
+      return confidence >= settings.threshold
+    pays = policy.goes_on(
+      evidence,
+      settings.costs,
+      shapes.verify_widths,
+      jnp.where(drafted < cap, survival, 0),
+      drafted,
+      ~state.done,
+    )
+    return is_forced | pays
 
   def body(carry: _Carry) -> _Carry:
     hidden, updates = model(carry.token[:, None], skip_mask, cache=carry.cache)
@@ -154,17 +188,26 @@ def draft(
       length=d.length + active,
     )
     cache = carry.cache.write(updates)
-    is_sure = choice.confidence >= settings.threshold
+    survival = carry.survival * evidence.acceptance(choice.confidence)
+    more = goes_on(survival, choice.confidence, i + 1)
     return _Carry(
       step=i + 1,
       token=choice.tokens[:, 0],
       cache=cache.rollback(cache.length + 1),
-      active=active & is_sure & (i + 1 < cap),
+      active=active & more & (i + 1 < cap),
+      survival=survival,
       draft=d,
     )
 
   empty = _empty(batch, depth, shapes.num_leaves)
-  first = _Carry(jnp.int32(0), state.last_token, state.cache, cap > 0, empty)
+  first = _Carry(
+    step=jnp.int32(0),
+    token=state.last_token,
+    cache=state.cache,
+    active=cap > 0,
+    survival=jnp.ones(batch, jnp.float32),
+    draft=empty,
+  )
   last = jax.lax.while_loop(lambda carry: carry.active.any(), body, first)
   return last.draft, last.cache.rollback(state.cache.length)
 

@@ -25,9 +25,20 @@ def draft(
   Up to `settings.lookup_ngram` tokens are compared; where not even the newest one
   stood before, nothing is drafted.
   """
-  start, matched = find(state.tokens, state.length, settings.lookup_ngram)
+  found = find(state.tokens, state.length, settings.lookup_ngram)
+  return copy(state, *found, settings.lookup_length, shapes)
+
+
+def copy(
+  state: DecodeState,
+  start: Int[Array, ' b'],
+  matched: Int[Array, ' b'],
+  most: Int[Array, ''],
+  shapes: DraftShapes,
+) -> Draft:
+  """What follows the places that `find` gave, up to `most` tokens."""
   depth = shapes.max_width - 1
-  cap = jnp.minimum(settings.lookup_length, state.end - state.length - 1)
+  cap = jnp.minimum(most, state.end - state.length - 1)
   cap = jnp.where(state.done | (matched == 0), 0, jnp.minimum(cap, depth))
   period = jnp.maximum(state.length - start, 1)[:, None]
   index = start[:, None] + jnp.arange(depth) % period
@@ -35,8 +46,8 @@ def draft(
   return Draft(
     tokens=tokens,
     confidence=jnp.ones(tokens.shape, jnp.float32),
-    leaf_tokens=jnp.zeros((*tokens.shape, 0), jnp.int32),
-    leaf_weights=jnp.zeros((*tokens.shape, 0), jnp.float32),
+    leaf_tokens=jnp.zeros((*tokens.shape, shapes.num_leaves), jnp.int32),
+    leaf_weights=jnp.zeros((*tokens.shape, shapes.num_leaves), jnp.float32),
     length=jnp.maximum(cap, 0),
   )
 

@@ -1,23 +1,41 @@
-"""Rounds on the device: draft, verify, commit; and plain steps."""
+"""Rounds on the device: draft, verify, commit, learn; and plain steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 import functools
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from swift_jax import sampling as samplings
-from swift_jax.decoding import drafting, lookup, tree, verification
+from swift_jax.decoding import drafting, lookup, policy, tree, verification
 from swift_jax.decoding import state as states
 from swift_jax.decoding.drafting import Draft, DraftSettings, DraftShapes
 from swift_jax.decoding.state import Counts, DecodeState, commit
 from swift_jax.llama import GraphDef, Llama, Params
 from swift_jax.sampling import Sampling
 from swift_jax.skip_mask import SkipMask
-from swift_jax.typing import Array, Int
+from swift_jax.typing import Array, Bool, Int
+
+
+class Drafted(NamedTuple):
+  """A round's draft, and what the policy is to learn from.
+
+  Attributes:
+    source: who drafted, by `policy`'s numbers.
+    draft: nothing where that is nobody.
+    matched: tokens that stood in the text before, and what followed them there
+      [B, D]; None without the policy.
+  """
+
+  source: Int[Array, '']
+  draft: Draft
+  matched: Int[Array, ' b'] | None = None
+  copied: Int[Array, 'b d'] | None = None
+
 
 start = jax.jit(states.start, donate_argnames=('cache', 'prompts'))
 
@@ -66,27 +84,35 @@ def plain_steps(
   They are drawn if it `samples`, else the most likely ones.
   """
   model = nnx.merge(graphdef, params)
-
-  def step(state: DecodeState) -> DecodeState:
-    hidden, updates = model(state.last_token[:, None], full, cache=state.cache)
-    logits = model.logits(hidden)  # [B, 1, V]
-    finite = jnp.isfinite(logits.max((-1, -2))) | state.done
-    nothing = jnp.zeros((*logits.shape[:2], 0), jnp.int32)
-    at_end = jnp.zeros(logits.shape[:2], jnp.int32)
-    context = state.context(nothing, nothing.astype(bool), at_end)
-    best, block = samplings.choose(logits, context, sampling, samples)
-    counts = state.counts.replace(
-      verify_passes=state.counts.verify_passes + ~state.done
-    )
-    state = state.replace(
-      cache=state.cache.write(updates),
-      finite=state.finite & finite.all(),
-      counts=counts,
-    )
-    one = jnp.ones_like(state.end)
-    return commit(state, block, best, one, sampling.eos_token_ids)[0]
-
+  step = functools.partial(_plain_step, model, full, sampling, samples)
   return _repeat(step, state, num_steps)
+
+
+def _plain_step(
+  model: Llama,
+  full: SkipMask,
+  sampling: Sampling,
+  samples: bool,
+  state: DecodeState,
+) -> DecodeState:
+  """A token a row by a pass of the whole model."""
+  hidden, updates = model(state.last_token[:, None], full, cache=state.cache)
+  logits = model.logits(hidden)  # [B, 1, V]
+  finite = jnp.isfinite(logits.max((-1, -2))) | state.done
+  nothing = jnp.zeros((*logits.shape[:2], 0), jnp.int32)
+  at_end = jnp.zeros(logits.shape[:2], jnp.int32)
+  context = state.context(nothing, nothing.astype(bool), at_end)
+  best, block = samplings.choose(logits, context, sampling, samples)
+  counts = state.counts.replace(
+    verify_passes=state.counts.verify_passes + ~state.done
+  )
+  state = state.replace(
+    cache=state.cache.write(updates),
+    finite=state.finite & finite.all(),
+    counts=counts,
+  )
+  one = jnp.ones_like(state.end)
+  return commit(state, block, best, one, sampling.eos_token_ids)[0]
 
 
 @functools.partial(
@@ -128,7 +154,7 @@ def draft_half(
   settings: DraftSettings,
   sampling: Sampling,
   shapes: DraftShapes,
-) -> tuple[Draft, DecodeState]:
+) -> tuple[Drafted, DecodeState]:
   """The draft of a round alone, so that its time can be taken."""
   model = nnx.merge(graphdef, params)
   return _draft(model, state, skip_mask, settings, sampling, shapes)
@@ -141,7 +167,7 @@ def verify_half(
   graphdef: GraphDef,
   params: Params,
   state: DecodeState,
-  draft: Draft,
+  drafted: Drafted,
   full: SkipMask,
   settings: DraftSettings,
   sampling: Sampling,
@@ -149,7 +175,7 @@ def verify_half(
 ) -> DecodeState:
   """What is left of a round after `draft_half`."""
   model = nnx.merge(graphdef, params)
-  return _verify(model, state, draft, full, settings, sampling, shapes)
+  return _verify(model, state, drafted, full, settings, sampling, shapes)
 
 
 def _draft(
@@ -159,39 +185,74 @@ def _draft(
   settings: DraftSettings,
   sampling: Sampling,
   shapes: DraftShapes,
-) -> tuple[Draft, DecodeState]:
+) -> tuple[Drafted, DecodeState]:
   """What verify is to look at; the cache holds the kept sublayers' part of it."""
   with jax.named_scope('draft'):
     if shapes.lookup:
-      return lookup.draft(state, settings, shapes), state
-    drafted, cache = drafting.draft(
-      model, state, skip_mask, settings, sampling, shapes
+      found = lookup.draft(state, settings, shapes)
+      return Drafted(jnp.int32(policy.COPY), found), state
+    layers = functools.partial(
+      drafting.draft, model, state, skip_mask, settings, sampling, shapes
     )
+    if not shapes.adaptive:
+      chain, cache = layers()
+      drafted = Drafted(jnp.int32(policy.LAYERS), chain)
+      return drafted, state.replace(cache=cache)
+    start, matched = lookup.find(
+      state.tokens, state.length, settings.lookup_ngram
+    )
+    source, most = policy.choose(
+      state.evidence,
+      settings.costs,
+      shapes.verify_widths,
+      matched,
+      state.end - state.length - 1,
+      ~state.done,
+    )
+    is_forced = settings.forced >= 0
+    source = jnp.where(is_forced, settings.forced, source)
+    most = jnp.where(is_forced, settings.lookup_length, most)
+    matched = jnp.where(is_forced, jnp.maximum(matched, 1), matched)
+    is_copy = source == policy.COPY
+    copied = lookup.copy(state, start, matched, most, shapes)
+    chain, cache = layers(wanted=source == policy.LAYERS)
+    chain = jax.tree.map(lambda a, b: jnp.where(is_copy, a, b), copied, chain)
+    drafted = Drafted(source, chain, matched, copied.tokens)
     return drafted, state.replace(cache=cache)
 
 
 def _verify(
   model: Llama,
   state: DecodeState,
-  draft: Draft,
+  drafted: Drafted,
   full: SkipMask,
   settings: DraftSettings,
   sampling: Sampling,
   shapes: DraftShapes,
 ) -> DecodeState:
-  """Verify and commit: every row that is not done gets at least one token."""
+  """Verify and commit: every row that is not done gets at least one token.
+
+  Where nothing is to be drafted they are plain steps.
+  """
+  source, draft = drafted.source, drafted.draft
+  start, wanted = state, True
+  if shapes.adaptive:
+    wanted = source != policy.PLAIN
+    state = _stretch(model, state, full, sampling, shapes, ~wanted)
   with jax.named_scope('verify'):
-    nodes = tree.build(state.last_token, draft, settings, shapes)
+    live = ~state.done
+    nodes = tree.build(
+      state.last_token, draft, state.evidence, settings, shapes, live
+    )
     verified, updates = verification.verify(
-      model, nodes, state, full, sampling, shapes
+      model, nodes, state, full, sampling, shapes, wanted
     )
     updates = verification.place_leaf(updates, verified)
   with jax.named_scope('commit'):
-    before = state.counts
-    active = ~state.done
+    active = live & wanted
     state = state.replace(
       cache=state.cache.write(updates),
-      finite=state.finite & (verified.finite | state.done).all(),
+      finite=state.finite & (verified.finite | ~active).all(),
     )
     state, kept = commit(
       state,
@@ -200,23 +261,109 @@ def _verify(
       verified.block_length,
       sampling.eos_token_ids,
     )
-    own_kept = kept == verified.block_length  # never 0
-    accepted = jnp.minimum(verified.num_accepted, kept)
-    counts = Counts(
-      verify_passes=before.verify_passes + active,
-      drafted=before.drafted + draft.length,
-      accepted=before.accepted + accepted,
-      leaf_hits=before.leaf_hits
-      + (verified.leaf_hit & (kept > verified.num_accepted)),
-      bonus_tokens=before.bonus_tokens + (own_kept & verified.is_bonus),
-      corrected_tokens=before.corrected_tokens
-      + (own_kept & ~verified.is_bonus),
-    )
-    line = jnp.stack([draft.length, accepted, kept], axis=-1)  # [B, 3]
-    at = jnp.where(active, before.verify_passes, state.log.shape[1])
-    rows = jnp.arange(len(at))
-    log = state.log.at[rows, at].set(line, mode='drop')
-  return state.replace(counts=counts, log=log)
+    state = _count(state, drafted, verified, kept, active)
+    if shapes.adaptive:
+      state = _learn(start, state, drafted, verified, nodes, settings, shapes)
+  return state
+
+
+def _stretch(
+  model: Llama,
+  state: DecodeState,
+  full: SkipMask,
+  sampling: Sampling,
+  shapes: DraftShapes,
+  wanted: Bool[Array, ''],
+) -> DecodeState:
+  """Some plain steps, counted as rounds that drafted nothing."""
+
+  def step(state: DecodeState) -> DecodeState:
+    before = state
+    state = _plain_step(model, full, sampling, shapes.samples, state)
+    own = (state.length - before.length).astype(jnp.int32)  # 0 where done
+    counts = state.counts.replace(bonus_tokens=before.counts.bonus_tokens + own)
+    none = jnp.zeros_like(own)
+    log = _log(before, jnp.stack([none, none, own], axis=-1), ~before.done)
+    return state.replace(counts=counts, log=log)
+
+  return _repeat(step, state, jnp.where(wanted, policy.STRETCH, 0))
+
+
+def _count(
+  state: DecodeState,
+  drafted: Drafted,
+  verified: verification.Verified,
+  kept: Int[Array, ' b'],
+  active: Bool[Array, ' b'],
+) -> DecodeState:
+  """What the round did, of which `kept` tokens a row were committed."""
+  before, length = state.counts, drafted.draft.length
+  own_kept = active & (kept == verified.block_length)
+  accepted = jnp.minimum(verified.num_accepted, kept)
+  is_copy = drafted.source == policy.COPY
+  counts = Counts(
+    verify_passes=before.verify_passes + active,
+    drafted=before.drafted + length,
+    accepted=before.accepted + accepted,
+    copied=before.copied + is_copy * length,
+    copies_accepted=before.copies_accepted + is_copy * accepted,
+    leaf_hits=before.leaf_hits
+    + (verified.leaf_hit & (kept > verified.num_accepted)),
+    bonus_tokens=before.bonus_tokens + (own_kept & verified.is_bonus),
+    corrected_tokens=before.corrected_tokens + (own_kept & ~verified.is_bonus),
+  )
+  line = jnp.stack([length, accepted, kept], axis=-1)  # [B, 3]
+  return state.replace(counts=counts, log=_log(state, line, active))
+
+
+def _log(
+  state: DecodeState, line: Int[Array, 'b 3'], active: Bool[Array, ' b']
+) -> Int[Array, 'b s 3']:
+  """The log with the next line of each active row."""
+  slots = state.log.shape[1]
+  at = jnp.where(active, state.counts.verify_passes, slots)
+  return state.log.at[jnp.arange(len(at)), at].set(line, mode='drop')
+
+
+def _learn(
+  start: DecodeState,
+  state: DecodeState,
+  drafted: Drafted,
+  verified: verification.Verified,
+  nodes: tree.Tree,
+  settings: DraftSettings,
+  shapes: DraftShapes,
+) -> DecodeState:
+  """What the round tells of the sources, from its start to its end."""
+  source, draft, live = drafted.source, drafted.draft, ~start.done
+  written = state.length - start.length
+  by_layers = (source == policy.LAYERS) & live
+  evidence = policy.learn_confidence(
+    state.evidence,
+    draft.confidence,
+    jnp.where(by_layers, draft.length, 0),
+    verified.num_accepted,
+  )
+  places = start.length[:, None] + jnp.arange(drafted.copied.shape[1])
+  evidence = policy.learn_copies(
+    evidence,
+    jnp.where(live, drafted.matched, 0),
+    drafted.copied,
+    jnp.take_along_axis(state.tokens, places, axis=1, mode='clip'),
+    written,
+  )
+  widths, costs = jnp.asarray(shapes.verify_widths), settings.costs
+  chosen = jnp.searchsorted(widths, nodes.num_nodes.max(), side='left')
+  by_layers_cost = draft.length.max() * costs.draft * (source == policy.LAYERS)
+  cost = jnp.where(
+    source == policy.PLAIN,
+    written.max(),
+    by_layers_cost + costs.verify[chosen],
+  )
+  tokens = written.sum() / jnp.maximum(live.sum(), 1)
+  return state.replace(
+    evidence=policy.learn_rate(evidence, source, tokens, cost)
+  )
 
 
 def _repeat(

@@ -7,6 +7,7 @@ import dataclasses
 import flax.struct
 import jax.numpy as jnp
 
+from swift_jax.decoding.policy import Evidence
 from swift_jax.kv_cache import KVCache
 from swift_jax.sampling import Context, row_keys
 from swift_jax.typing import Array, Bool, Int, UInt
@@ -20,6 +21,8 @@ class Counts:
     verify_passes: passes of the whole model.
     drafted: drafted chain tokens that were verified.
     accepted: those that were committed.
+    copied: of `drafted`, those that were copied from the text.
+    copies_accepted: of `accepted`, the same.
     leaf_hits: leaves that were committed.
     bonus_tokens: the target's own tokens that were committed after a path that it
       had accepted whole, leaf or chain.
@@ -29,6 +32,8 @@ class Counts:
   verify_passes: Int[Array, ' b']
   drafted: Int[Array, ' b']
   accepted: Int[Array, ' b']
+  copied: Int[Array, ' b']
+  copies_accepted: Int[Array, ' b']
   leaf_hits: Int[Array, ' b']
   bonus_tokens: Int[Array, ' b']
   corrected_tokens: Int[Array, ' b']
@@ -54,6 +59,7 @@ class DecodeState:
     counts: what the rounds did.
     log: what each round drafted, accepted and returned, int32[B, S, 3]; the first
       `counts.verify_passes` lines of a row count.
+    evidence: what drafting brought lately; see `policy`.
   """
 
   cache: KVCache
@@ -66,6 +72,7 @@ class DecodeState:
   keys: UInt[Array, 'b 2']
   counts: Counts
   log: Int[Array, 'b s 3']
+  evidence: Evidence
 
   @property
   def length(self) -> Int[Array, ' b']:
@@ -103,6 +110,7 @@ def start(
   max_new_tokens: Int[Array, ' b'],
   seed: UInt[Array, ''],
   index: UInt[Array, ' b'],
+  evidence: Evidence,
 ) -> DecodeState:
   """The state before prefill; a row with `max_new_tokens` 0 is done at once.
 
@@ -124,6 +132,7 @@ def start(
     keys=row_keys(seed, index),
     counts=Counts(*(zeros() for _ in dataclasses.fields(Counts))),
     log=jnp.zeros((*prompts.shape, 3), jnp.int32),
+    evidence=evidence,
   )
 
 

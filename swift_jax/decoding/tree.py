@@ -12,7 +12,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from swift_jax.decoding import policy
 from swift_jax.decoding.drafting import Draft, DraftSettings, DraftShapes
+from swift_jax.decoding.policy import Evidence
 from swift_jax.typing import Array, Bool, Int
 
 
@@ -60,10 +62,12 @@ class Tree:
 def build(
   root: Int[Array, ' b'],
   draft: Draft,
+  evidence: Evidence,
   settings: DraftSettings,
   shapes: DraftShapes,
+  live: Bool[Array, ' b'],
 ) -> Tree:
-  """The tree of a draft, at the largest width."""
+  """The tree of a draft, at the largest width; `live` rows go on."""
   width = shapes.max_width
   index = jnp.arange(width)[None]  # [1, W]
   num_chain = draft.length + 1
@@ -77,8 +81,14 @@ def build(
       num_chain=num_chain,
       num_nodes=num_chain,
     )
-  leaf_tokens, leaf_depth, num_leaves = _leaves(draft, settings, width - 1)
-  at = jnp.clip(index - num_chain[:, None], 0, width - 2)
+  leaf_tokens, leaf_depth, num_leaves, values = _leaves(
+    draft, evidence, settings, shapes
+  )
+  if shapes.adaptive:
+    width = policy.width(
+      evidence, settings.costs, shapes.verify_widths, num_chain, values, live
+    )
+  at = jnp.clip(index - num_chain[:, None], 0, leaf_tokens.shape[1] - 1)
   num_nodes = jnp.minimum(num_chain + num_leaves, width)
   is_leaf = ~in_chain & (index < num_nodes[:, None])
   depth = jnp.take_along_axis(leaf_depth, at, axis=1)
@@ -94,29 +104,41 @@ def build(
 
 
 def _leaves(
-  draft: Draft, settings: DraftSettings, most: int
-) -> tuple[Array, Array, Array]:
-  """The `most` likeliest leaves: tokens [B, M], depths [B, M], how many [B].
+  draft: Draft,
+  evidence: Evidence,
+  settings: DraftSettings,
+  shapes: DraftShapes,
+) -> tuple[Array, Array, Array, Array]:
+  """The likeliest leaves: tokens [B, M], depths [B, M], how many [B], and the
+  chance of each to be right [B, M].
 
   At depth t the paper takes the top k by the confidence there: the chain's token
   and k-1 leaves beside it. They are ranked by the confidences of the path to
   them times their own weight, which falls along a depth: of the leaves there the
-  first ones are kept.
+  first ones are kept. The policy takes as many as pay, and knows how often tokens
+  of such a confidence were accepted.
   """
+  most = shapes.max_width - 1
   depth = jnp.arange(draft.tokens.shape[1])
   live = depth < draft.length[:, None]  # [B, D]
-  k = settings.tree_widths[
-    jnp.searchsorted(settings.tree_bounds, draft.confidence, side='left')
-  ]
   rank = jnp.arange(draft.leaf_tokens.shape[2]) + 1
-  wanted = live[..., None] & (rank < k[..., None]) & (draft.leaf_weights > 0)
-  log_path = jnp.cumsum(jnp.log(draft.confidence), axis=1)
+  wanted = live[..., None] & (draft.leaf_weights > 0)
+  if shapes.adaptive:
+    sure = evidence.acceptance(draft.confidence)
+  else:
+    sure = draft.confidence
+    k = settings.tree_widths[
+      jnp.searchsorted(settings.tree_bounds, sure, side='left')
+    ]
+    wanted &= rank < k[..., None]
+  log_path = jnp.cumsum(jnp.log(sure), axis=1)
   log_path = jnp.pad(log_path[:, :-1], ((0, 0), (1, 0)))
   score = log_path[..., None] + jnp.log(draft.leaf_weights)
   score = jnp.where(wanted, score, -jnp.inf)
   flat = score.reshape(score.shape[0], -1)
-  _, picked = jax.lax.top_k(flat, min(most, flat.shape[1]))
+  best, picked = jax.lax.top_k(flat, min(most, flat.shape[1]))
   tokens = draft.leaf_tokens.reshape(flat.shape)
   tokens = jnp.take_along_axis(tokens, picked, axis=1)
   depths = picked // draft.leaf_tokens.shape[2] + 1
-  return tokens, depths, jnp.minimum(wanted.sum((1, 2)), picked.shape[1])
+  count = jnp.minimum(wanted.sum((1, 2)), picked.shape[1])
+  return tokens, depths, count, jnp.exp(best)

@@ -59,8 +59,11 @@ def verify(
   full: SkipMask,
   sampling: Sampling,
   shapes: DraftShapes,
+  wanted: Bool[Array, ''] | bool = True,
 ) -> tuple[Verified, Updates]:
   """The verdict on a tree, in the smallest width that holds all its nodes.
+
+  Where it is not `wanted` no pass is run: all blocks are empty.
 
   A branch returns its keys and values padded to the largest width, not the
   cache: that would be copied through the switch.
@@ -105,7 +108,13 @@ def verify(
   widths = jnp.asarray(shapes.verify_widths)
   chosen = jnp.searchsorted(widths, tree.num_nodes.max(), side='left')
   branches = [lambda w=w: branch(w) for w in shapes.verify_widths]
-  return jax.lax.switch(chosen, branches)
+  if wanted is True:
+    return jax.lax.switch(chosen, branches)
+  result = jax.eval_shape(branches[-1])
+  branches.append(
+    lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), result)
+  )
+  return jax.lax.switch(jnp.where(wanted, chosen, len(widths)), branches)
 
 
 def follow(tree: Tree, target: Int[Array, 'b w']) -> Path:

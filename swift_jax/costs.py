@@ -1,0 +1,271 @@
+"""What passes cost on this machine, in plain steps: measured once, then read.
+
+The programs that decode are the ones that are timed, on a text of one token: how
+many rounds, which source and how many tokens are traced, so nothing is compiled for
+this alone. The figures are kept in the user's cache folder, by all that they depend
+on but the machine's mood: delete `costs` there to have them measured anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+import swift_jax
+from swift_jax import distributed, hub, sampling, sharding
+from swift_jax import skip_mask as skip_masks
+from swift_jax.checks import require_number
+from swift_jax.decoding import policy, rounds
+from swift_jax.decoding.drafting import DraftShapes
+from swift_jax.decoding.state import DecodeState
+from swift_jax.errors import InputError
+from swift_jax.sampling_config import SamplingConfig
+from swift_jax.search import atomic_file
+from swift_jax.skip_mask import SkipMask
+
+_REPEATS = 7
+_STEPS, _ROUNDS = 12, 3  # of one dispatch
+_DEAR = 1e3  # so that no leaf pays while drafting is timed
+# Hugging Face's defaults, which cut: where tokens are drawn, that is paid too.
+_SAMPLING = SamplingConfig(
+  temperature=0.6,
+  top_k=50,
+  top_p=1.0,
+  min_p=0.0,
+  repetition_penalty=1.0,
+  min_new_tokens=0,
+)
+_SMALLEST = 1e-3  # of a cost: rounding must not make anything free
+
+
+@dataclasses.dataclass(frozen=True)
+class PassCosts:
+  """Costs in plain steps of one batch size and cache capacity.
+
+  Attributes:
+    step_s: seconds of a plain step.
+    head: a drafted token where every sublayer is skipped.
+    attn, mlp: what one attention or MLP that runs adds.
+    verify: verify and commit, by width.
+  """
+
+  step_s: float
+  head: float
+  attn: float
+  mlp: float
+  verify: tuple[float, ...]
+
+  def __post_init__(self):
+    object.__setattr__(self, 'verify', tuple(self.verify))
+    for name in ('step_s', 'head', 'attn', 'mlp'):
+      require_number(name, getattr(self, name), 0, float('inf'))
+    for cost in self.verify:
+      require_number('verify', cost, 0, float('inf'))
+
+  def draft(self, skip_mask: SkipMask) -> float:
+    """One token drafted with this mask."""
+    attn = (~np.asarray(skip_mask.attn)).sum()
+    mlp = (~np.asarray(skip_mask.mlp)).sum()
+    return float(self.head + attn * self.attn + mlp * self.mlp)
+
+  def on_device(self, skip_mask: SkipMask) -> policy.Costs:
+    """For a policy, as host arrays."""
+    return policy.Costs(
+      np.asarray(self.draft(skip_mask), np.float32),
+      np.asarray(self.verify, np.float32),
+    )
+
+
+def of_model(model: Any, batch: int, shapes: DraftShapes) -> PassCosts:
+  """From the file of this machine and model, or measured and written there.
+
+  Args:
+    model: a `session.Model`, as below.
+  """
+  name = _name(model, batch, shapes)
+  path = hub.cache_folder() / 'costs' / f'{name}.json'
+  found = None
+  if sharding.is_first(model.mesh):
+    found = _read(path, len(shapes.verify_widths))
+  if not sharding.agreed(found is not None, model.mesh):
+    measured = measure(model, batch, shapes)
+    if sharding.is_first(model.mesh):
+      found = measured
+      _write(path, found)
+  if sharding.spans_processes(model.mesh):
+    # All must choose alike.
+    text = json.dumps(dataclasses.asdict(found)) if found else ''
+    content = distributed.of_the_first(text.encode())
+    found = PassCosts(**json.loads(content))
+  return found
+
+
+def _name(model: Any, batch: int, shapes: DraftShapes) -> str:
+  """A hash of all that costs depend on."""
+  mesh = model.mesh
+  device = jax.devices()[0]
+  facts = {
+    'model': dataclasses.asdict(model.cfg),
+    'batch': batch,
+    'capacity': model.capacity,
+    'shapes': shapes,
+    'mesh': None if mesh is None else dict(mesh.shape),
+    'device': (device.platform, device.device_kind),
+    'machine': (platform.node(), platform.machine(), os.cpu_count()),
+    'versions': (swift_jax.__version__, jax.__version__),
+  }
+  text = json.dumps(facts, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(path: os.PathLike[str], num_widths: int) -> PassCosts | None:
+  try:
+    found = PassCosts(**json.loads(atomic_file.read(str(path), 'costs')))
+  # What is damaged is measured anew.
+  except (InputError, TypeError, ValueError, RecursionError):
+    return None
+  return found if len(found.verify) == num_widths else None
+
+
+def _write(path: os.PathLike[str], costs: PassCosts) -> None:
+  """A folder that cannot be written costs a measurement each time, no more."""
+  text = json.dumps(dataclasses.asdict(costs), indent=2) + '\n'
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    target = atomic_file.writable(str(path), 'costs')
+    atomic_file.replace(target, text, 'costs')
+  except (InputError, OSError):
+    return
+
+
+def measure(model: Any, batch: int, shapes: DraftShapes) -> PassCosts:
+  """Times each kind of pass in turns and takes medians of the ratios."""
+  bench = _Bench(model, batch, shapes)
+  layers = model.cfg.num_hidden_layers
+  width = next(
+    (w for w in shapes.verify_widths if w >= 8), shapes.verify_widths[-1]
+  )
+  every, none = np.ones(layers, bool), np.zeros(layers, bool)
+  masks = {
+    'head': SkipMask(every, every),
+    'attn': SkipMask(none, every),
+    'mlp': SkipMask(every, none),
+  }
+  masks = {name: model.put(mask) for name, mask in masks.items()}
+  kinds: dict[str | int, Callable[[], float]] = {'plain': bench.plain}
+  for w in shapes.verify_widths:
+    kinds[w] = lambda w=w: bench.round(policy.COPY, w - 1)
+  for name, mask in masks.items():
+    kinds[name] = lambda mask=mask: bench.round(policy.LAYERS, width - 1, mask)
+  for run in kinds.values():
+    run()  # compiles, and warms
+  times = {name: [] for name in kinds}
+  for _ in range(_REPEATS):
+    for name, run in kinds.items():
+      times[name].append(run())
+  step = np.asarray(times['plain'])
+  cost = {k: float(np.median(np.asarray(v) / step)) for k, v in times.items()}
+
+  def drafted(name: str) -> float:
+    """A drafted token: the round without its verify."""
+    return max((cost[name] - cost[width]) / (width - 1), _SMALLEST)
+
+  head = drafted('head')
+  return PassCosts(
+    step_s=float(np.median(step)),
+    head=head,
+    attn=max((drafted('attn') - head) / layers, 0.0),
+    mlp=max((drafted('mlp') - head) / layers, 0.0),
+    # Wider is never cheaper, whatever the clock says.
+    verify=tuple(
+      np.maximum.accumulate([cost[w] for w in shapes.verify_widths]).tolist()
+    ),
+  )
+
+
+class _Bench:
+  """A batch of texts of one token, begun anew for each dispatch."""
+
+  def __init__(self, model: Any, batch: int, shapes: DraftShapes):
+    self._model, self._shapes = model, shapes
+    room = model.capacity - shapes.max_width - 2
+    tokens = np.zeros((batch, model.capacity), np.int32)
+    ones = np.ones(batch, np.int32)
+    indices = np.arange(batch, dtype=np.uint32)
+    arrays = (tokens, ones, room * ones, np.uint32(0), indices)
+    cache = model.empty_cache(batch, model.capacity)
+    evidence = model.put(policy.start())
+    self._state = rounds.start(cache, *model.put(arrays), evidence)
+    done = np.zeros(batch, bool)
+    self._begin = model.put((np.zeros(batch, np.int32), done, policy.start()))
+    self._sampling = model.put(sampling.from_config(_SAMPLING, ()))
+    layers = model.cfg.num_hidden_layers
+    self._none = model.put(skip_masks.none_skipped(layers))
+
+  def _fresh(self) -> DecodeState:
+    length, done, evidence = self._begin
+    state = self._state
+    # Copies: what is donated is lost.
+    length, done, evidence = jax.tree.map(
+      lambda x: x + 0 if x.dtype != bool else x & x, (length, done, evidence)
+    )
+    return state.replace(
+      cache=state.cache.rollback(length), done=done, evidence=evidence
+    )
+
+  def plain(self) -> float:
+    """Seconds of a plain step."""
+    model = self._model
+    arguments = model.graphdef, model.params, self._fresh(), model.full
+    count = model.number(_STEPS)
+    started = time.perf_counter()
+    self._state = jax.block_until_ready(
+      rounds.plain_steps(
+        *arguments, self._sampling, count, self._shapes.samples
+      )
+    )
+    return (time.perf_counter() - started) / _STEPS
+
+  def round(
+    self, source: int, length: int, mask: SkipMask | None = None
+  ) -> float:
+    """Seconds of a round that drafts `length` tokens from a source."""
+    model = self._model
+    widths = len(self._shapes.verify_widths)
+    dear = policy.Costs(
+      np.asarray(1, np.float32),
+      _DEAR * np.arange(1, widths + 1, dtype=np.float32),
+    )
+    length = np.int32(length)
+    forced = model.put((np.int32(source), length, length, dear))
+    settings = model.settings.replace(
+      forced=forced[0],
+      max_length=forced[1],
+      lookup_length=forced[2],
+      costs=forced[3],
+    )
+    state, count = self._fresh(), model.number(_ROUNDS)
+    started = time.perf_counter()
+    self._state = jax.block_until_ready(
+      rounds.speculative_rounds(
+        model.graphdef,
+        model.params,
+        state,
+        self._none if mask is None else mask,
+        model.full,
+        settings,
+        self._sampling,
+        count,
+        self._shapes,
+      )
+    )
+    return (time.perf_counter() - started) / _ROUNDS

@@ -1,0 +1,243 @@
+"""What a round drafts from and how far: expected tokens against measured costs.
+
+Costs are in plain steps: plain decoding writes a token a row for a cost of 1. A
+round that drafts n tokens by layers costs n * `draft` + `verify` of its width, one
+that copies from the text only the latter. What is to be expected of either is
+learnt from what was accepted, and fades, so that a source that did not pay is tried
+again later. Nothing here changes the text: that is the target's, whoever drafts.
+"""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swift_jax.config import MAX_NGRAM
+from swift_jax.typing import Array, Bool, Float, Int
+
+PLAIN, LAYERS, COPY = range(3)  # in the order in which a tie is decided
+STRETCH = 8  # plain steps of a round that drafts nothing
+_MEMORY = 128.0  # plain steps after which evidence counts 1/e
+_BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
+_MIDDLES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.925, 0.965, 0.99)
+_DOUBT = 4.0  # trials that "confidence is acceptance" is worth
+_COPY_GUESS, _COPY_DOUBT = 0.5, 2.0  # acceptance of a copied token
+# Tokens a cost: a little better than plain decoding, so that drafting is tried.
+_LAYERS_GUESS, _LAYERS_DOUBT = 1.1, 1.0
+
+
+@flax.struct.dataclass
+class Costs:
+  """What a batch's passes cost, in plain steps; traced.
+
+  Attributes:
+    draft: one token drafted by layers with the skip mask at hand, float32[].
+    verify: verify and commit, by the widths of `DraftShapes`, float32[W].
+  """
+
+  draft: Float[Array, '']
+  verify: Float[Array, ' w']
+
+
+@flax.struct.dataclass
+class Evidence:
+  """What was accepted lately; all of it fades.
+
+  Attributes:
+    sure_hits, sure_trials: drafted tokens by bin of confidence, float32[K]: those
+      accepted, and those that verify reached.
+    copy_hits, copy_trials: copied tokens by the length of the match, the same;
+      float32[N + 1].
+    tokens, cost: a row's, of the rounds that drafted by layers, float32[].
+  """
+
+  sure_hits: Float[Array, ' k']
+  sure_trials: Float[Array, ' k']
+  copy_hits: Float[Array, ' n1']
+  copy_trials: Float[Array, ' n1']
+  tokens: Float[Array, '']
+  cost: Float[Array, '']
+
+  def acceptance(self, confidence: Float[Array, '*n']) -> Float[Array, '*n']:
+    """The share of drafted tokens of such a confidence that is accepted."""
+    hits = self.sure_hits + _DOUBT * jnp.asarray(_MIDDLES)
+    share = hits / (self.sure_trials + _DOUBT)
+    return share[_bin(confidence)]
+
+  @property
+  def next_acceptance(self) -> Float[Array, '']:
+    """That of a token that is not drafted yet."""
+    hits = self.sure_hits.sum() + _DOUBT * 0.7
+    return hits / (self.sure_trials.sum() + _DOUBT)
+
+  @property
+  def layers_rate(self) -> Float[Array, '']:
+    """Tokens a row and plain step when drafting by layers."""
+    tokens = self.tokens + _LAYERS_DOUBT * _LAYERS_GUESS
+    return tokens / (self.cost + _LAYERS_DOUBT)
+
+  @property
+  def price(self) -> Float[Array, '']:
+    """Tokens that a plain step's time brings otherwise: what drafting must earn."""
+    return jnp.maximum(self.layers_rate, 1.0)
+
+  def copies(
+    self, matched: Int[Array, ' b'], longest: int
+  ) -> Float[Array, 'b d']:
+    """Expected accepted tokens of copies of 1, 2, ... `longest` tokens."""
+    hits = self.copy_hits + _COPY_DOUBT * _COPY_GUESS
+    share = (hits / (self.copy_trials + _COPY_DOUBT))[matched]
+    share = jnp.where(matched > 0, share, 0)
+    return jnp.cumsum(share[:, None] ** jnp.arange(1, longest + 1), axis=1)
+
+
+def start() -> Evidence:
+  """Before the first round, as host arrays."""
+  bins, lengths = len(_MIDDLES), MAX_NGRAM + 1
+  zeros = [np.zeros(n, np.float32) for n in (bins, bins, lengths, lengths)]
+  return Evidence(*zeros, np.zeros((), np.float32), np.zeros((), np.float32))
+
+
+def _bin(confidence: Float[Array, '*n']) -> Int[Array, '*n']:
+  return jnp.searchsorted(jnp.asarray(_BOUNDS), confidence, side='right')
+
+
+def _mean(values: Array, live: Bool[Array, ' b']) -> Array:
+  """Over the rows that go on."""
+  weights = live.reshape(-1, *(1,) * (values.ndim - 1)).astype(values.dtype)
+  return (values * weights).sum(0) / jnp.maximum(weights.sum(), 1)
+
+
+def choose(
+  evidence: Evidence,
+  costs: Costs,
+  verify_widths: tuple[int, ...],
+  matched: Int[Array, ' b'],
+  room: Int[Array, ' b'],
+  live: Bool[Array, ' b'],
+) -> tuple[Int[Array, ''], Int[Array, '']]:
+  """The source that brings most a cost, and how many tokens to copy at most.
+
+  Args:
+    matched: how many of the newest tokens stood in the text before.
+    room: tokens that a row can still take beside the target's own.
+    live: rows that go on.
+  """
+  longest = verify_widths[-1] - 1
+  expected = evidence.copies(matched, longest)  # [B, D]
+  in_room = jnp.arange(longest) < room[:, None]
+  gains = jnp.diff(expected, axis=1, prepend=0) * in_room
+  total = jnp.pad(_mean(jnp.cumsum(gains, axis=1), live), (1, 0))
+  lengths = jnp.asarray(verify_widths) - 1
+  rates = (1 + total[lengths]) / costs.verify
+  best = jnp.argmax(rates)
+  can_copy = (_mean(matched.astype(jnp.float32), live) > 0) & (
+    lengths[best] > 0
+  )
+  copy_rate = jnp.where(can_copy, rates[best], 0)
+  can_draft = _mean((room > 0).astype(jnp.float32), live) > 0
+  layers_rate = jnp.where(can_draft, evidence.layers_rate, 0)
+  every = jnp.stack([jnp.float32(1), layers_rate, copy_rate])
+  return jnp.argmax(every).astype(jnp.int32), lengths[best]
+
+
+def goes_on(
+  evidence: Evidence,
+  costs: Costs,
+  verify_widths: tuple[int, ...],
+  survival: Float[Array, ' b'],
+  drafted: Int[Array, ''],
+  live: Bool[Array, ' b'],
+) -> Bool[Array, '']:
+  """Whether one more drafted token is worth its cost.
+
+  Args:
+    survival: the chance that all tokens of a row so far are accepted; 0 where it
+      can take no more.
+    drafted: tokens so far.
+  """
+  widths = jnp.asarray(verify_widths)
+  nodes = drafted + jnp.arange(1, 3)  # with the root: now, and with one more
+  now, then = costs.verify[jnp.searchsorted(widths, nodes, side='left')]
+  gain = _mean(survival, live) * evidence.next_acceptance
+  return gain > evidence.price * (costs.draft + then - now)
+
+
+def width(
+  evidence: Evidence,
+  costs: Costs,
+  verify_widths: tuple[int, ...],
+  num_chain: Int[Array, ' b'],
+  leaf_values: Float[Array, 'b m'],
+  live: Bool[Array, ' b'],
+) -> Int[Array, '']:
+  """How many nodes to verify: the chain, and leaves as far as they pay.
+
+  Args:
+    leaf_values: the chance that each leaf is right, falling.
+  """
+  widths = jnp.asarray(verify_widths)
+  gains = jnp.pad(jnp.cumsum(leaf_values, axis=1), ((0, 0), (1, 0)))
+  leaves = jnp.clip(widths - num_chain[:, None], 0, leaf_values.shape[1])
+  gain = _mean(jnp.take_along_axis(gains, leaves, axis=1), live)  # [W]
+  worth = gain - evidence.price * costs.verify
+  return widths[
+    jnp.argmax(jnp.where(widths >= num_chain.max(), worth, -jnp.inf))
+  ]
+
+
+def learn_confidence(
+  evidence: Evidence,
+  confidence: Float[Array, 'b d'],
+  length: Int[Array, ' b'],
+  num_accepted: Int[Array, ' b'],
+) -> Evidence:
+  """Takes the verdict on drafted chains; `length` is 0 where there was none."""
+  depth = jnp.arange(confidence.shape[1])
+  reached = (depth < length[:, None]) & (depth <= num_accepted[:, None])
+  hit = reached & (depth < num_accepted[:, None])
+  bins = jax.nn.one_hot(_bin(confidence), len(_MIDDLES))  # [B, D, K]
+  return evidence.replace(
+    sure_hits=evidence.sure_hits + (bins * hit[..., None]).sum((0, 1)),
+    sure_trials=evidence.sure_trials + (bins * reached[..., None]).sum((0, 1)),
+  )
+
+
+def learn_copies(
+  evidence: Evidence,
+  matched: Int[Array, ' b'],
+  copied: Int[Array, 'b d'],
+  written: Int[Array, 'b d'],
+  count: Int[Array, ' b'],
+) -> Evidence:
+  """Compares what would have been copied with what was written: it costs nothing.
+
+  Args:
+    written: the tokens of which `count` were written in this round.
+  """
+  same = (copied == written) & (jnp.arange(copied.shape[1]) < count[:, None])
+  hits = jnp.cumprod(same, axis=1).sum(1)
+  trials = hits + (hits < jnp.minimum(count, copied.shape[1]))
+  lengths = jax.nn.one_hot(matched, MAX_NGRAM + 1)  # [B, N + 1]
+  return evidence.replace(
+    copy_hits=evidence.copy_hits + hits @ lengths,
+    copy_trials=evidence.copy_trials + trials @ lengths,
+  )
+
+
+def learn_rate(
+  evidence: Evidence,
+  source: Int[Array, ''],
+  tokens: Float[Array, ''],
+  cost: Float[Array, ''],
+) -> Evidence:
+  """Counts a round's tokens a row against its cost, and lets all evidence fade."""
+  by_layers = (source == LAYERS).astype(jnp.float32)
+  evidence = evidence.replace(
+    tokens=evidence.tokens + by_layers * tokens,
+    cost=evidence.cost + by_layers * cost,
+  )
+  kept = jnp.exp(-cost / _MEMORY)
+  return jax.tree.map(lambda value: value * kept, evidence)

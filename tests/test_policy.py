@@ -1,0 +1,299 @@
+"""What drafts and how far: the policy against loops, and the text it never changes."""
+
+import itertools
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_compilation import Compilations
+import tiny_model
+from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
+
+from swift_jax import costs as costs_module
+from swift_jax import hub
+from swift_jax import skip_mask as skip_masks
+from swift_jax.config import MAX_NGRAM
+from swift_jax.costs import PassCosts
+from swift_jax.decoding import policy
+from swift_jax.decoding.policy import COPY, LAYERS, PLAIN, Costs
+
+WIDTHS = (4, 8, 32)
+CHOOSE, GOES_ON, WIDTH = (
+  jax.jit(f, static_argnums=2)
+  for f in (policy.choose, policy.goes_on, policy.width)
+)
+BINS = len(policy.start().sure_hits)
+HALF = skip_masks.uniform(CFG.num_hidden_layers, 0.5)
+EVERYTHING = skip_masks.uniform(CFG.num_hidden_layers, 1.0)
+CHEAP = PassCosts(1e-3, 0.1, 0.0, 0.0, (1.0, 1.0, 1.0))
+DEAR = PassCosts(1e-3, 9.0, 0.0, 0.0, (9.0, 9.0, 9.0))
+
+
+def evidence(rng):
+  """Of some rounds."""
+  trials = rng.uniform(0, 30, BINS), rng.uniform(0, 30, MAX_NGRAM + 1)
+  hits = [rng.uniform(0, 1, t.shape) * t for t in trials]
+  values = hits[0], trials[0], hits[1], trials[1]
+  arrays = [np.asarray(v, np.float32) for v in values]
+  cost = np.asarray(rng.uniform(0, 40), np.float32)
+  tokens = np.asarray(cost * rng.uniform(0.3, 3), np.float32)
+  return policy.Evidence(*arrays, tokens, cost)
+
+
+def costs(rng):
+  verify = np.sort(rng.uniform(1, 4, 3)).astype(np.float32)
+  return Costs(np.asarray(rng.uniform(0.05, 1), np.float32), verify)
+
+
+def share(seen, length):
+  """How often a token copied behind a match of this length is right."""
+  return float((seen.copy_hits[length] + 1) / (seen.copy_trials[length] + 2))
+
+
+@pytest.mark.parametrize('seed', range(30))
+def test_the_source_that_brings_most_a_cost(seed):
+  """By a loop over sources, widths, rows and tokens."""
+  rng = np.random.default_rng(seed)
+  seen, price, live = evidence(rng), costs(rng), rng.random(4) < 0.7
+  live[0] = True
+  matched = rng.integers(0, MAX_NGRAM + 1, 4) * (rng.random(4) < 0.7)
+  room = rng.integers(0, 40, 4)
+  rates = {PLAIN: 1.0, LAYERS: 0.0, COPY: 0.0}
+  if room[live].any():
+    rates[LAYERS] = float((seen.tokens + 1.1) / (seen.cost + 1))
+  lengths = {}
+  for w, cost in zip(WIDTHS, price.verify, strict=True):
+    total = 0.0
+    for b in np.flatnonzero(live):
+      most = min(w - 1, room[b]) if matched[b] else 0
+      total += sum(share(seen, matched[b]) ** i for i in range(1, most + 1))
+    lengths[w - 1] = (1 + total / live.sum()) / float(cost)
+  if matched[live].any():
+    rates[COPY] = max(lengths.values())
+  source, most = CHOOSE(
+    seen, price, WIDTHS, jnp.asarray(matched), jnp.asarray(room), live
+  )
+  assert rates[int(source)] == pytest.approx(max(rates.values()), rel=1e-5)
+  if int(source) == COPY:
+    assert lengths[int(most)] == pytest.approx(rates[COPY], rel=1e-5)
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_one_more_token_must_earn_what_it_costs(seed):
+  rng = np.random.default_rng(seed)
+  seen, price, live = evidence(rng), costs(rng), np.array([True, False, True])
+  rate = float((seen.tokens + 1.1) / (seen.cost + 1))
+  mean = (seen.sure_hits.sum() + 2.8) / (seen.sure_trials.sum() + 4)
+  for drafted in (1, 2, 3, 4, 7, 8, 30):
+    survival = rng.uniform(0, 1, 3).astype(np.float32)
+    now, then = (
+      price.verify[[w >= nodes for w in WIDTHS].index(True)]
+      for nodes in (drafted + 1, drafted + 2)
+    )
+    gain = float(mean * survival[[0, 2]].mean())
+    earned = gain - max(rate, 1.0) * float(price.draft + then - now)
+    got = GOES_ON(seen, price, WIDTHS, survival, jnp.int32(drafted), live)
+    assert bool(got) == (earned > 0) or abs(earned) < 1e-5
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_leaves_are_verified_as_far_as_they_pay(seed):
+  rng = np.random.default_rng(seed)
+  seen, price, live = evidence(rng), costs(rng), np.array([True, True, False])
+  chain = rng.integers(1, 10, 3)
+  values = -np.sort(-rng.uniform(0, 0.5, (3, 6)).astype(np.float32), axis=1)
+  rate = max(float((seen.tokens + 1.1) / (seen.cost + 1)), 1.0)
+  worth = {}
+  for w, cost in zip(WIDTHS, price.verify, strict=True):
+    if w >= chain.max():
+      gain = [values[b, : w - chain[b]].sum() for b in (0, 1)]
+      worth[w] = float(np.mean(gain) - rate * cost)
+  got = int(WIDTH(seen, price, WIDTHS, jnp.asarray(chain), values, live))
+  assert worth[got] == pytest.approx(max(worth.values()), abs=1e-5)
+
+
+def test_what_was_reached_is_learnt_by_confidence():
+  """A verdict on two chains and a row that drafted nothing."""
+  confidence = np.array([[0.99, 0.6, 0.1], [0.96, 0.96, 0.96], [0.5] * 3])
+  seen = policy.learn_confidence(
+    policy.start(),
+    confidence.astype(np.float32),
+    jnp.asarray([3, 2, 0]),
+    jnp.asarray([1, 2, 0]),
+  )
+  # Row 0: .99 right, .6 wrong, .1 not reached; row 1: two right, the rest dead.
+  hits, trials = np.zeros(BINS), np.zeros(BINS)
+  hits[[7, 6]] = 1, 2
+  trials[[7, 2, 6]] = 1, 1, 2
+  np.testing.assert_array_equal(seen.sure_hits, hits)
+  np.testing.assert_array_equal(seen.sure_trials, trials)
+  low = float(seen.acceptance(jnp.float32(0.6)))
+  assert low < float(policy.start().acceptance(jnp.float32(0.6)))
+
+
+def test_copies_are_judged_whoever_wrote_the_text():
+  copied = np.array([[1, 2, 3], [1, 2, 3], [1, 2, 3], [9, 9, 9]])
+  written = np.array([[1, 2, 7], [1, 2, 3], [1, 2, 3], [9, 8, 9]])
+  seen = policy.learn_copies(
+    policy.start(),
+    jnp.asarray([2, 3, 3, 0]),
+    *map(jnp.asarray, (copied, written)),
+    jnp.asarray([3, 3, 2, 1]),
+  )
+  # Row 2 wrote two tokens: the third says nothing. Row 3 matched nothing.
+  assert seen.copy_hits[:4].tolist() == [1, 0, 2, 5]
+  assert seen.copy_trials[:4].tolist() == [1, 0, 3, 5]
+
+
+def test_evidence_fades_with_time_and_a_source_is_tried_again():
+  seen = policy.learn_rate(
+    policy.start(), jnp.int32(LAYERS), jnp.float32(2), jnp.float32(8)
+  )
+  assert 0 < float(seen.layers_rate) < 0.5
+  again = seen
+  steps = 0
+  while float(again.layers_rate) <= 1:
+    again = policy.learn_rate(
+      again, jnp.int32(PLAIN), jnp.float32(8), jnp.float32(8)
+    )
+    steps += 8
+  assert 100 < steps < 1000
+  # What plain steps bring is no evidence of drafting.
+  assert float(again.tokens) < float(seen.tokens)
+
+
+def adaptive(price=None, mask=HALF, **draft):
+  """An engine that believes in given costs."""
+  engine = tiny_model.engine(mask, adaptive=True, **draft)
+  if price is not None:
+    engine.model.costs = lambda batch, shapes: price
+  return engine
+
+
+def totals(results):
+  names = ('verify_passes', 'drafted', 'accepted', 'copied', 'copies_accepted')
+  return {n: sum(getattr(r.metrics, n) for r in results) for n in names}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+  seed=st.integers(0, 2**32 - 1),
+  bits=st.lists(st.booleans(), min_size=6, max_size=6),
+  prompts=st.lists(
+    st.lists(st.integers(0, 5), min_size=1, max_size=25),
+    min_size=1,
+    max_size=3,
+  ),
+  limit=st.integers(0, 45),
+  eos=st.lists(st.integers(0, CFG.vocab_size - 1), max_size=8),
+  has_tree=st.booleans(),
+  temperature=st.sampled_from([0.0, 0.7]),
+)
+def test_any_policy_writes_plain_decodings_text(
+  seed, bits, prompts, limit, eos, has_tree, temperature
+):
+  rng = np.random.default_rng(seed)
+  price = PassCosts(
+    1e-3,
+    *rng.uniform(0, 0.2, 3).tolist(),
+    np.sort(rng.uniform(0.5, 3, 3)).tolist(),
+  )
+  mask = skip_masks.from_bits(np.array(bits))
+  engine = tiny_model.engine(mask, eos, adaptive=True, tree=has_tree)
+  engine.model.costs = lambda batch, shapes: price
+  engine.model.evidence = evidence(rng)
+  how = {'max_new_tokens': limit, 'temperature': temperature}
+  results = engine.generate(prompts, tiny_model.decode(**how))
+  plain = engine.generate(prompts, tiny_model.decode('plain', **how))
+  assert [r.tokens for r in results] == [r.tokens for r in plain]
+  for result in results:
+    m = result.metrics
+    own = m.bonus_tokens + m.corrected_tokens
+    assert m.accepted + m.leaf_hits + own == m.new_tokens
+    assert m.copies_accepted <= m.copied <= m.drafted
+    assert sum(r.returned for r in result.rounds) == m.new_tokens
+    assert len(result.rounds) == m.verify_passes
+
+
+LOOP = [7, 8, 9] * 6
+
+
+def test_every_source_is_used_where_it_pays():
+  """And what is dear is hardly tried."""
+  limit = tiny_model.decode(max_new_tokens=70, batch_size=1)
+  whole = skip_masks.none_skipped(CFG.num_hidden_layers)
+  prompts = [[5], LOOP]
+  cheap = totals(adaptive(CHEAP, whole).generate(prompts, limit))
+  layers = cheap['drafted'] - cheap['copied']
+  # Drafted by the whole model: all of it is right.
+  assert cheap['accepted'] - cheap['copies_accepted'] == layers > 20
+  assert cheap['verify_passes'] < 50
+  dear = totals(adaptive(DEAR).generate(prompts, limit))
+  assert dear['verify_passes'] > 130
+  assert dear['drafted'] < 10
+
+
+def test_nothing_compiles_after_warm_up():
+  engine = adaptive()
+  compilations = Compilations()
+  engine.warmup(tiny_model.decode(), 20)
+  assert compilations.count
+  warm = compilations.count
+  for price, mask in itertools.product((CHEAP, DEAR), (HALF, EVERYTHING)):
+    other = adaptive(price, mask)
+    with jax.transfer_guard('disallow'):
+      other.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
+  assert compilations.count == warm
+
+
+def test_what_warm_up_drafts_is_no_evidence():
+  engine = adaptive(CHEAP)
+  engine.warmup(tiny_model.decode(), 20)
+  assert float(engine.model.evidence.cost) == 0
+  engine.generate([[5]], tiny_model.decode())
+  assert float(engine.model.evidence.cost) > 0
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setattr(hub, 'cache_folder', lambda: tmp_path / 'cache')
+  return tmp_path / 'cache' / 'costs'
+
+
+def test_costs_are_measured_once_a_machine_and_model(cache, monkeypatch):
+  made = []
+  measure = costs_module.measure
+  monkeypatch.setattr(
+    costs_module, 'measure', lambda *a: made.append(a) or measure(*a)
+  )
+  decode = tiny_model.decode(batch_size=2)
+  engine = adaptive()
+  engine.generate([[5]], decode)
+  (file,) = cache.iterdir()
+  found = PassCosts(**json.loads(file.read_text()))
+  assert engine.model.costs(2, engine.model.shapes) == found
+  assert len(found.verify) == 3 and list(found.verify) == sorted(found.verify)
+  assert found.step_s > 0 and found.head > 0
+  none = skip_masks.none_skipped(CFG.num_hidden_layers)
+  whole = found.head + CFG.num_hidden_layers * (found.attn + found.mlp)
+  assert found.draft(none) == pytest.approx(whole)
+  skipped = HALF.attn.sum() * found.attn + HALF.mlp.sum() * found.mlp
+  assert found.draft(HALF) == pytest.approx(whole - skipped)
+  adaptive().generate([[5]], decode)
+  assert len(made) == 1
+  # What is damaged is measured anew, and so is another batch size.
+  file.write_text('{"step_s": -1}')
+  adaptive().generate([[5]], decode)
+  assert len(made) == 2 and '"mlp"' in file.read_text()
+  adaptive().generate([[5]], tiny_model.decode(batch_size=1))
+  assert len(made) == 3 and len(list(cache.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(cache):
+  cache.parent.write_text('a file')
+  results = adaptive().generate([[5]], tiny_model.decode())
+  assert results[0].tokens == tiny_model.reference([5], 40)
