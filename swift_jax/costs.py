@@ -8,7 +8,7 @@ on but the machine's mood: delete `costs` there to have them measured anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import json
@@ -76,6 +76,12 @@ class PassCosts:
     attn = (~np.asarray(skip_mask.attn)).sum()
     mlp = (~np.asarray(skip_mask.mlp)).sum()
     return float(self.head + attn * self.attn + mlp * self.mlp)
+
+  def highest_speed(self, skip_mask: SkipMask, widths: Sequence[int]) -> float:
+    """Tokens a plain step if every token drafted with this mask were right."""
+    draft = self.draft(skip_mask)
+    pairs = zip(widths, self.verify, strict=True)
+    return max(w / ((w - 1) * draft + cost) for w, cost in pairs)
 
   def on_device(self, skip_mask: SkipMask) -> policy.Costs:
     """For a policy, as host arrays."""

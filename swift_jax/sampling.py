@@ -7,9 +7,13 @@ at least a cut-off, which is searched for by bisection on the bits of the floats
 So where several tokens are tied at the cut-off of top-p all of them stay, of which
 Hugging Face keeps those that its sort happens to put last.
 
-Draws are keyed by (seed, index of the prompt in the run, what for, where in the
-text). A key is used once: see `verification` for why a draft's keys hold the place
-where its round began.
+A token is drawn as the argmax of log-probabilities plus Gumbel noise, and the noise
+is that of (seed, index of the prompt in the run, place in the text): of nothing
+else. So the text is a function of the target and the seed, whoever drafts it or
+does not, as a greedy text is. A draft that adds the same noise to its own
+log-probabilities is as likely to be right as almost any coupling makes it (Daliri,
+Musco and Suresh, 2408.07978: at least (1 - d) / (1 + d) for a total variation d,
+where the most that is possible is 1 - d).
 """
 
 from __future__ import annotations
@@ -25,8 +29,6 @@ import numpy as np
 from swift_jax.sampling_config import MAX_EOS_IDS, SamplingConfig
 from swift_jax.typing import Array, Bool, Float, Int, UInt
 
-# What noise is for: no two purposes share a key.
-DRAFT, ACCEPT, SIBLING, DRAW = range(4)
 _IMPL = 'threefry2x32'  # whatever JAX's default is: a seed must mean one text
 _MIN_TEMPERATURE = 1e-30  # below it float32 has no quotient
 
@@ -60,16 +62,20 @@ class Context(NamedTuple):
   Attributes:
     text: the committed text, int32[B, S].
     length: how much of it counts, int32[B].
+    prompt_length: how much of it is prompt, int32[B].
+    keys: of the rows, uint32[B, 2].
     path: tokens that may follow it, int32[B, W, P].
     in_path: which of them precede the token in question, bool[B, W, P].
-    num_new: generated tokens before it, int32[B, W].
+    depth: tokens between the text and it, int32[B, W].
   """
 
   text: Int[Array, 'b s']
   length: Int[Array, ' b']
+  prompt_length: Int[Array, ' b']
+  keys: UInt[Array, 'b 2']
   path: Int[Array, 'b w p']
   in_path: Bool[Array, 'b w p']
-  num_new: Int[Array, 'b w']
+  depth: Int[Array, 'b w']
 
 
 def from_config(cfg: SamplingConfig, eos_token_ids: Sequence[int]) -> Sampling:
@@ -110,22 +116,46 @@ def _processed(logits: Array, context: Context, sampling: Sampling) -> Array:
   out = jnp.where(_seen(context, logits.shape[-1]), changed, logits)
   vocabulary = jnp.arange(logits.shape[-1])
   is_eos = (vocabulary[:, None] == sampling.eos_token_ids).any(-1)  # [V]
-  is_early = context.num_new < sampling.min_new_tokens  # [B, W]
+  generated = (context.length - context.prompt_length)[:, None] + context.depth
+  is_early = generated < sampling.min_new_tokens  # [B, W]
   return jnp.where(is_early[..., None] & is_eos, -jnp.inf, out)
 
 
-def best(
-  logits: Float[Array, 'b w v'], context: Context, sampling: Sampling
-) -> tuple[Int[Array, 'b w'], Int[Array, 'b w']]:
-  """The target's argmax, and what greedy decoding writes.
+def scores(
+  logits: Float[Array, 'b w v'],
+  context: Context,
+  sampling: Sampling,
+  samples: bool,
+) -> Float[Array, 'b w v']:
+  """What each next token is the argmax of.
 
-  They are one and computed once unless a penalty has a say.
+  Greedy: the processed logits. If it `samples`: log-probabilities and the noise of
+  the token's place.
+  """
+  processed = process(logits, context, sampling)
+  if not samples:
+    return processed
+  noise = gumbel(context, logits.shape[-1])
+  return jnp.log(probabilities(processed, sampling)) + noise
+
+
+def choose(
+  logits: Float[Array, 'b w v'],
+  context: Context,
+  sampling: Sampling,
+  samples: bool,
+) -> tuple[Int[Array, 'b w'], Int[Array, 'b w']]:
+  """The target's argmax, and what it writes.
+
+  For greedy decoding they are one and computed once unless a penalty has a say.
   """
 
-  def argmax(logits: Array) -> Array:
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  def argmax(values: Array) -> Array:
+    return jnp.argmax(values, axis=-1).astype(jnp.int32)
 
   raw = argmax(logits)
+  if samples:
+    return raw, argmax(scores(logits, context, sampling, samples))
   written = jax.lax.cond(
     _needed(sampling),
     lambda: argmax(_processed(logits, context, sampling)),
@@ -231,28 +261,15 @@ def row_keys(
   return jax.random.key_data(keys)
 
 
-def noise_keys(
-  rows: UInt[Array, '*n 2'], purpose: int, *place: Int[Array, '*#n']
-) -> Array:
-  """Keys [*n] for one purpose and the places in the text, from those of rows."""
-  keys = jax.random.wrap_key_data(rows, impl=_IMPL)
-  for number in (jnp.int32(purpose), *place):
-    number = jnp.broadcast_to(number, keys.shape)
-    flat = jax.vmap(jax.random.fold_in)(keys.ravel(), number.ravel())
-    keys = flat.reshape(keys.shape)
-  return keys
+def gumbel(context: Context, vocab_size: int) -> Float[Array, 'b w v']:
+  """Noise whose largest sum with log-probabilities is a draw from them.
 
+  Each place in each row's text has its own.
+  """
+  rows = jax.random.wrap_key_data(context.keys, impl=_IMPL)
 
-def gumbel(keys: Array, size: int) -> Float[Array, 'b v']:
-  """Noise whose largest sum with log-probabilities is a draw from them."""
-  return jax.vmap(lambda key: jax.random.gumbel(key, (size,)))(keys)
+  def at(row: Array, place: Array) -> Array:
+    return jax.random.gumbel(jax.random.fold_in(row, place), (vocab_size,))
 
-
-def draw(
-  rows: UInt[Array, 'b 2'],
-  probs: Float[Array, 'b v'],
-  position: Int[Array, ' b'],
-) -> Int[Array, ' b']:
-  """The token at `position` of each row's text, from its distribution."""
-  noise = gumbel(noise_keys(rows, DRAW, position), probs.shape[-1])
-  return jnp.argmax(jnp.log(probs) + noise, axis=-1).astype(jnp.int32)
+  place = context.length[:, None] + context.depth  # [B, W]
+  return jax.vmap(jax.vmap(at, (None, 0)))(rows, place)

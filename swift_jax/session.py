@@ -368,10 +368,12 @@ class Session:
       per_dispatch *= _STEPS_PER_ROUND
     searcher = self.searcher
     due, pass_guess = searcher.cfg.opt_interval, math.inf
+    longest = 0
     while not all(row.done for row in self.rows):
       searching = (
         is_swift
         and searcher.active
+        and self._may_pay()
         and sharding.agreed(
           searcher.budget.allows(pass_guess, saves=searcher.saves),
           self.model.mesh,
@@ -383,7 +385,8 @@ class Session:
       seen = Seen.of(self.state, self.model)
       taken = time.perf_counter() - started
       self.seconds.decode += taken
-      self._pay(taken)
+      self._pay(taken, max(self._longest(seen) - longest, 0))
+      longest = self._longest(seen)
       # A scoring pass takes about a round for each mask.
       pass_guess = searcher.num_candidates * taken / count
       if not seen.finite:
@@ -398,10 +401,30 @@ class Session:
         self._search()
         due = searcher.cfg.opt_interval
 
-  def _pay(self, seconds: float) -> None:
-    """Time that the search's share is taken of; plain decoding gives none."""
-    if self.decode.method == 'swift':
-      self.searcher.budget.add(seconds)
+  def _longest(self, seen: Seen) -> int:
+    """New tokens of the longest row: steps that plain decoding would have taken."""
+    prompts = [len(row.prompt) for row in self.rows]
+    return int((seen.length[: len(prompts)] - prompts).max())
+
+  def _may_pay(self) -> bool:
+    """Whether a better set could make anything faster; True if nobody knows."""
+    if self._costs is None:
+      return True
+    widths = self._shapes.verify_widths
+    return self._costs.highest_speed(self.searcher.incumbent, widths) > 1
+
+  def _pay(self, seconds: float, steps: int | None = None) -> None:
+    """Time that the search's share is taken of; plain decoding gives none.
+
+    Args:
+      steps: plain steps that would have written the same; None: no text was.
+    """
+    if self.decode.method != 'swift':
+      return
+    plain = seconds if steps is None else None
+    if steps is not None and self._costs is not None:
+      plain = steps * self._costs.step_s
+    self.searcher.budget.add(seconds, plain if self._costs else None)
 
   def _read(self, seen: Seen) -> list[Piece]:
     """Takes each row's new tokens and looks for stop strings."""

@@ -87,6 +87,7 @@ def make_engine(has_tree, **changes):
       'tree_widths': (4, 3, 2),
       'tree_bounds': (0.5, 0.8),
       'verify_widths': (3, 7),
+      'adaptive': False,
       **changes,
     }
   )

@@ -105,3 +105,16 @@ def test_a_long_rest_is_no_credit():
   assert budget.affords(1.0)
   budget.forfeit()
   assert not budget.affords(1e-3)
+
+
+def test_a_search_does_not_leave_the_run_behind_plain_decoding():
+  budget = Budget(0.5)
+  budget.add(1.0, plain_seconds=1.0)
+  assert budget.affords(0.02) and not budget.affords(0.03)
+  budget.add(1.0, plain_seconds=1.3)
+  assert budget.affords(0.33) and not budget.affords(0.35)
+  budget.pay(0.3)
+  assert budget.affords(0.04) and not budget.affords(0.05)
+  budget.add(1.0, plain_seconds=0.8)
+  assert not budget.affords(1e-3)
+  assert Budget(1.0, lead=-9.0).affords(100.0)

@@ -288,7 +288,9 @@ def test_bfloat16_differs_at_near_ties_only():
   graphdef, _ = llama.abstract_model(cfg)
   _, params = tiny_model.weights()
   params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-  draft = DraftConfig(verify_widths=(4, 8, 32), confidence_threshold=0.0)
+  draft = DraftConfig(
+    verify_widths=(4, 8, 32), confidence_threshold=0.0, adaptive=False
+  )
   engine = Engine(cfg, graphdef, params, draft=draft)
   engine.set_skip_mask(HALF)
   plain, swift = (

@@ -215,7 +215,9 @@ def engine_that_looks_back_no_further(**draft) -> Engine:
     },
   }
   params = {**params, 'layers': layers}
-  draft = DraftConfig(verify_widths=(4, 8, 32), tree=False, **draft)
+  draft = DraftConfig(
+    verify_widths=(4, 8, 32), tree=False, adaptive=False, **draft
+  )
   return Engine(CFG, graphdef, params, draft=draft)
 
 

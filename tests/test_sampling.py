@@ -271,6 +271,7 @@ def test_any_verify_widths(widths):
     max_draft_length=widths[-1] - 1,
     confidence_threshold=0.0,
     verify_widths=widths,
+    adaptive=False,
   )
   engine = Engine(CFG, *tiny_model.weights(), draft=draft)
   engine.set_skip_mask(skip_masks.none_skipped(CFG.num_hidden_layers))

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from swift_jax import sampling as samplings
-from swift_jax.decoding import drafting, lookup, policy, tree, verification
+from swift_jax.decoding import (
+  bookkeeping,
+  drafting,
+  lookup,
+  policy,
+  tree,
+  verification,
+)
 from swift_jax.decoding import state as states
-from swift_jax.decoding.drafting import Draft, DraftSettings, DraftShapes
-from swift_jax.decoding.state import Counts, DecodeState, commit
+from swift_jax.decoding.bookkeeping import Drafted
+from swift_jax.decoding.drafting import DraftSettings, DraftShapes
+from swift_jax.decoding.state import DecodeState, commit
 from swift_jax.llama import GraphDef, Llama, Params
 from swift_jax.sampling import Sampling
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Bool, Int
-
-
-class Drafted(NamedTuple):
-  """A round's draft, and what the policy is to learn from.
-
-  Attributes:
-    source: who drafted, by `policy`'s numbers.
-    draft: nothing where that is nobody.
-    matched: tokens that stood in the text before, and what followed them there
-      [B, D]; None without the policy.
-  """
-
-  source: Int[Array, '']
-  draft: Draft
-  matched: Int[Array, ' b'] | None = None
-  copied: Int[Array, 'b d'] | None = None
-
 
 start = jax.jit(states.start, donate_argnames=('cache', 'prompts'))
 
@@ -261,9 +251,11 @@ def _verify(
       verified.block_length,
       sampling.eos_token_ids,
     )
-    state = _count(state, drafted, verified, kept, active)
+    state = bookkeeping.count(state, drafted, verified, kept, active)
     if shapes.adaptive:
-      state = _learn(start, state, drafted, verified, nodes, settings, shapes)
+      state = bookkeeping.learn(
+        start, state, drafted, verified, nodes, settings, shapes
+      )
   return state
 
 
@@ -283,87 +275,12 @@ def _stretch(
     own = (state.length - before.length).astype(jnp.int32)  # 0 where done
     counts = state.counts.replace(bonus_tokens=before.counts.bonus_tokens + own)
     none = jnp.zeros_like(own)
-    log = _log(before, jnp.stack([none, none, own], axis=-1), ~before.done)
+    log = bookkeeping.log(
+      before, jnp.stack([none, none, own], axis=-1), ~before.done
+    )
     return state.replace(counts=counts, log=log)
 
   return _repeat(step, state, jnp.where(wanted, policy.STRETCH, 0))
-
-
-def _count(
-  state: DecodeState,
-  drafted: Drafted,
-  verified: verification.Verified,
-  kept: Int[Array, ' b'],
-  active: Bool[Array, ' b'],
-) -> DecodeState:
-  """What the round did, of which `kept` tokens a row were committed."""
-  before, length = state.counts, drafted.draft.length
-  own_kept = active & (kept == verified.block_length)
-  accepted = jnp.minimum(verified.num_accepted, kept)
-  is_copy = drafted.source == policy.COPY
-  counts = Counts(
-    verify_passes=before.verify_passes + active,
-    drafted=before.drafted + length,
-    accepted=before.accepted + accepted,
-    copied=before.copied + is_copy * length,
-    copies_accepted=before.copies_accepted + is_copy * accepted,
-    leaf_hits=before.leaf_hits
-    + (verified.leaf_hit & (kept > verified.num_accepted)),
-    bonus_tokens=before.bonus_tokens + (own_kept & verified.is_bonus),
-    corrected_tokens=before.corrected_tokens + (own_kept & ~verified.is_bonus),
-  )
-  line = jnp.stack([length, accepted, kept], axis=-1)  # [B, 3]
-  return state.replace(counts=counts, log=_log(state, line, active))
-
-
-def _log(
-  state: DecodeState, line: Int[Array, 'b 3'], active: Bool[Array, ' b']
-) -> Int[Array, 'b s 3']:
-  """The log with the next line of each active row."""
-  slots = state.log.shape[1]
-  at = jnp.where(active, state.counts.verify_passes, slots)
-  return state.log.at[jnp.arange(len(at)), at].set(line, mode='drop')
-
-
-def _learn(
-  start: DecodeState,
-  state: DecodeState,
-  drafted: Drafted,
-  verified: verification.Verified,
-  nodes: tree.Tree,
-  settings: DraftSettings,
-  shapes: DraftShapes,
-) -> DecodeState:
-  """What the round tells of the sources, from its start to its end."""
-  source, draft, live = drafted.source, drafted.draft, ~start.done
-  written = state.length - start.length
-  by_layers = (source == policy.LAYERS) & live
-  evidence = policy.learn_confidence(
-    state.evidence,
-    draft.confidence,
-    jnp.where(by_layers, draft.length, 0),
-    verified.num_accepted,
-  )
-  places = start.length[:, None] + jnp.arange(drafted.copied.shape[1])
-  evidence = policy.learn_copies(
-    evidence,
-    jnp.where(live, drafted.matched, 0),
-    drafted.copied,
-    jnp.take_along_axis(state.tokens, places, axis=1, mode='clip'),
-    written,
-  )
-  widths, costs = jnp.asarray(shapes.verify_widths), settings.costs
-  chosen = jnp.searchsorted(widths, nodes.num_nodes.max(), side='left')
-  by_layers_cost = draft.length.max() * costs.draft * (source == policy.LAYERS)
-  cost = jnp.where(
-    source == policy.PLAIN,
-    written.max(),
-    by_layers_cost + costs.verify[chosen],
-  )
-  tokens = written.sum() / jnp.maximum(live.sum(), 1)
-  return state.replace(
-    evidence=policy.learn_rate(evidence, source, tokens, cost)
-  )
 
 
 def _repeat(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+_BEHIND = 0.02  # of plain decoding's time, at most
+
 
 @dataclasses.dataclass
 class Budget:
@@ -16,6 +18,9 @@ class Budget:
     spent: the search's part of it.
     per_pass: what a scoring pass takes, the quickest so far; None before.
     forfeited: of the share, by long rests: not to be spent at once.
+    lead: time by which the text came sooner than plain decoding would have written
+      it; None where nobody knows. What the search takes may not leave the run more
+      than a little behind.
   """
 
   share: float
@@ -23,10 +28,17 @@ class Budget:
   spent: float = 0.0
   per_pass: float | None = None
   forfeited: float = 0.0
+  lead: float | None = None
 
-  def add(self, seconds: float) -> None:
-    """Time in which text was written."""
+  def add(self, seconds: float, plain_seconds: float | None = None) -> None:
+    """Time in which text was written.
+
+    Args:
+      plain_seconds: what plain decoding would have taken.
+    """
     self.elapsed += seconds
+    if plain_seconds is not None:
+      self.lead = (self.lead or 0.0) + plain_seconds - seconds
 
   def pay(self, seconds: float, is_pass: bool = False) -> None:
     """Time of the search; not all of it is scoring."""
@@ -47,8 +59,13 @@ class Budget:
 
   def affords(self, seconds: float, part: float = 1.0) -> bool:
     """Whether so much may be spent now, of a part of the share."""
+    if self.share >= 1:
+      return True
     used = self.spent + self.forfeited + seconds
-    return self.share >= 1 or used <= part * self.share * self.elapsed
+    ahead = math.inf
+    if self.lead is not None:
+      ahead = _BEHIND * self.elapsed + self.lead - self.spent
+    return used <= part * self.share * self.elapsed and seconds <= ahead
 
   def forfeit(self) -> None:
     """Nothing that was saved up may be spent."""

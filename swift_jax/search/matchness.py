@@ -169,7 +169,10 @@ def score(
 
   with jax.named_scope('score'):
     if is_vmapped:
-      return Scores(*jax.vmap(one)(candidate_masks), compared)
+      # As shares: a branch that depends on the candidate would have its operands,
+      # the weights, copied for each.
+      shares = jax.tree.map(lambda m: m.astype(jnp.float32), candidate_masks)
+      return Scores(*jax.vmap(one)(shares), compared)
     return Scores(*jax.lax.map(one, candidate_masks), compared)
 
 

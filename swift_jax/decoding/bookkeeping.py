@@ -1,0 +1,107 @@
+"""What a round leaves behind: counts, a line of the log, and evidence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from swift_jax.decoding import policy
+from swift_jax.decoding.drafting import Draft, DraftSettings, DraftShapes
+from swift_jax.decoding.state import Counts, DecodeState
+from swift_jax.decoding.tree import Tree
+from swift_jax.decoding.verification import Verified
+from swift_jax.typing import Array, Bool, Int
+
+
+class Drafted(NamedTuple):
+  """A round's draft, and what the policy is to learn from.
+
+  Attributes:
+    source: who drafted, by `policy`'s numbers.
+    draft: nothing where that is nobody.
+    matched: tokens that stood in the text before, and what followed them there
+      [B, D]; None without the policy.
+  """
+
+  source: Int[Array, '']
+  draft: Draft
+  matched: Int[Array, ' b'] | None = None
+  copied: Int[Array, 'b d'] | None = None
+
+
+def count(
+  state: DecodeState,
+  drafted: Drafted,
+  verified: Verified,
+  kept: Int[Array, ' b'],
+  active: Bool[Array, ' b'],
+) -> DecodeState:
+  """What the round did, of which `kept` tokens a row were committed."""
+  before, length = state.counts, drafted.draft.length
+  own_kept = active & (kept == verified.block_length)
+  accepted = jnp.minimum(verified.num_accepted, kept)
+  is_copy = drafted.source == policy.COPY
+  counts = Counts(
+    verify_passes=before.verify_passes + active,
+    drafted=before.drafted + length,
+    accepted=before.accepted + accepted,
+    copied=before.copied + is_copy * length,
+    copies_accepted=before.copies_accepted + is_copy * accepted,
+    leaf_hits=before.leaf_hits
+    + (verified.leaf_hit & (kept > verified.num_accepted)),
+    bonus_tokens=before.bonus_tokens + (own_kept & verified.is_bonus),
+    corrected_tokens=before.corrected_tokens + (own_kept & ~verified.is_bonus),
+  )
+  line = jnp.stack([length, accepted, kept], axis=-1)  # [B, 3]
+  return state.replace(counts=counts, log=log(state, line, active))
+
+
+def log(
+  state: DecodeState, line: Int[Array, 'b 3'], active: Bool[Array, ' b']
+) -> Int[Array, 'b s 3']:
+  """The log with the next line of each active row."""
+  slots = state.log.shape[1]
+  at = jnp.where(active, state.counts.verify_passes, slots)
+  return state.log.at[jnp.arange(len(at)), at].set(line, mode='drop')
+
+
+def learn(
+  start: DecodeState,
+  state: DecodeState,
+  drafted: Drafted,
+  verified: Verified,
+  nodes: Tree,
+  settings: DraftSettings,
+  shapes: DraftShapes,
+) -> DecodeState:
+  """What the round tells of the sources, from its start to its end."""
+  source, draft, live = drafted.source, drafted.draft, ~start.done
+  written = state.length - start.length
+  by_layers = (source == policy.LAYERS) & live
+  evidence = policy.learn_confidence(
+    state.evidence,
+    draft.confidence,
+    jnp.where(by_layers, draft.length, 0),
+    verified.num_accepted,
+  )
+  places = start.length[:, None] + jnp.arange(drafted.copied.shape[1])
+  evidence = policy.learn_copies(
+    evidence,
+    jnp.where(live, drafted.matched, 0),
+    drafted.copied,
+    jnp.take_along_axis(state.tokens, places, axis=1, mode='clip'),
+    written,
+  )
+  widths, costs = jnp.asarray(shapes.verify_widths), settings.costs
+  chosen = jnp.searchsorted(widths, nodes.num_nodes.max(), side='left')
+  by_layers_cost = draft.length.max() * costs.draft * (source == policy.LAYERS)
+  cost = jnp.where(
+    source == policy.PLAIN,
+    written.max(),
+    by_layers_cost + costs.verify[chosen],
+  )
+  tokens = written.sum() / jnp.maximum(live.sum(), 1)
+  return state.replace(
+    evidence=policy.learn_rate(evidence, source, tokens, cost)
+  )
