@@ -27,6 +27,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 
 from absl import app, flags, logging
+import compilation_cache
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from swift_jax.config import (
@@ -75,6 +76,8 @@ SECTIONS: Sections = {
   'sampling': SamplingConfig,
   'search': SearchConfig,
 }
+# What stands in no section, by its type; None where nobody sets it.
+FIELDS: Mapping[str, type] = {'compilation_cache_dir': str}
 
 
 def read_config(path: str) -> ConfigDict:
@@ -107,7 +110,8 @@ def read_config(path: str) -> ConfigDict:
 
 
 def merge(overrides: ConfigDict, sections: Sections) -> ConfigDict:
-  """All fields of all sections: the dataclasses' defaults, overridden; locked.
+  """All fields of all sections, and those in none: the dataclasses' defaults,
+  overridden; locked.
 
   Args:
     overrides: what a config file gives.
@@ -117,7 +121,12 @@ def merge(overrides: ConfigDict, sections: Sections) -> ConfigDict:
     InputError: a section, field or type that does not exist.
   """
   merged = ConfigDict({name: _defaults(cls) for name, cls in sections.items()})
+  for name, kind in FIELDS.items():
+    merged[name] = config_dict.placeholder(kind)
   for name, fields in overrides.items():
+    if name in FIELDS:
+      _override(merged, name, fields, f'config.{name}')
+      continue
     if name not in sections:
       known = ', '.join(sections)
       raise InputError(f'config.{name}: no such section (there are {known})')
@@ -126,11 +135,15 @@ def merge(overrides: ConfigDict, sections: Sections) -> ConfigDict:
     for field, value in fields.items():
       if field not in merged[name]:
         raise InputError(f'config.{name}.{field}={value!r}: no such field')
-      try:
-        merged[name][field] = value
-      except TypeError as error:
-        raise InputError(f'config.{name}.{field}={value!r}: {error}') from None
+      _override(merged[name], field, value, f'config.{name}.{field}')
   return merged.lock()
+
+
+def _override(fields: ConfigDict, name: str, value: Any, where: str) -> None:
+  try:
+    fields[name] = value
+  except TypeError as error:
+    raise InputError(f'{where}={value!r}: {error}') from None
 
 
 def _defaults(cls: type) -> dict[str, Any]:
@@ -263,7 +276,14 @@ def run(
     config_flags.DEFINE_config_dict('config', config, sys_argv=argv)
   except InputError as error:
     _refuse(error)
-  run_plain(lambda: main(config), argv)
+
+  def main_with_cache() -> int | None:
+    missing = compilation_cache.switch_on(config.compilation_cache_dir)
+    if missing:
+      say(missing)
+    return main(config)
+
+  run_plain(main_with_cache, argv)
 
 
 def run_plain(
@@ -306,6 +326,14 @@ def _quiet() -> None:
       stream.reconfigure(errors='backslashreplace')
 
 
+def hide_torch() -> None:
+  """For a process that wants a config and a tokenizer of transformers, no more.
+
+  It imports torch wherever that is installed, which takes two seconds.
+  """
+  sys.modules.setdefault('torch', None)
+
+
 def _check_fields(argv: Sequence[str], config: ConfigDict) -> None:
   """Names an unknown field as it was typed; the flag library only raises."""
   for argument in argv[1:]:
@@ -315,8 +343,12 @@ def _check_fields(argv: Sequence[str], config: ConfigDict) -> None:
     prefix, _, path = flag.partition('.')
     if prefix not in ('config', 'noconfig') or not argument.startswith('-'):
       continue
-    name, _, field = path.partition('.')
-    if name not in config or field not in config[name]:
+    name, dot, field = path.partition('.')
+    if name in FIELDS:
+      is_known = not dot
+    else:
+      is_known = name in config and field in config[name]
+    if not is_known:
       raise InputError(f'{argument}: the config has no such field')
 
 

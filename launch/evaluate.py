@@ -171,7 +171,8 @@ def facts_of(
   """What run.json holds: what the run is, and how it came about."""
   import jax
 
-  sections = config.to_dict()
+  # What stands in no section changes no answer: another start may set it anew.
+  sections = {name: config[name].to_dict() for name in SECTIONS}
   sections['decode']['phase_interval'] = decode.phase_interval
   environment = common.environment()
   return {
@@ -240,4 +241,5 @@ def progress(
 
 
 if __name__ == '__main__':
+  common.hide_torch()
   common.run(main, sections=SECTIONS)

@@ -285,4 +285,5 @@ def main(config: ConfigDict) -> None:
 
 
 if __name__ == '__main__':
+  common.hide_torch()
   common.run(main)

@@ -218,4 +218,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  common.hide_torch()
   common.run_plain(main)

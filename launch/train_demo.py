@@ -255,4 +255,5 @@ def _export(
 
 
 if __name__ == '__main__':
+  common.hide_torch()
   common.run(main, 'train_demo', SECTIONS)

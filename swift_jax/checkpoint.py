@@ -64,6 +64,7 @@ class Weight(NamedTuple):
   target: Sharding
 
 
+@functools.cache  # a load asks twice, and 16 layers take a third of a second
 def _flat_abstract(cfg: ModelConfig) -> tuple[llama.GraphDef, dict[Any, Any]]:
   graphdef, abstract = llama.abstract_model(cfg)
   return graphdef, traverse_util.flatten_dict(nnx.to_pure_dict(abstract))

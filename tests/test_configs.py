@@ -89,6 +89,7 @@ def test_an_empty_config_is_the_defaults():
     ({'nope': {'x': 1}}, 'config.nope: no such section.*draft'),
     ({'draft': 1}, 'config.draft=1: expected a section'),
     ({'draft': {'max_draft_length': 'x'}}, "config.draft.max_draft_length='x'"),
+    ({'compilation_cache_dir': 3}, 'config.compilation_cache_dir=3'),
   ],
 )
 def test_what_does_not_exist_is_named(overrides, said):

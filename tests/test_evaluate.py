@@ -49,7 +49,9 @@ def test_all_methods_write_the_same_and_nothing_is_repeated(
     assert out == f'{workdir}: 8 questions answered, 0 of them before\n'
     texts.append(er.texts(workdir))
     before = (workdir / 'answers.jsonl').read_bytes()
-    _, out, _ = evaluate(workdir, setting)
+    # Where compiled programs are kept is no part of what the run is.
+    elsewhere = f'--config.compilation_cache_dir={tmp_path}'
+    _, out, _ = evaluate(workdir, setting, elsewhere)
     assert out == f'{workdir}: 8 questions answered, 8 of them before\n'
     assert (workdir / 'answers.jsonl').read_bytes() == before
   assert texts[0] == texts[1] == texts[2]
