@@ -1,350 +1,208 @@
 """Measures, with the ratios that count taken within one run.
 
-  python launch/benchmark.py --suite=search --output=search.json
+  python launch/benchmark.py --suite=decode --output=new.json --compare=old.json
 
-`search`: what the search finds, how fast, and what it costs, on the model's own
-continuations of program text that it was not trained on. Takes some five to ten
-minutes with the demo model on two cores. `--config=...` and its fields as
-everywhere; what the suite compares it sets itself, and it reads and writes no
-skip sets.
+  decode   plain decoding, SWIFT (cold: search included; warm: with a set found
+           on other prompts) and prompt lookup on passages of programs that the
+           demo was not trained on, by batch size and temperature, and the share of
+           the bandwidth for reading that a plain step makes use of
+  draft    a gated step by the share of sublayers that run, and against the same
+           mask known at compile time
+  verify   a pass over several tokens, relative to a plain step
+  search   what the search finds, how fast, and what it costs
+  compile  from exec to the first token, with and without a compilation cache
+  memory   the peak against weights and cache
+  peers    Hugging Face's generate on the same prompts (needs the extra parity)
+  all      each of them in a process of its own
+
+A suite takes up to 20 minutes with the demo model on two cores. `--config=...` and
+its fields as everywhere; what a suite compares it sets itself, and it reads and
+writes no skip sets. Text that loops flatters every draft, so the share of distinct
+4-grams stands beside every speed. `--compare` says which headline figures are not
+what they were, and which of them by more than their spread.
 """
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Callable, Iterator, Mapping, Sequence
-import dataclasses
+from collections.abc import Sequence
 import json
+import pathlib
 import subprocess
 import sys
+import tempfile
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from absl import flags
+from benchmark_suites import SUITES, Sizes
+from benchmark_tables import print_figures, print_tables, say
 import common
 from ml_collections import ConfigDict
-import numpy as np
 
 from swift_jax.errors import InputError
-from swift_jax.sampling_config import SamplingConfig
 from swift_jax.search import atomic_file
 
-if TYPE_CHECKING:
-  from swift_jax import DecodeConfig, DraftConfig, Engine
-  from swift_jax.evaluation.search_suite import Comparison
+_ALL = 'all'
+_BAD_INPUT, _INTERRUPTED = 2, 130
+_SUITE = flags.DEFINE_string('suite', 'decode', f'{", ".join(SUITES)} or all')
+_OUTPUT = flags.DEFINE_string(
+  'output',
+  None,
+  'JSON file with all figures',
+  allow_override=True,  # other launchers have one, and tests import several
+)
+_COMPARE = flags.DEFINE_string('compare', None, 'an earlier --output')
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'of each pass and each start')
+_PROMPTS = flags.DEFINE_integer('prompts', 20, 'of decode and peers')
+_NEW_TOKENS = flags.DEFINE_integer(
+  'new_tokens', 128, 'after each prompt of decode and peers'
+)
+_BATCHES = flags.DEFINE_list('batches', ['1', '2', '4', '8'], 'of decode')
+_LAYERS = flags.DEFINE_list(
+  'layers', ['16', '32', '80'], 'of the narrow models of compile; may be empty'
+)
+_WEIGHTS_MIB = flags.DEFINE_integer(
+  'weights_mib', 1024, 'of the random model of memory, on a CPU'
+)
+_SEEDS = flags.DEFINE_integer('seeds', 10, 'searches of each recipe of search')
 
-SUITES = ('search',)
-_SUITE = flags.DEFINE_string('suite', 'search', 'one of: search')
-_OUTPUT = flags.DEFINE_string('output', None, 'JSON file with all figures')
-_SEEDS = flags.DEFINE_integer('seeds', 10, 'searches of each recipe')
 
-_PROMPT_TOKENS = 32
-_STRIDE = 256  # tokens from one passage to the next
-_NEW_TOKENS = 128
-_STREAM_TEXTS, _FRESH_TEXTS = 24, 40  # of the comparison
-_STREAM_PROMPTS = 20
-_DOMAIN_PROMPTS = 18  # of each kind
-_TOKENS_PER_MASK = 3  # about a round's
+def main(config: ConfigDict) -> int:
+  sizes = read_sizes()
+  if _SUITE.value not in (*SUITES, _ALL):
+    names = ', '.join([*SUITES, _ALL])
+    raise InputError(f'--suite={_SUITE.value!r}: expected one of {names}')
+  from swift_jax.evaluation import benchmark_report
 
-
-def main(config: ConfigDict) -> None:
-  if _SUITE.value not in SUITES:
-    raise InputError(f'--suite={_SUITE.value!r}: expected one of search')
-  if _SEEDS.value < 1:
-    raise InputError(f'--seeds={_SEEDS.value}: expected >= 1')
+  old = None
+  if _COMPARE.value:
+    where = f'--compare={_COMPARE.value!r}'
+    old = benchmark_report.read(_COMPARE.value, where)
   where = f'--output={_OUTPUT.value!r}'
   target = _OUTPUT.value and atomic_file.writable(_OUTPUT.value, where)
-  started = time.perf_counter()
-  figures = search(config)
+  set_apart(config)
+  started, status = time.perf_counter(), 0
+  if _SUITE.value == _ALL:
+    figures, status = run_all()
+  else:
+    figures = run_one(config, sizes)
   facts = {**environment(config), 'seconds': time.perf_counter() - started}
+  # As another run will read it: lists, not tuples.
+  text = json.dumps({**facts, **figures}, indent=1, allow_nan=False)
   if target:
-    text = json.dumps({**facts, **figures}, indent=2, allow_nan=False)
     atomic_file.replace(target, f'{text}\n', where)
-  print('\nsummary')
-  for name, value in figures['summary'].items():
-    print(f'  {name:<28} {_show(value)}')
+  print_figures('summary', figures['summary'])
+  if old:
+    print_tables(benchmark_report.comparison(old, json.loads(text)))
+  return status
 
 
-class Bench(NamedTuple):
-  """What the parts of a suite share.
-
-  Attributes:
-    make_engine: an engine with other search settings.
-    plain, swift: how one prompt is continued.
-    code, prose: prompts.
-  """
-
-  make_engine: Callable[..., Engine]
-  plain: DecodeConfig
-  swift: DecodeConfig
-  code: list[list[int]]
-  prose: list[list[int]]
-
-
-def search(config: ConfigDict) -> dict[str, Any]:
-  """The suite `search`."""
-  with config.unlocked():
-    bench = prepare(config)
-    figures = {
-      **compare_recipes(bench, common.section(config, 'draft')),
-      **run_streams(bench),
-      **count_costs(bench),
-    }
-  fresh = figures['comparison']['fresh_matchness']
-  ours, papers = np.array(fresh['ours']), np.array(fresh['paper'])
-  at = figures['comparison']['points'].index
-  behind = papers[:, at(400)]
-  compiled = figures['compilations']
-  summary = {
-    'ours100_minus_paper400': float((ours[:, at(100)] - behind).mean()),
-    'ours50_minus_paper400': float((ours[:, at(50)] - behind).mean()),
-    'search_time_share': figures['stream']['search_share'],
-    'swift_over_plain_cold_stream': figures['stream']['swift_over_plain'],
-    'suggestion_ms_156d': figures['suggestion_ms_156d'],
-    'recompilations': compiled['after_400'] - compiled['after_10'],
-  }
-  return {'summary': summary, **figures}
-
-
-def prepare(config: ConfigDict) -> Bench:
-  """Settings and prompts.
+def read_sizes() -> Sizes:
+  """The flags that say how much is measured.
 
   Raises:
-    InputError: there is nothing to search for, or not enough text.
+    InputError: names the flag and its value.
   """
-  settings = dataclasses.replace(
-    common.section(config, 'search'),
-    recipe='default',
-    cache='',
-    save='',
-    record='',
+  for flag in (_REPEATS, _PROMPTS, _NEW_TOKENS, _WEIGHTS_MIB, _SEEDS):
+    if flag.value < 1:
+      raise InputError(f'--{flag.name}={flag.value}: expected >= 1')
+  batches = _numbers(_BATCHES, 1)
+  if not batches:
+    raise InputError('--batches=: expected at least one')
+  return Sizes(
+    repeats=_REPEATS.value,
+    prompts=_PROMPTS.value,
+    new_tokens=_NEW_TOKENS.value,
+    batches=batches,
+    layers=_numbers(_LAYERS, 3),  # the first and the last are never skipped
+    weights_mib=_WEIGHTS_MIB.value,
+    seeds=_SEEDS.value,
   )
-  if settings.context_window > _NEW_TOKENS:
+
+
+def _numbers(flag: flags.FlagHolder, least: int) -> list[int]:
+  """A list of whole numbers."""
+  numbers = [int(item) for item in flag.value if item.strip().isdecimal()]
+  if len(numbers) < len(flag.value) or min(numbers, default=least) < least:
+    given = ','.join(flag.value)
     raise InputError(
-      f'search.context_window={settings.context_window}: the texts have'
-      f' {_NEW_TOKENS} tokens'
+      f'--{flag.name}={given}: expected whole numbers >= {least}, as in 4,8'
     )
-
-  def make_engine(**changes: Any) -> Engine:
-    config.search = dataclasses.asdict(dataclasses.replace(settings, **changes))
-    return common.load_engine(config)
-
-  engine = make_engine()
-  if not engine.searcher.active:
-    raise InputError(
-      f'search.enabled={settings.enabled},'
-      f' search.skip_ratio={settings.skip_ratio}: nothing to search for'
-    )
-  code = prompts_of(engine, programs())
-  prose = prompts_of(engine, documentation())
-  wanted = _STREAM_TEXTS + _FRESH_TEXTS + _STREAM_PROMPTS
-  if len(code) < wanted or len(prose) < _DOMAIN_PROMPTS:
-    raise InputError(
-      f'the standard library gives {len(code)} programs and {len(prose)}'
-      f' documentation strings: {wanted} and {_DOMAIN_PROMPTS} are needed'
-    )
-  plain, swift = (
-    dataclasses.replace(
-      common.section(config, 'decode'),
-      method=method,
-      ignore_eos=True,
-      batch_size=1,
-      sampling=SamplingConfig(
-        temperature=0, max_new_tokens=_NEW_TOKENS, use_generation_config=False
-      ),
-    )
-    for method in ('plain', 'swift')
-  )
-  return Bench(make_engine, plain, swift, code, prose)
+  return numbers
 
 
-def compare_recipes(bench: Bench, draft: DraftConfig) -> dict[str, Any]:
-  """What each recipe finds, and what the importances are worth."""
-  from swift_jax.evaluation import search_suite as suite
-  from swift_jax.evaluation.replay import Pace, Stream
+def set_apart(config: ConfigDict) -> None:
+  """No files of skip sets: what one run has found would help the next.
 
-  _say('writing the text')
-  engine = bench.make_engine(time_budget=1.0)
-  count = _STREAM_TEXTS + _FRESH_TEXTS
-  written = Stream(engine, bench.code[:count], _NEW_TOKENS)
-  texts = [written.text(row) for row in range(_STREAM_TEXTS)]
-  half = _STREAM_TEXTS + _FRESH_TEXTS // 2
-  unseen = [
-    written.text(*range(_STREAM_TEXTS, half)),
-    written.text(*range(half, count)),
-  ]
-  window = engine.searcher.cfg.context_window
-  fresh = suite.Fresh(engine.model, unseen, window, draft)
-  pace = Pace(_NEW_TOKENS, _TOKENS_PER_MASK, window)
-  compared = suite.compare(engine, texts, fresh, pace, _SEEDS.value, _say)
-  uniform = fresh.matchness(engine.skip_mask)
-  print_comparison(compared, uniform)
-  importance = suite.importance_figures(engine, texts, compared.found, window)
-  _print('importance: rank correlation with how often we kept it', importance)
+  Raises:
+    InputError: a value that is not what its field takes.
+  """
+  for name in common.SECTIONS:
+    common.section(config, name)
+  config.search.recipe = 'default'
+  for name in ('cache', 'save', 'record'):
+    config.search[name] = ''
+
+
+def run_one(config: ConfigDict, sizes: Sizes) -> dict[str, Any]:
+  """One suite: prints its tables; headline figures and all others."""
+  name = _SUITE.value
+  with config.unlocked():
+    outcome = SUITES[name](config, sizes)
+  print_tables(outcome.tables)
   return {
-    'comparison': {
-      'points': list(suite.POINTS),
-      'uniform': uniform,
-      'ours_minus_paper': lead(compared.fresh['ours'], compared.fresh['paper']),
-      'accepted_lengths': compared.accepted_lengths,
-      'fresh_matchness': {k: v.tolist() for k, v in compared.fresh.items()},
-    },
-    'importance': importance,
+    'summary': outcome.summary,
+    'spread': outcome.spread,
+    'suites': {name: outcome.figures},
   }
 
 
-def run_streams(bench: Bench) -> dict[str, Any]:
-  """The engine on a stream from a cold start, and on one that changes."""
-  from swift_jax.evaluation import search_suite as suite
+def run_all() -> tuple[dict[str, Any], int]:
+  """Every suite in a process of its own, so that none finds another's programs
+  or memory; the figures, and the status of the last that failed."""
+  from swift_jax.evaluation import peers_suite
 
-  _say('a stream from a cold start')
-  # Not those that recipes were compared on.
-  first = _STREAM_TEXTS + _FRESH_TEXTS
-  prompts = bench.code[first : first + _STREAM_PROMPTS]
-  engine = bench.make_engine()
-  cold = suite.stream(bench.plain, bench.swift, engine, prompts)
-  _print('stream of 20 prompts, 128 new tokens each', cold)
-
-  _say('a change of domain')
-  change = suite.change_of_domain(
-    lambda **changes: bench.make_engine(time_budget=1.0, **changes),
-    bench.swift,
-    bench.code[:_DOMAIN_PROMPTS],
-    bench.prose[:_DOMAIN_PROMPTS],
-  )
-  for name, seen in change.items():
-    _print(f'acceptance, {name}', seen)
-  return {'stream': cold, 'change_of_domain': change}
+  figures: dict[str, Any] = {'summary': {}, 'spread': {}, 'suites': {}}
+  status = 0
+  for name in SUITES:
+    if name == 'peers' and not peers_suite.is_there():
+      say('peers is left out: torch is not there (the extra parity)')
+      continue
+    say(f'suite {name}')
+    found, code = run_child(name)
+    for part in figures:
+      figures[part].update(found.get(part, {}))
+    status = code or status
+    if code in (_BAD_INPUT, _INTERRUPTED):
+      break
+  return figures, status
 
 
-def count_costs(bench: Bench) -> dict[str, Any]:
-  """Compilations and suggestions."""
-  from swift_jax.evaluation import search_suite as suite
-
-  _say('suggestions and compilations')
-  endless = bench.make_engine(
-    time_budget=1.0,
-    opt_interval=4,
-    target_matchness=1.0,
-    patience=10**6,
-    max_iterations=10**6,
-  )
-  prompts = bench.code[:_STREAM_PROMPTS]
-  compiled = suite.compilations(endless, bench.swift, prompts)
-  _print('programs compiled', compiled)
-  overlap = suite.overlap(endless, bench.swift, bench.code[0])
-  _print('overlap of a suggestion with rounds, ms', overlap)
-  return {
-    'compilations': compiled,
-    'overlap_ms': overlap,
-    'suggestion_ms_156d': suggestion_on_one_core(),
-  }
+def run_child(name: str) -> tuple[dict[str, Any], int]:
+  """What this command writes when it runs one suite, and its status."""
+  with tempfile.TemporaryDirectory() as folder:
+    output = pathlib.Path(folder) / 'figures.json'
+    command = [sys.executable, '-W', 'ignore', str(pathlib.Path(__file__))]
+    flags_of_it = [f'--suite={name}', f'--output={output}', '--compare=']
+    code = subprocess.run([*command, *arguments(), *flags_of_it]).returncode
+    if code:
+      return {}, code
+    return json.loads(output.read_text(encoding='utf-8')), 0
 
 
-def programs() -> list[str]:
-  """Source files that the demo model was not trained on."""
-  from swift_jax.demo import corpus
-
-  return list(corpus.documents(held_out=True))
-
-
-def documentation() -> list[str]:
-  """Their long documentation strings."""
-  found = []
-  for text in programs():
-    found += [doc for doc in docstrings(text) if len(doc) > 300]
-  return found
-
-
-def docstrings(text: str) -> Iterator[str]:
-  """The documentation strings of a program."""
-  try:
-    tree = ast.parse(text)
-  except SyntaxError:  # a template, or another version's syntax
-    return
-  kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-  for node in ast.walk(tree):
-    if isinstance(node, kinds):
-      yield ast.get_docstring(node) or ''
-
-
-def prompts_of(engine: Engine, documents: Sequence[str]) -> list[list[int]]:
-  """Passages of equal length, in a fixed order."""
-  found = []
-  for document in documents:
-    ids = list(engine.tokenizer(document)['input_ids'])
-    ends = range(_PROMPT_TOKENS, len(ids) + 1, _STRIDE)
-    found += [ids[end - _PROMPT_TOKENS : end] for end in ends]
-  np.random.default_rng(0).shuffle(found)
-  return found
+def arguments() -> Sequence[str]:
+  """Those of this command, to which others may be added."""
+  return [argument for argument in sys.argv[1:] if argument != '--']
 
 
 def environment(config: ConfigDict) -> dict[str, Any]:
   """What the figures depend on."""
   return {
     'suite': _SUITE.value,
-    'model': config.model.to_dict(),
+    'config': config.to_dict(),
     **common.environment(),
-    'flags': sys.argv[1:],
+    'flags': list(arguments()),
   }
-
-
-def lead(ours: np.ndarray, theirs: np.ndarray) -> dict[str, list[float]]:
-  """At each point: the mean difference over seeds, and its standard error."""
-  apart = ours - theirs
-  error = (
-    apart.std(0, ddof=1) / len(apart) ** 0.5 if len(apart) > 1 else apart[0] * 0
-  )
-  return {'mean': apart.mean(0).tolist(), 'standard_error': error.tolist()}
-
-
-def print_comparison(compared: Comparison, uniform: float) -> None:
-  """Mean and deviation over seeds."""
-  from swift_jax.evaluation.search_suite import POINTS
-
-  def line(name: str, means: Any, errors: Any) -> None:
-    pairs = zip(means, errors, strict=True)
-    cells = ''.join(f'{f"{m:.3f} +- {s:.3f}":>16}' for m, s in pairs)
-    print(f'{name:<18}{cells}')
-
-  print(f'\nmatchness on fresh text (the uniform set: {uniform:.3f})')
-  heads = ''.join(f'{f"after {point}":>16}' for point in POINTS)
-  print(f'{"":<18}{heads}')
-  for name, values in compared.fresh.items():
-    line(name, values.mean(0), values.std(0))
-  ahead = lead(compared.fresh['ours'], compared.fresh['paper'])
-  line('ours - paper', *ahead.values())
-  print('(+-: deviation over seeds; in the last row the standard error)')
-  _print('tokens a round on fresh text, last sets', compared.accepted_lengths)
-
-
-def suggestion_on_one_core() -> float:
-  """Milliseconds for 80 layers; in a process that is held to one core."""
-  code = (
-    'import os\n'
-    'if hasattr(os, "sched_setaffinity"):\n'
-    '  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n'
-    'from swift_jax.evaluation import search_suite\n'
-    'print(search_suite.suggestion_ms(80, 0.45))'
-  )
-  command = [sys.executable, '-W', 'ignore', '-c', code]
-  done = subprocess.run(command, capture_output=True, text=True, check=True)
-  return float(done.stdout)
-
-
-def _print(title: str, figures: Mapping[str, Any]) -> None:
-  print(f'\n{title}')
-  for name, value in figures.items():
-    print(f'  {name:<28} {_show(value)}')
-
-
-def _show(value: Any) -> str:
-  return f'{value:.4g}' if isinstance(value, float) else str(value)
-
-
-def _say(what: str) -> None:
-  """Progress, beside the tables."""
-  print(f'... {what}', file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

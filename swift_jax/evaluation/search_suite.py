@@ -19,6 +19,7 @@ from scipy import stats
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import DecodeConfig, DraftConfig, SearchConfig
 from swift_jax.engine import Engine
+from swift_jax.evaluation.measuring import Compilations
 from swift_jax.evaluation.replay import Pace, replay
 from swift_jax.metrics import distinct_ngrams, ratio
 from swift_jax.search import matchness, paper, proposals
@@ -396,14 +397,3 @@ def compilations(
       number += 1
     seen[f'after_{wanted}'] = count.total - warm
   return {'warm_up': warm, **seen}
-
-
-class Compilations:
-  """Counts XLA compilations in this process from now on."""
-
-  def __init__(self):
-    self.total = 0
-    jax.monitoring.register_event_duration_secs_listener(self._on_event)
-
-  def _on_event(self, name: str, *_: Any, **__: Any) -> None:
-    self.total += name == '/jax/core/compile/backend_compile_duration'

@@ -1,0 +1,100 @@
+"""What benchmark.py measures in a process of its own: a start, or a peak.
+
+The last line of standard output is JSON; the first line of a start comes with its
+first token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+import common
+from ml_collections import ConfigDict
+
+from swift_jax.sampling_config import SamplingConfig
+
+if TYPE_CHECKING:
+  from swift_jax import DecodeConfig, Engine
+
+_MEASURE = flags.DEFINE_enum(
+  'measure', 'start', ['start', 'memory'], 'what to measure'
+)
+_PROMPT_TOKENS = 32
+_FIRST_TOKENS = 8
+
+
+def main(config: ConfigDict) -> None:
+  measure = {'start': start, 'memory': memory}[_MEASURE.value]
+  common.write(f'{json.dumps(measure(config))}\n')
+
+
+class FirstToken:
+  """A streamer that says when the first token is there."""
+
+  def __init__(self):
+    self._calls = 0
+
+  def put(self, _: Any) -> None:
+    """The prompt comes first, then tokens as they are written."""
+    self._calls += 1
+    if self._calls == 2:
+      common.write('first token\n')
+
+  def end(self) -> None:
+    """Nothing is left to say."""
+
+
+def start(config: ConfigDict) -> dict[str, Any]:
+  """The first tokens with SWIFT, and what was compiled for them."""
+  from swift_jax.evaluation.measuring import Compilations
+
+  count = Compilations()
+  engine = common.load_engine(config)
+  engine.generate(
+    [prompt(engine)], swift(config, _FIRST_TOKENS), streamer=FirstToken()
+  )
+  return {
+    'compilations': count.total,
+    'cache_hits': count.hits,
+    'compile_s': count.seconds,
+  }
+
+
+def memory(config: ConfigDict) -> dict[str, Any]:
+  """The peak of a text that is long enough to be searched on."""
+  from swift_jax.evaluation import memory_suite
+
+  call = swift(config, config.search.context_window + _FIRST_TOKENS)
+
+  def write(engine: Engine) -> None:
+    engine.warmup(call, _PROMPT_TOKENS)  # scores, whatever the budget allows
+    engine.generate([prompt(engine)], call)
+
+  return memory_suite.measure(lambda: common.load_engine(config), write)
+
+
+def prompt(engine: Engine) -> list[int]:
+  """Some tokens."""
+  return [i % engine.cfg.vocab_size for i in range(_PROMPT_TOKENS)]
+
+
+def swift(config: ConfigDict, new_tokens: int) -> DecodeConfig:
+  """Greedy, to the last token."""
+  sampling = SamplingConfig(
+    temperature=0, max_new_tokens=new_tokens, use_generation_config=False
+  )
+  return dataclasses.replace(
+    common.section(config, 'decode'),
+    method='swift',
+    batch_size=1,
+    ignore_eos=True,
+    sampling=sampling,
+  )
+
+
+if __name__ == '__main__':
+  common.hide_torch()  # as generate.py
+  common.run(main)

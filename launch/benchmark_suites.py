@@ -1,0 +1,183 @@
+"""The suites of benchmark.py but `search`: a config and sizes in, figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import pathlib
+import sys
+import tempfile
+from typing import TYPE_CHECKING
+
+from benchmark_tables import say
+import common
+from ml_collections import ConfigDict
+
+from swift_jax.errors import InputError
+
+if TYPE_CHECKING:
+  from swift_jax.evaluation.benchmark_report import Outcome
+  from swift_jax.evaluation.decode_runs import Bench
+
+_OTHER_PROMPTS = 24  # that the warm set is found on
+_CHILD = pathlib.Path(__file__).with_name('benchmark_child.py')
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """How much is measured.
+
+  Attributes:
+    repeats: of passes and starts.
+    prompts: that are timed.
+    new_tokens: of each text.
+    batches: batch sizes.
+    layers: of narrow models that start.
+    weights_mib: of a random model whose peak is measured on a CPU.
+    seeds: searches of each recipe.
+  """
+
+  repeats: int
+  prompts: int
+  new_tokens: int
+  batches: Sequence[int]
+  layers: Sequence[int]
+  weights_mib: int
+  seeds: int
+
+
+def decode(config: ConfigDict, sizes: Sizes) -> Outcome:
+  from swift_jax.evaluation import decode_suite
+
+  window = config.search.context_window
+  if window > sizes.new_tokens:
+    raise InputError(
+      f'--new_tokens={sizes.new_tokens}: expected >='
+      f' search.context_window={window}'
+    )
+  return decode_suite.decode(
+    make_bench(config, sizes), sizes.batches, sizes.repeats, say
+  )
+
+
+def draft(config: ConfigDict, sizes: Sizes) -> Outcome:
+  from swift_jax.evaluation import pass_suite
+
+  return pass_suite.draft(common.load_engine(config).model, sizes.repeats)
+
+
+def verify(config: ConfigDict, sizes: Sizes) -> Outcome:
+  from swift_jax.evaluation import pass_suite
+
+  return pass_suite.verify(common.load_engine(config).model, sizes.repeats)
+
+
+def search(config: ConfigDict, sizes: Sizes) -> Outcome:
+  import benchmark_search
+
+  return benchmark_search.search(config, sizes.seeds)
+
+
+def compile_(config: ConfigDict, sizes: Sizes) -> Outcome:
+  from swift_jax.evaluation import start_suite
+
+  with config_file(config) as file:
+
+    def command(cache: pathlib.Path, model: str | None) -> list[str]:
+      cached = f'--config.compilation_cache_dir={cache}'
+      return [*child('start', file, model), cached]
+
+    return start_suite.compile_(command, sizes.layers, sizes.repeats, say)
+
+
+def memory(config: ConfigDict, sizes: Sizes) -> Outcome:
+  from swift_jax.evaluation import memory_suite
+
+  with config_file(config) as file:
+    return memory_suite.memory(
+      lambda model: child('memory', file, model), sizes.weights_mib, say
+    )
+
+
+def peers(config: ConfigDict, sizes: Sizes) -> Outcome:
+  from swift_jax import checkpoint
+  from swift_jax.evaluation import peers_suite
+
+  if not peers_suite.is_there():
+    raise InputError("--suite='peers': torch is not there (the extra parity)")
+  peers_suite.calm_threads()
+  config.model.dtype = 'float32'
+  folder = checkpoint.resolve(config.model.path)
+  return peers_suite.peers(make_bench(config, sizes), folder, say)
+
+
+SUITES: Mapping[str, Callable[[ConfigDict, Sizes], Outcome]] = {
+  'decode': decode,
+  'draft': draft,
+  'verify': verify,
+  'search': search,
+  'compile': compile_,
+  'memory': memory,
+  'peers': peers,
+}
+
+
+def make_bench(config: ConfigDict, sizes: Sizes) -> Bench:
+  """The model and its prompts: the last of the stream are timed.
+
+  Raises:
+    InputError: there is not enough text.
+  """
+  from swift_jax.evaluation import benchmark_prompts
+  from swift_jax.evaluation.decode_runs import Bench
+
+  engine = common.load_engine(config)
+  code = benchmark_prompts.prompts_of(engine, benchmark_prompts.programs())
+  most = len(code) - _OTHER_PROMPTS
+  if sizes.prompts > most:
+    raise InputError(
+      f'--prompts={sizes.prompts}: the standard library gives {most}'
+    )
+  return Bench(
+    engine=engine,
+    draft=common.section(config, 'draft'),
+    search=common.section(config, 'search'),
+    decode=common.section(config, 'decode'),
+    timed=code[-sizes.prompts :],
+    others=code[:_OTHER_PROMPTS],
+    new_tokens=sizes.new_tokens,
+  )
+
+
+@contextlib.contextmanager
+def config_file(config: ConfigDict) -> Iterator[pathlib.Path]:
+  """A file that gives a child this very config."""
+  text = (
+    'import ml_collections\n\n\ndef get_config():\n'
+    f'  return ml_collections.ConfigDict({config.to_dict()!r})\n'
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    file = pathlib.Path(folder) / 'config.py'
+    file.write_text(text, encoding='utf-8')
+    yield file
+
+
+def child(measure: str, file: pathlib.Path, model: str | None) -> list[str]:
+  """The command of a process that measures.
+
+  Args:
+    measure: see benchmark_child.py.
+    file: with the config.
+    model: folder of a random model; None: what the config says.
+  """
+  command = [
+    *(sys.executable, '-W', 'ignore', str(_CHILD)),
+    *(f'--config={file}', f'--measure={measure}'),
+  ]
+  if model is None:
+    return command
+  # As it is on disk, on one device.
+  fields = {'model.path': model, 'model.dtype': ''}
+  fields |= {'mesh.data': 1, 'mesh.tensor': 1}
+  return [*command, *(f'--config.{k}={v}' for k, v in fields.items())]

@@ -1,0 +1,242 @@
+"""What a pass of the model costs: by how much of it runs, and over how many
+tokens.
+
+Passes are timed as decoding runs them, some twenty one after another in one
+program with the cache as its state; dispatches of single passes would add what
+no round pays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swift_jax.evaluation.benchmark_report import Outcome, Table
+from swift_jax.evaluation.measuring import (
+  Seconds,
+  Spread,
+  interleaved,
+  paired_ratio,
+  spread,
+)
+from swift_jax.kv_cache import KVCache
+from swift_jax.llama import GraphDef, Params
+from swift_jax.session import Model
+from swift_jax.skip_mask import SkipMask
+from swift_jax.typing import Array, Int
+
+PASSES = 20  # in one program
+WIDTHS = (1, 2, 4, 8, 16, 32, 64)
+_SHARES = tuple(i / 8 for i in range(9))  # of the sublayers
+_KNOWN_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # a program each
+_FILLED = 96  # slots: the middle of a text of the decode suite
+
+Known = tuple[tuple[bool, ...], tuple[bool, ...]]
+
+
+@functools.partial(
+  jax.jit, static_argnames=('graphdef', 'known'), donate_argnames=('cache',)
+)
+def passes(
+  graphdef: GraphDef,
+  params: Params,
+  cache: KVCache,
+  tokens: Int[Array, 'b t'],
+  skip_mask: SkipMask,
+  count: Int[Array, ''],
+  known: Known | None = None,
+) -> tuple[Array, Array, KVCache]:
+  """`count` passes over T tokens on top of the same slots.
+
+  Each takes what the one before found most likely, so that none can be saved.
+
+  Args:
+    known: rows of a mask to build into the program instead of `skip_mask`.
+  """
+  model = nnx.merge(graphdef, params)
+  if known is not None:
+    skip_mask = SkipMask(*np.array(known))
+
+  def one(carry: tuple[Array, Array, KVCache]) -> tuple[Array, Array, KVCache]:
+    number, tokens, cache = carry
+    hidden, updates = model(tokens, skip_mask, cache=cache)
+    best = jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32)
+    return number + 1, best, cache.write(updates)
+
+  first = jnp.int32(0), tokens, cache
+  return jax.lax.while_loop(lambda carry: carry[0] < count, one, first)
+
+
+class Passes:
+  """Passes of one model over one cache."""
+
+  def __init__(
+    self, model: Model, batch: int = 1, filled: int = _FILLED, widest: int = 64
+  ):
+    """Makes the cache.
+
+    Args:
+      filled: its slots that hold something; each pass is on top of these.
+      widest: tokens of the widest pass.
+    """
+    self._model, self._batch = model, batch
+    capacity = 128 * -(-(filled + widest) // 128)
+    length = model.put(np.full(batch, filled, np.int32))
+    self._cache = model.empty_cache(batch, capacity).rollback(length)
+
+  def arguments(
+    self, width: int, mask: SkipMask | None = None
+  ) -> tuple[Any, ...]:
+    """Of `passes`, the cache at its place."""
+    model = self._model
+    tokens = model.put(np.zeros((self._batch, width), np.int32))
+    mask = model.full if mask is None else model.put(mask)
+    count = model.number(PASSES)
+    return model.graphdef, model.params, self._cache, tokens, mask, count
+
+  def run(
+    self, width: int, mask: SkipMask | None = None, known: Known | None = None
+  ) -> Callable[[], Array]:
+    """Something to time: `PASSES` passes over `width` tokens.
+
+    Args:
+      mask: traced; the whole model if None.
+      known: see `passes`.
+    """
+    graphdef, params, _, *rest = self.arguments(width, mask)
+
+    def run() -> Array:
+      # The cache is given away: what comes back serves the next.
+      _, best, self._cache = passes(graphdef, params, self._cache, *rest, known)
+      return best
+
+    return run
+
+  def temporary_bytes(self, width: int) -> int:
+    """What the program of such passes needs beside its arguments."""
+    program = passes.lower(*self.arguments(width)).compile()
+    return program.memory_analysis().temp_size_in_bytes
+
+
+def spread_mask(num_layers: int, share: float) -> SkipMask:
+  """Runs a share of the sublayers, as many of each kind, all over the depth.
+
+  Any sublayer may be skipped here, those of the first and last layer too.
+  """
+  runs = round(share * num_layers)
+  skip = np.ones(num_layers, bool)
+  if runs:
+    skip[((np.arange(runs) + 0.5) * num_layers / runs).astype(int)] = False
+  return SkipMask(skip, skip[::-1].copy())
+
+
+def share_that_runs(mask: SkipMask) -> float:
+  """Sublayers that run over all."""
+  return 1 - mask.num_skipped() / (2 * mask.num_layers)
+
+
+def draft(
+  model: Model, repeats: int, known_shares: Sequence[float] = _KNOWN_SHARES
+) -> Outcome:
+  """The suite `draft`: a gated step against the share of sublayers that run.
+
+  Args:
+    known_shares: at which the same mask is built into a program, too.
+  """
+  passes_, layers = Passes(model), model.cfg.num_hidden_layers
+  masks = {
+    share_that_runs(mask): mask
+    for mask in (spread_mask(layers, share) for share in _SHARES)
+  }
+  runs = {_gated(share): passes_.run(1, mask) for share, mask in masks.items()}
+  for share in known_shares:
+    mask = spread_mask(layers, share)
+    known = tuple(mask.attn.tolist()), tuple(mask.mlp.tolist())
+    runs[_known(share_that_runs(mask))] = passes_.run(1, known=known)
+  taken = interleaved(runs, repeats)
+  half = share_that_runs(spread_mask(layers, 0.5))
+  steps = [_share_entry(taken, share) for share in masks]
+  outcome = Outcome(
+    summary={},
+    figures={
+      'passes': PASSES,
+      'half': half,
+      'seconds': taken,
+      'steps': steps,
+    },
+    tables=[Table.of('a gated step by the share of sublayers', steps)],
+  )
+  outcome.add('gated50_over_ideal', over_ideal(taken, half))
+  outcome.add(
+    'gated50_over_all', paired_ratio(taken, _gated(half), _gated(1.0))
+  )
+  return outcome
+
+
+def over_ideal(taken: Seconds, share: float) -> Spread:
+  """A gated step over what it would cost were sublayers paid one by one.
+
+  That is a step without any, and the share of what all of them add to it.
+  """
+  three = zip(
+    taken[_gated(0.0)], taken[_gated(share)], taken[_gated(1.0)], strict=True
+  )
+  return spread([s / (none + share * (a - none)) for none, s, a in three])
+
+
+def _share_entry(taken: Seconds, share: float) -> dict[str, Any]:
+  name, known = _gated(share), _known(share)
+  gates = paired_ratio(taken, name, known).median if known in taken else None
+  return {
+    'share': share,
+    **_milliseconds(taken[name]),
+    'over_all': paired_ratio(taken, name, _gated(1.0)).median,
+    'over_known': gates,
+  }
+
+
+def _gated(share: float) -> str:
+  return f'gated {share:.3f}'
+
+
+def _known(share: float) -> str:
+  return f'known {share:.3f}'
+
+
+def _milliseconds(taken: list[float]) -> dict[str, float]:
+  """Of a pass: the median and the quartiles."""
+  found = spread([1e3 * value / PASSES for value in taken])
+  return {'ms': found.median, 'low_ms': found.low, 'high_ms': found.high}
+
+
+def verify(
+  model: Model, repeats: int, widths: Sequence[int] = WIDTHS
+) -> Outcome:
+  """The suite `verify`: a pass over several tokens, relative to a plain step.
+
+  Args:
+    widths: of the passes; 1 and 8 are among them.
+  """
+  passes_ = Passes(model, widest=max(widths))
+  taken = interleaved({str(t): passes_.run(t) for t in widths}, repeats)
+  entries = [
+    {
+      'tokens': width,
+      **_milliseconds(taken[str(width)]),
+      'over_step': paired_ratio(taken, str(width), '1').median,
+    }
+    for width in widths
+  ]
+  outcome = Outcome(
+    summary={},
+    figures={'passes': PASSES, 'seconds': taken, 'widths': entries},
+    tables=[Table.of('a pass over several tokens', entries)],
+  )
+  outcome.add('verify8_over_step', paired_ratio(taken, '8', '1'))
+  return outcome

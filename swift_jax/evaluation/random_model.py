@@ -1,0 +1,68 @@
+"""A random model of any size on disk, with the demo's tokenizer.
+
+  python -m swift_jax.evaluation.random_model FOLDER JSON
+
+JSON holds fields of `ModelConfig`. In a process of its own, the benchmark takes
+no memory for it.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import sys
+
+from flax import nnx
+
+from swift_jax import checkpoint, demo, llama
+from swift_jax.config import ModelConfig
+
+_VOCABULARY = 2048  # of the demo's tokenizer
+_LAYERS = 6  # few, so that programs are small beside the weights
+_NARROW = {
+  'hidden_size': 64,
+  'intermediate_size': 128,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'head_dim': 16,
+}
+
+
+def narrow(num_layers: int) -> ModelConfig:
+  """So small that compiling is all that a start costs."""
+  return ModelConfig(
+    vocab_size=_VOCABULARY,
+    num_hidden_layers=num_layers,
+    max_position_embeddings=512,
+    **_NARROW,
+  )
+
+
+def heavy(weight_bytes: int) -> ModelConfig:
+  """Of some float32 weights in a few wide layers."""
+  # A layer of width D: 4 D D for attention, 3 D (2 D) for the MLP.
+  width = (weight_bytes / 4 / _LAYERS / 10) ** 0.5
+  heads = max(1, round(width / 128))
+  return ModelConfig(
+    vocab_size=_VOCABULARY,
+    hidden_size=heads * 128,
+    intermediate_size=heads * 256,
+    num_hidden_layers=_LAYERS,
+    num_attention_heads=heads,
+    num_key_value_heads=heads,
+    head_dim=128,
+    max_position_embeddings=512,
+  )
+
+
+def write(folder: pathlib.Path, cfg: ModelConfig) -> None:
+  """The checkpoint as transformers and we read it."""
+  params = nnx.to_pure_dict(llama.init_model(cfg, seed=0)[1])
+  checkpoint.export_hf(folder, cfg, params)
+  for file in demo.MODEL_DIR.glob('tokenizer*'):
+    shutil.copy(file, folder)
+
+
+if __name__ == '__main__':
+  write(pathlib.Path(sys.argv[1]), ModelConfig(**json.loads(sys.argv[2])))
