@@ -258,7 +258,21 @@ def _top(
   values: Float[Array, 'b v'], k: int
 ) -> tuple[Float[Array, 'b k'], Int[Array, 'b k']]:
   """The k largest values, in order, and where they are."""
+
+  def one_by_one(values: Array) -> tuple[Array, Array]:
+    found, where = [], []
+    for _ in range(k):
+      best = samplings.argmax(values)[:, None]
+      found.append(values.max(-1, keepdims=True))
+      where.append(best)
+      is_best = jnp.arange(values.shape[-1]) == best
+      values = jnp.where(is_best, -jnp.inf, values)
+    return jnp.concatenate(found, axis=-1), jnp.concatenate(where, axis=-1)
+
+  def top_k(values: Array) -> tuple[Array, Array]:
+    return tuple(jax.lax.top_k(values, k))
+
   if k == 1:
-    best = jnp.argmax(values, axis=-1)[:, None].astype(jnp.int32)
-    return jnp.take_along_axis(values, best, axis=-1), best
-  return tuple(jax.lax.top_k(values, k))
+    return one_by_one(values)
+  # In a loop XLA on CPU sorts the whole vocabulary for `top_k`.
+  return jax.lax.platform_dependent(values, cpu=one_by_one, default=top_k)
