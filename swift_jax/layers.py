@@ -14,6 +14,8 @@ import numpy as np
 from swift_jax.config import ModelConfig, RopeConfig
 from swift_jax.typing import Array, Bool, Float, Int
 
+_LARGE_CACHE = 512  # slots from which a part may be read
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'silu': jax.nn.silu,
   'swish': jax.nn.silu,
@@ -190,34 +192,73 @@ def attend(
 ) -> Float[Array, 'b t k g h']:
   """Softmax attention over filled slots and visible new tokens.
 
-  Scores and softmax are float32. Dead slots take no part even if they hold NaN,
-  so their values are masked too (0 * NaN is NaN).
+  Scores and softmax are float32. Dead slots take no part even if they hold NaN.
+  Of a large cache only the part that is filled is read, in steps of a half.
   """
   b, t, kv_heads, group, h = q.shape
   # One matrix of T * G queries a key/value head: XLA on CPU is slower with more
   # axes than that.
   rows = q.swapaxes(1, 2).reshape(b, kv_heads, t * group, h)
   attn_mask = jnp.repeat(attn_mask, group, axis=1)[:, None]  # [B, 1, T G, T]
+  new = jnp.where(attn_mask, _scores(rows, k), -jnp.inf)
+  if past is None:
+    out = jax.nn.softmax(new, axis=-1).astype(v.dtype) @ v
+  else:
+    past_k, past_v, length = past
 
-  def scores(keys: Array) -> Array:
-    return jnp.einsum(
-      'bkrh,bksh->bkrs', rows, keys, preferred_element_type=jnp.float32
+    def over(slots: int) -> Array:
+      part = past_k[:, :, :slots], past_v[:, :, :slots]
+      return _over_both(rows, new, v, *part, length)
+
+    parts = _parts(past_k.shape[2])
+    chosen = jnp.searchsorted(jnp.asarray(parts), length.max(), side='left')
+    out = jax.lax.switch(chosen, [lambda n=n: over(n) for n in parts])
+  return out.reshape(b, kv_heads, t, group, h).swapaxes(1, 2)
+
+
+def _parts(slots: int) -> list[int]:
+  """How much of a cache may be read: a branch each, so few, and one if small."""
+  parts = {slots // 4, slots // 2, slots} if slots >= _LARGE_CACHE else {slots}
+  return sorted(parts)
+
+
+def _scores(
+  rows: Float[Array, 'b k r h'], keys: Float[Array, 'b k s h']
+) -> Float[Array, 'b k r s']:
+  scores = jnp.einsum(
+    'bkrh,bksh->bkrs', rows, keys, preferred_element_type=jnp.float32
+  )
+  return scores * rows.shape[-1] ** -0.5
+
+
+def _over_both(
+  rows: Float[Array, 'b k r h'],
+  new: Float[Array, 'b k r t'],
+  v: Float[Array, 'b k t h'],
+  past_k: Float[Array, 'b k s h'],
+  past_v: Float[Array, 'b k s h'],
+  length: Int[Array, ' b'],
+) -> Float[Array, 'b k r h']:
+  """One softmax over cached slots and new tokens, which are never put together.
+
+  Args:
+    new: scores of the new tokens.
+  """
+  filled = jnp.arange(past_k.shape[2]) < length[:, None]  # [B, S]
+  past = jnp.where(filled[:, None, None], _scores(rows, past_k), -jnp.inf)
+  # 0 * NaN is NaN.
+  past_v = jnp.where(filled[:, None, :, None], past_v, 0)
+  highest = jnp.maximum(past.max(-1, keepdims=True), new.max(-1, keepdims=True))
+  past, new = jnp.exp(past - highest), jnp.exp(new - highest)
+  total = past.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
+
+  def weighed(weights: Array, values: Array) -> Array:
+    return jnp.matmul(
+      weights.astype(values.dtype), values, preferred_element_type=jnp.float32
     )
 
-  logits = jnp.where(attn_mask, scores(k), -jnp.inf)
-  if past is not None:
-    past_k, past_v, length = past
-    filled = jnp.arange(past_k.shape[2]) < length[:, None]  # [B, S]
-    past_logits = jnp.where(filled[:, None, None], scores(past_k), -jnp.inf)
-    logits = jnp.concatenate([past_logits, logits], axis=-1)
-  probs = jax.nn.softmax(logits * h**-0.5, axis=-1).astype(q.dtype)
-  if past is None:
-    out = probs @ v
-  else:
-    slots = past_k.shape[2]
-    past_v = jnp.where(filled[:, None, :, None], past_v, 0)
-    out = probs[..., :slots] @ past_v + probs[..., slots:] @ v
-  return out.reshape(b, kv_heads, t, group, h).swapaxes(1, 2)
+  out = (weighed(past, past_v) + weighed(new, v)) / total
+  return out.astype(v.dtype)
 
 
 class MLP(nnx.Module):

@@ -110,6 +110,14 @@ class DecoderLayer(nnx.Module):
     return x, (k, v)
 
 
+@functools.partial(jax.jit, static_argnames='graphdef')
+def _run_layer(
+  graphdef: nnx.GraphDef, params: nnx.State, *arguments: Any
+) -> tuple[Array, tuple[Array, Array]]:
+  """A layer as a function of its own: all layers are traced once, together."""
+  return nnx.merge(graphdef, params)(*arguments)
+
+
 class Llama(nnx.Module):
   """`LlamaForCausalLM`: embedding, layers, norm and head."""
 
@@ -170,7 +178,9 @@ class Llama(nnx.Module):
       for i, layer in enumerate(self.layers):
         past = cache and (cache.k[i], cache.v[i], cache.length)
         skip_attn, skip_mlp = skip_mask.attn[i], skip_mask.mlp[i]
-        x, update = layer(x, rope, attn_mask, past, skip_attn, skip_mlp)
+        x, update = _run_layer(
+          *nnx.split(layer), x, rope, attn_mask, past, skip_attn, skip_mlp
+        )
         updates.append(update)
     return self.norm(x), tuple(updates)
 
