@@ -64,6 +64,11 @@ _LAYERS = flags.DEFINE_list(
 _WEIGHTS_MIB = flags.DEFINE_integer(
   'weights_mib', 1024, 'of the random model of memory, on a CPU'
 )
+_SHAPE = flags.DEFINE_string(
+  'shape',
+  None,
+  'random weights for draft and verify: llama2_7b or llama2_13b, in bfloat16',
+)
 _SEEDS = flags.DEFINE_integer('seeds', 10, 'searches of each recipe of search')
 
 
@@ -117,6 +122,7 @@ def read_sizes() -> Sizes:
     layers=_numbers(_LAYERS, 3),  # the first and the last are never skipped
     weights_mib=_WEIGHTS_MIB.value,
     seeds=_SEEDS.value,
+    shape=_SHAPE.value,
   )
 
 

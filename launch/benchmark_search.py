@@ -54,6 +54,8 @@ def search(config: ConfigDict, seeds: int) -> Outcome:
   from swift_jax.evaluation.benchmark_report import Outcome
 
   with config.unlocked():
+    # Every round drafts by layers: their acceptance is what is asked for.
+    config.draft.adaptive = False
     bench = prepare(config)
     figures = {
       **compare_recipes(bench, common.section(config, 'draft'), seeds),

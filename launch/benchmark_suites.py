@@ -19,6 +19,7 @@ from swift_jax.errors import InputError
 if TYPE_CHECKING:
   from swift_jax.evaluation.benchmark_report import Outcome
   from swift_jax.evaluation.decode_runs import Bench
+  from swift_jax.session import Model
 
 _OTHER_PROMPTS = 24  # that the warm set is found on
 _CHILD = pathlib.Path(__file__).with_name('benchmark_child.py')
@@ -36,6 +37,7 @@ class Sizes:
     layers: of narrow models that start.
     weights_mib: of a random model whose peak is measured on a CPU.
     seeds: searches of each recipe.
+    shape: of random weights whose passes are measured; None: the config's model.
   """
 
   repeats: int
@@ -45,6 +47,7 @@ class Sizes:
   layers: Sequence[int]
   weights_mib: int
   seeds: int
+  shape: str | None = None
 
 
 def decode(config: ConfigDict, sizes: Sizes) -> Outcome:
@@ -64,13 +67,25 @@ def decode(config: ConfigDict, sizes: Sizes) -> Outcome:
 def draft(config: ConfigDict, sizes: Sizes) -> Outcome:
   from swift_jax.evaluation import pass_suite
 
-  return pass_suite.draft(common.load_engine(config).model, sizes.repeats)
+  return pass_suite.draft(_model(config, sizes), sizes.repeats)
 
 
 def verify(config: ConfigDict, sizes: Sizes) -> Outcome:
   from swift_jax.evaluation import pass_suite
 
-  return pass_suite.verify(common.load_engine(config).model, sizes.repeats)
+  return pass_suite.verify(_model(config, sizes), sizes.repeats)
+
+
+def _model(config: ConfigDict, sizes: Sizes) -> Model:
+  """Whose passes are measured."""
+  if sizes.shape is None:
+    return common.load_engine(config).model
+  from swift_jax.evaluation import random_model
+
+  if sizes.shape not in random_model.SHAPES:
+    names = ', '.join(random_model.SHAPES)
+    raise InputError(f'--shape={sizes.shape!r}: expected one of {names}')
+  return random_model.of_shape(sizes.shape)
 
 
 def search(config: ConfigDict, sizes: Sizes) -> Outcome:

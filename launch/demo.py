@@ -19,7 +19,6 @@ import time
 import common
 import ml_collections
 
-from swift_jax.errors import InputError
 from swift_jax.metrics import distinct_ngrams, ratio
 
 _COLUMNS = (
@@ -99,11 +98,6 @@ def main(config: ml_collections.ConfigDict) -> int:
   swift_cfg = common.decode_config(config, method='swift')
   started = time.perf_counter()
   engine = common.load_engine(config)
-  if engine.resolve(plain_cfg.sampling).config.samples:
-    raise InputError(
-      'the demo compares texts, and drawn ones differ:'
-      ' --config.sampling.temperature=0 is needed'
-    )
   prompts = read_prompts()
   longest = max(map(len, engine.encode(prompts)))
   print(f'loaded {config.model.path} in {time.perf_counter() - started:.1f} s')

@@ -170,6 +170,7 @@ class DraftConfig:
       what was accepted lately and what passes cost, which is measured. Without it
       every round drafts by layers, by the thresholds and widths above, as SWIFT
       does.
+    copy: whether that choice has copies in it.
   """
 
   max_draft_length: int = 25
@@ -181,6 +182,7 @@ class DraftConfig:
   lookup_length: int = 10
   lookup_ngram: int = 3
   adaptive: bool = True
+  copy: bool = True
 
   def __post_init__(self):
     for name in ('tree_widths', 'tree_bounds', 'verify_widths'):
@@ -196,7 +198,7 @@ class DraftConfig:
     require_number(
       'draft.confidence_threshold', self.confidence_threshold, 0, 1
     )
-    for name in ('tree', 'adaptive'):
+    for name in ('tree', 'adaptive', 'copy'):
       require_bool(f'draft.{name}', getattr(self, name))
     for width in self.tree_widths:
       require_int('draft.tree_widths', width, 1)

@@ -39,6 +39,8 @@ HEADLINES = {
   'swift_over_plain_greedy_warm': (0, 'swift warm'),
   'swift_over_plain_greedy_cold': (0, 'swift cold'),
   'swift_over_plain_t06_warm': (0.6, 'swift warm'),
+  'layers_over_plain_greedy': (0, 'layers alone'),
+  'published_over_plain_t06': (0.6, 'as published'),
 }
 
 
@@ -212,7 +214,9 @@ def test_the_suite_decode(model, launch, tmp_path, monkeypatch):
   for cell, (texts, _) in zip(cells, written, strict=True):
     check_cell(cell, texts)
   greedy = cells[0]['methods']
-  assert all(found['as_plain'] == PROMPTS for found in greedy.values())
+  for cell in cells:
+    found = cell['methods'].values()
+    assert all(f['as_plain'] == PROMPTS for f in found)
   for name, (temperature, method) in HEADLINES.items():
     cell = cells[0 if temperature == 0 else 1]['methods'][method]
     assert report['summary'][name] == cell['over_plain']
@@ -647,6 +651,28 @@ def test_too_short_texts_and_too_many_prompts(model, launch):
     *settings(model), '--prompts=99999', main=benchmark.main
   )
   assert (status, '--prompts=99999' in err) == (2, True)
+
+
+def test_random_weights_of_a_published_shape(launch, monkeypatch):
+  """Passes are measured without a checkpoint; 7B is only looked at."""
+  seven = random_model.SHAPES['llama2_7b']
+  params = jax.tree.leaves(llama.abstract_model(seven)[1])
+  assert sum(math.prod(p.shape) for p in params) == 6_738_415_616
+  monkeypatch.setitem(random_model.SHAPES, 'llama2_7b', tiny_model.CFG)
+  seen = []
+  monkeypatch.setattr(
+    pass_suite,
+    'verify',
+    lambda model, repeats: seen.append(model.cfg)
+    or benchmark_report.Outcome({}, {}),
+  )
+  flags = '--suite=verify', '--shape=llama2_7b'
+  status, _, err = launch(*flags, main=benchmark.main)
+  assert (status, seen) == (0, [tiny_model.CFG]), err
+  flags = '--suite=draft', '--shape=llama2_70b'
+  status, out, err = launch(*flags, main=benchmark.main)
+  assert (status, out, err.count('\n')) == (2, '', 1)
+  assert "--shape='llama2_70b': expected one of llama2_7b" in err
 
 
 def test_peers_asked_for_without_torch(launch, monkeypatch):

@@ -89,6 +89,7 @@ INVALID = {
   'draft.lookup_ngram': no_int(1) | st.integers(MAX_NGRAM + 1),
   'draft.confidence_threshold': NO_SHARE,
   'draft.adaptive': NO_BOOL,
+  'draft.copy': NO_BOOL,
   'draft.tree': NO_BOOL,
   'draft.tree_widths': st.sampled_from(
     [None, (), (1,), (4, 3, 2, 0), (4, 3, 2, 1.5), (5, 4, 3, 2, 1)]

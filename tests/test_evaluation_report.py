@@ -193,7 +193,7 @@ def test_sampled_texts_need_not_be_equal(sampling, is_sampled):
     words = said(*runs)
     assert '1 of 4 texts differ; first: question 1, turn 0, token 3' in words
     expected = (
-      'sampled text: equality is not expected; 1 of'
+      'sampled text, equal only by the same seed and program; 1 of'
       if is_sampled
       else ('NOT identical: 1 of')
     )

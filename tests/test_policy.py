@@ -232,6 +232,8 @@ def test_every_source_is_used_where_it_pays():
   # Drafted by the whole model: all of it is right.
   assert cheap['accepted'] - cheap['copies_accepted'] == layers > 20
   assert cheap['verify_passes'] < 50
+  alone = totals(adaptive(CHEAP, whole, copy=False).generate(prompts, limit))
+  assert alone['copied'] == 0 < alone['accepted'] == alone['drafted']
   dear = totals(adaptive(DEAR).generate(prompts, limit))
   assert dear['verify_passes'] > 130
   assert dear['drafted'] < 10

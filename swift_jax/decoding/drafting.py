@@ -53,6 +53,7 @@ class DraftSettings:
     tree_bounds: confidences at which k changes, float32[n].
     lookup_length: tokens copied at most by prompt lookup, int32[].
     lookup_ngram: tokens that it compares at most, int32[].
+    copies: whether the policy may copy, bool[].
     forced: the source of every draft, by `policy`'s numbers, at its full length;
       -1: the policy's choice, int32[]. To measure costs with.
     costs: what the policy weighs.
@@ -64,6 +65,7 @@ class DraftSettings:
   tree_bounds: Float[Array, ' n']
   lookup_length: Int[Array, '']
   lookup_ngram: Int[Array, '']
+  copies: Bool[Array, '']
   forced: Int[Array, '']
   costs: Costs
 
@@ -104,6 +106,7 @@ def split_config(
     tree_bounds=jnp.asarray(cfg.tree_bounds, jnp.float32),
     lookup_length=jnp.asarray(cfg.lookup_length, jnp.int32),
     lookup_ngram=jnp.asarray(cfg.lookup_ngram, jnp.int32),
+    copies=jnp.asarray(cfg.copy),
     forced=jnp.asarray(-1, jnp.int32),
     costs=Costs(jnp.ones(()), jnp.ones(len(cfg.verify_widths))),
   )

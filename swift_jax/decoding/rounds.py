@@ -191,6 +191,7 @@ def _draft(
     start, matched = lookup.find(
       state.tokens, state.length, settings.lookup_ngram
     )
+    matched = jnp.where(settings.copies, matched, 0)
     source, most = policy.choose(
       state.evidence,
       settings.costs,

@@ -1,7 +1,8 @@
 """A stream of prompts, written by every method in turns.
 
 Cold is an engine that has searched nothing yet, warm one with a set that was found
-on other prompts of the stream. Programs are compiled before; the seconds are those
+on other prompts of the stream. SWIFT as published, and layers without copies, stand
+beside it. Programs are compiled before; the seconds are those
 of `Engine.generate`, search included.
 """
 
@@ -23,6 +24,8 @@ METHODS = {
   'plain': 'plain',
   'swift cold': 'swift',
   'swift warm': 'swift',
+  'layers alone': 'swift',  # warm, without copies
+  'as published': 'swift',  # warm, without the policy
   'prompt lookup': 'prompt_lookup',
 }
 
@@ -62,9 +65,11 @@ class Bench:
       model.mesh,
     )
 
-  def with_set(self, mask: SkipMask) -> Engine:
+  def with_set(self, mask: SkipMask, **draft: Any) -> Engine:
     """An engine that drafts with a set and never searches."""
-    engine = self.fresh(restart=False)
+    changed = dataclasses.replace(self.draft, **draft)
+    bench = dataclasses.replace(self, draft=changed)
+    engine = bench.fresh(restart=False)
     engine.set_skip_mask(mask)
     return engine
 
@@ -139,6 +144,8 @@ def write(
   engines = dict.fromkeys(METHODS, bench.engine)
   engines['swift cold'] = bench.fresh()
   engines['swift warm'] = bench.with_set(mask)
+  engines['layers alone'] = bench.with_set(mask, copy=False)
+  engines['as published'] = bench.with_set(mask, adaptive=False)
   calls = {
     name: bench.call(method, batch, temperature)
     for name, method in METHODS.items()

@@ -131,6 +131,10 @@ def _add_headlines(
     ('swift_over_plain_greedy_warm', 0.0, 'swift warm'),
     ('swift_over_plain_greedy_cold', 0.0, 'swift cold'),
     ('swift_over_plain_t06_warm', 0.6, 'swift warm'),
+    ('layers_over_plain_greedy', 0.0, 'layers alone'),
+    ('layers_over_plain_t06', 0.6, 'layers alone'),
+    ('published_over_plain_greedy', 0.0, 'as published'),
+    ('published_over_plain_t06', 0.6, 'as published'),
     ('lookup_over_plain_greedy', 0.0, 'prompt lookup'),
     ('lookup_over_plain_t06', 0.6, 'prompt lookup'),
   ):
@@ -139,6 +143,12 @@ def _add_headlines(
     if found['over_plain_low'] is not None:
       interval = found['over_plain_low'], found['over_plain_high']
       outcome.spread[name] = interval
+  # By default SWIFT should never be slower, whatever the batch.
+  outcome.summary['swift_over_plain_lowest'] = min(
+    cell['methods'][name]['over_plain']
+    for cell in cells
+    for name in ('swift cold', 'swift warm')
+  )
   # What loops flatters every draft: it stands beside the ratios.
   for name, temperature in (('greedy', 0.0), ('t06', 0.6)):
     plain = by_temperature[temperature]['plain']

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from swift_jax import sampling
 from swift_jax.evaluation.benchmark_report import Outcome, Table
 from swift_jax.evaluation.measuring import (
   Seconds,
@@ -66,7 +67,7 @@ def passes(
   def one(carry: tuple[Array, Array, KVCache]) -> tuple[Array, Array, KVCache]:
     number, tokens, cache = carry
     hidden, updates = model(tokens, skip_mask, cache=cache)
-    best = jnp.argmax(model.logits(hidden), axis=-1).astype(jnp.int32)
+    best = sampling.argmax(model.logits(hidden))
     return number + 1, best, cache.write(updates)
 
   first = jnp.int32(0), tokens, cache

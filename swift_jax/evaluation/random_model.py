@@ -1,9 +1,9 @@
-"""A random model of any size on disk, with the demo's tokenizer.
+"""Random models: of a published shape on the device; of any size on disk.
 
   python -m swift_jax.evaluation.random_model FOLDER JSON
 
-JSON holds fields of `ModelConfig`. In a process of its own, the benchmark takes
-no memory for it.
+writes one with the demo's tokenizer; JSON holds fields of `ModelConfig`. In a
+process of its own, the benchmark takes no memory for it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from flax import nnx
 
 from swift_jax import checkpoint, demo, llama
 from swift_jax.config import ModelConfig
+from swift_jax.engine import Engine
+from swift_jax.session import Model
 
 _VOCABULARY = 2048  # of the demo's tokenizer
 _LAYERS = 6  # few, so that programs are small beside the weights
@@ -27,6 +29,33 @@ _NARROW = {
   'num_key_value_heads': 2,
   'head_dim': 16,
 }
+
+
+# What Llama 2's configs say, with the cache for 2,048 tokens at most.
+SHAPES = {
+  name: ModelConfig(
+    vocab_size=32000,
+    hidden_size=128 * heads,
+    intermediate_size=inner,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=heads,
+    head_dim=128,
+    max_position_embeddings=2048,
+    dtype='bfloat16',
+  )
+  for name, heads, inner, layers in (
+    ('llama2_7b', 32, 11008, 32),
+    ('llama2_13b', 40, 13824, 40),
+  )
+}
+
+
+def of_shape(name: str) -> Model:
+  """Random weights of a published shape: what passes cost, not what is accepted."""
+  graphdef, params = llama.init_model(SHAPES[name], seed=0)
+  params = nnx.to_pure_dict(params)
+  return Engine(SHAPES[name], graphdef, params).model
 
 
 def narrow(num_layers: int) -> ModelConfig:

@@ -46,7 +46,7 @@ def sentence(compared: Mapping[str, Any]) -> str:
   if same['extra']:
     said += f'; {_number(same["extra"], "text")} that the baseline lacks'
   if compared['is_sampled']:
-    return f'sampled text: equality is not expected; {said}'
+    return f'sampled text, equal only by the same seed and program; {said}'
   return said
 
 
