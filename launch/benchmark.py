@@ -77,6 +77,10 @@ def main(config: ConfigDict) -> int:
   if _SUITE.value not in (*SUITES, _ALL):
     names = ', '.join([*SUITES, _ALL])
     raise InputError(f'--suite={_SUITE.value!r}: expected one of {names}')
+  if sizes.shape and _SUITE.value not in ('draft', 'verify'):
+    raise InputError(
+      f'--shape={sizes.shape!r}: --suite={_SUITE.value!r} needs a real model'
+    )
   from swift_jax.evaluation import benchmark_report
 
   old = None

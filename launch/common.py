@@ -329,9 +329,16 @@ def _quiet() -> None:
 def hide_torch() -> None:
   """For a process that wants a config and a tokenizer of transformers, no more.
 
-  It imports torch wherever that is installed, which takes two seconds.
+  It imports torch wherever that is installed, which takes two seconds. It asks
+  once whether it is; others, scipy for one, may find it again.
   """
-  sys.modules.setdefault('torch', None)
+  sys.modules['torch'] = None
+  try:
+    from transformers.utils import is_torch_available
+
+    is_torch_available()
+  finally:
+    del sys.modules['torch']
 
 
 def _check_fields(argv: Sequence[str], config: ConfigDict) -> None:

@@ -161,8 +161,8 @@ class DraftConfig:
     verify_widths: token counts that verify is compiled for; the smallest that
       holds the tree is used, and leaves that the largest cannot hold are
       dropped, the least likely first.
-    lookup_length: tokens that prompt lookup copies at most (Spec-Bench's 10), as
-      far as the largest verify width holds them.
+    lookup_length: tokens that the method prompt_lookup copies at most
+      (Spec-Bench's 10), as far as the largest verify width holds them.
     lookup_ngram: tokens that it compares at most to find a place to copy from
       (Spec-Bench's 3).
     adaptive: choose in each round what drafts (layers, a copy from the text as

@@ -1,9 +1,9 @@
 """What passes cost on this machine, in plain steps: measured once, then read.
 
-The programs that decode are the ones that are timed, on a text of one token: how
-many rounds, which source and how many tokens are traced, so nothing is compiled for
-this alone. The figures are kept in the user's cache folder, by all that they depend
-on but the machine's mood: delete `costs` there to have them measured anew.
+The programs that decode are the ones that are timed, on a text that half fills the
+cache: how many rounds, which source and how many tokens are traced. The figures are
+kept in the user's cache folder, by all that they depend on but the machine's mood:
+delete `costs` there to have them measured anew.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import swift_jax
@@ -33,17 +34,10 @@ from swift_jax.search import atomic_file
 from swift_jax.skip_mask import SkipMask
 
 _REPEATS = 7
-_STEPS, _ROUNDS = 12, 3  # of one dispatch
+_STEPS, _ROUNDS = 8, 2  # of one dispatch
+_FILLED = 0.5  # of the cache, about what a text has on average
+_FORMAT = 1  # to be raised with what a round or a layer does
 _DEAR = 1e3  # so that no leaf pays while drafting is timed
-# Hugging Face's defaults, which cut: where tokens are drawn, that is paid too.
-_SAMPLING = SamplingConfig(
-  temperature=0.6,
-  top_k=50,
-  top_p=1.0,
-  min_p=0.0,
-  repetition_penalty=1.0,
-  min_new_tokens=0,
-)
 _SMALLEST = 1e-3  # of a cost: rounding must not make anything free
 
 
@@ -77,36 +71,61 @@ class PassCosts:
     mlp = (~np.asarray(skip_mask.mlp)).sum()
     return float(self.head + attn * self.attn + mlp * self.mlp)
 
-  def highest_speed(self, skip_mask: SkipMask, widths: Sequence[int]) -> float:
-    """Tokens a plain step if every token drafted with this mask were right."""
-    draft = self.draft(skip_mask)
+  def highest_speed(
+    self, num_layers: int, num_skipped: int, widths: Sequence[int]
+  ) -> float:
+    """Tokens a plain step if every drafted token were right.
+
+    Args:
+      num_skipped: sublayers that the draft leaves out, the dearer kind first.
+    """
+    first, then = sorted((self.attn, self.mlp), reverse=True)
+    saved = first * min(num_skipped, num_layers)
+    saved += then * max(num_skipped - num_layers, 0)
+    whole = self.head + num_layers * (self.attn + self.mlp)
+    draft = whole - saved
     pairs = zip(widths, self.verify, strict=True)
     return max(w / ((w - 1) * draft + cost) for w, cost in pairs)
 
-  def on_device(self, skip_mask: SkipMask) -> policy.Costs:
-    """For a policy, as host arrays."""
+  def for_policy(self, skip_mask: SkipMask) -> policy.Costs:
+    """As host arrays."""
     return policy.Costs(
       np.asarray(self.draft(skip_mask), np.float32),
       np.asarray(self.verify, np.float32),
     )
 
 
-def of_model(model: Any, batch: int, shapes: DraftShapes) -> PassCosts:
+def sampling_work(settings: SamplingConfig) -> tuple[bool, ...]:
+  """What of choosing a token takes time, whatever its value is."""
+  penalised = settings.repetition_penalty != 1 or settings.min_new_tokens > 0
+  return settings.top_k > 0, settings.top_p < 1, penalised
+
+
+def of_model(
+  model: Any,
+  batch: int,
+  shapes: DraftShapes,
+  settings: SamplingConfig,
+  is_kept: bool = True,
+) -> PassCosts:
   """From the file of this machine and model, or measured and written there.
 
   Args:
     model: a `session.Model`, as below.
+    settings: resolved.
+    is_kept: read and write the file.
   """
-  name = _name(model, batch, shapes)
+  name = _name(model, batch, shapes, settings)
   path = hub.cache_folder() / 'costs' / f'{name}.json'
   found = None
-  if sharding.is_first(model.mesh):
+  if is_kept and sharding.is_first(model.mesh):
     found = _read(path, len(shapes.verify_widths))
   if not sharding.agreed(found is not None, model.mesh):
-    measured = measure(model, batch, shapes)
+    measured = measure(model, batch, shapes, settings)
     if sharding.is_first(model.mesh):
       found = measured
-      _write(path, found)
+      if is_kept:
+        _write(path, found)
   if sharding.spans_processes(model.mesh):
     # All must choose alike.
     text = json.dumps(dataclasses.asdict(found)) if found else ''
@@ -115,7 +134,9 @@ def of_model(model: Any, batch: int, shapes: DraftShapes) -> PassCosts:
   return found
 
 
-def _name(model: Any, batch: int, shapes: DraftShapes) -> str:
+def _name(
+  model: Any, batch: int, shapes: DraftShapes, settings: SamplingConfig
+) -> str:
   """A hash of all that costs depend on."""
   mesh = model.mesh
   device = jax.devices()[0]
@@ -124,13 +145,23 @@ def _name(model: Any, batch: int, shapes: DraftShapes) -> str:
     'batch': batch,
     'capacity': model.capacity,
     'shapes': shapes,
+    'sampling': sampling_work(settings),
     'mesh': None if mesh is None else dict(mesh.shape),
     'device': (device.platform, device.device_kind),
-    'machine': (platform.node(), platform.machine(), os.cpu_count()),
-    'versions': (swift_jax.__version__, jax.__version__),
+    'machine': (platform.node(), platform.machine(), _cores()),
+    'processes': jax.process_count(),
+    'flags': os.environ.get('XLA_FLAGS'),
+    'versions': (swift_jax.__version__, jax.__version__, _FORMAT),
   }
   text = json.dumps(facts, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _cores() -> int | None:
+  """That this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
 
 
 def _read(path: os.PathLike[str], num_widths: int) -> PassCosts | None:
@@ -153,9 +184,11 @@ def _write(path: os.PathLike[str], costs: PassCosts) -> None:
     return
 
 
-def measure(model: Any, batch: int, shapes: DraftShapes) -> PassCosts:
+def measure(
+  model: Any, batch: int, shapes: DraftShapes, settings: SamplingConfig
+) -> PassCosts:
   """Times each kind of pass in turns and takes medians of the ratios."""
-  bench = _Bench(model, batch, shapes)
+  bench = _Bench(model, batch, shapes, settings)
   layers = model.cfg.num_hidden_layers
   width = next(
     (w for w in shapes.verify_widths if w >= 8), shapes.verify_widths[-1]
@@ -175,9 +208,10 @@ def measure(model: Any, batch: int, shapes: DraftShapes) -> PassCosts:
   for run in kinds.values():
     run()  # compiles, and warms
   times = {name: [] for name in kinds}
-  for _ in range(_REPEATS):
-    for name, run in kinds.items():
-      times[name].append(run())
+  for number in range(_REPEATS):
+    # To and fro: what comes first may find the machine in another mood.
+    for name in list(kinds)[:: -1 if number % 2 else 1]:
+      times[name].append(kinds[name]())
   step = np.asarray(times['plain'])
   cost = {k: float(np.median(np.asarray(v) / step)) for k, v in times.items()}
 
@@ -191,19 +225,33 @@ def measure(model: Any, batch: int, shapes: DraftShapes) -> PassCosts:
     head=head,
     attn=max((drafted('attn') - head) / layers, 0.0),
     mlp=max((drafted('mlp') - head) / layers, 0.0),
-    # Wider is never cheaper, whatever the clock says.
+    # No pass is cheaper than a step, nor a wider one than a narrower, whatever the
+    # clock says.
     verify=tuple(
-      np.maximum.accumulate([cost[w] for w in shapes.verify_widths]).tolist()
+      np.maximum.accumulate(
+        [1.0, *(cost[w] for w in shapes.verify_widths)]
+      ).tolist()[1:]
     ),
   )
 
 
-class _Bench:
-  """A batch of texts of one token, begun anew for each dispatch."""
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
-  def __init__(self, model: Any, batch: int, shapes: DraftShapes):
+
+class _Bench:
+  """A batch of texts of nothing but a token, begun anew for each dispatch."""
+
+  def __init__(
+    self,
+    model: Any,
+    batch: int,
+    shapes: DraftShapes,
+    settings: SamplingConfig,
+  ):
     self._model, self._shapes = model, shapes
     room = model.capacity - shapes.max_width - 2
+    needed = max(_ROUNDS * shapes.max_width, _STEPS) + 1
+    filled = max(min(int(_FILLED * model.capacity), room - needed), 0)
     tokens = np.zeros((batch, model.capacity), np.int32)
     ones = np.ones(batch, np.int32)
     indices = np.arange(batch, dtype=np.uint32)
@@ -212,18 +260,15 @@ class _Bench:
     evidence = model.put(policy.start())
     self._state = rounds.start(cache, *model.put(arrays), evidence)
     done = np.zeros(batch, bool)
-    self._begin = model.put((np.zeros(batch, np.int32), done, policy.start()))
-    self._sampling = model.put(sampling.from_config(_SAMPLING, ()))
+    length = np.full(batch, filled, np.int32)
+    self._begin = model.put((length, done, policy.start()))
+    self._sampling = model.put(sampling.from_config(settings, ()))
     layers = model.cfg.num_hidden_layers
     self._none = model.put(skip_masks.none_skipped(layers))
 
   def _fresh(self) -> DecodeState:
-    length, done, evidence = self._begin
+    length, done, evidence = _copy(self._begin)  # what is donated is lost
     state = self._state
-    # Copies: what is donated is lost.
-    length, done, evidence = jax.tree.map(
-      lambda x: x + 0 if x.dtype != bool else x & x, (length, done, evidence)
-    )
     return state.replace(
       cache=state.cache.rollback(length), done=done, evidence=evidence
     )

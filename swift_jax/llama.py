@@ -58,7 +58,12 @@ def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
     policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
   )
   if jnp.issubdtype(jnp.result_type(skip), jnp.floating):
-    return jax.tree.map(lambda d: (1 - skip).astype(d.dtype) * d, sublayer())
+
+    def share(d: Array) -> Array:
+      # What is skipped adds nothing, not even where it overflows.
+      return jnp.where(skip == 1, 0, (1 - skip).astype(d.dtype) * d)
+
+    return jax.tree.map(share, sublayer())
 
   def zeros() -> object:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

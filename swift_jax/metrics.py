@@ -40,7 +40,8 @@ class Metrics:
     copies_accepted: of `accepted`, the same.
     leaf_hits: tokens returned because a leaf beside the chain was right.
     bonus_tokens: the target's own tokens that were returned after a path of which
-      it had accepted all; the last of every round that drafted right.
+      it had accepted all: the last of every round that drafted right, and every
+      token of a plain step that SWIFT chose.
     corrected_tokens: those returned in place of a refused one.
     acceptance_rate: accepted / drafted; None where nothing was drafted.
     mean_accepted_length: new_tokens / verify_passes (the paper's M).

@@ -28,6 +28,7 @@ from swift_jax.detokenizer import Detokenizer
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
 from swift_jax.metrics import Round
+from swift_jax.sampling_config import SamplingConfig
 from swift_jax.search import matchness
 from swift_jax.search.scorer import Scorer
 from swift_jax.search.searcher import STARTING_SECONDS, Searcher
@@ -38,7 +39,6 @@ _CONTEXT_TOKENS = 8  # of the prompt, that generated tokens are decoded behind
 # Plain steps for a round, which returns a few tokens: so plain decoding goes to the
 # host no more often than SWIFT does.
 _STEPS_PER_ROUND = 4
-_OWN = 'bonus_tokens'  # what a plain step of a round counts as
 
 
 class Model:
@@ -50,6 +50,7 @@ class Model:
     dispatches: of speculative rounds so far, over all texts, so that the rounds
       that are timed in halves come from anywhere in a text.
     evidence: what drafting brought in the texts so far, on the host.
+    keeps_costs: what passes cost is read from and written to the user's folder.
   """
 
   def __init__(
@@ -68,6 +69,7 @@ class Model:
     self.settings = self.put(settings)
     self.scorer = Scorer(self)
     self.evidence = policy.start()
+    self.keeps_costs = True
     self._costs: dict[tuple[Any, ...], costs.PassCosts] = {}
     self.full = self.put(skip_masks.none_skipped(cfg.num_hidden_layers))
     self._numbers: dict[int, jax.Array] = {}
@@ -98,11 +100,15 @@ class Model:
       self._numbers[value] = self.put(np.int32(value))
     return self._numbers[value]
 
-  def costs(self, batch: int, shapes: DraftShapes) -> costs.PassCosts:
-    """What passes cost at today's capacity."""
-    key = batch, self.capacity, shapes
+  def costs(
+    self, batch: int, shapes: DraftShapes, settings: SamplingConfig
+  ) -> costs.PassCosts:
+    """What passes cost at today's capacity; `settings` are resolved."""
+    key = batch, self.capacity, shapes, costs.sampling_work(settings)
     if key not in self._costs:
-      self._costs[key] = costs.of_model(self, batch, shapes)
+      self._costs[key] = costs.of_model(
+        self, batch, shapes, settings, self.keeps_costs
+      )
     return self._costs[key]
 
   def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
@@ -238,7 +244,9 @@ class Session:
     self._reserve()
     self._costs = None
     if self._shapes.adaptive and decode.method == 'swift':
-      self._costs = model.costs(decode.batch_size, self._shapes)
+      self._costs = model.costs(
+        decode.batch_size, self._shapes, decode.sampling
+      )
     started = time.perf_counter()
     self.state = self._prefill()
     self.seconds.prefill = time.perf_counter() - started
@@ -349,7 +357,7 @@ class Session:
     if self._uploaded is None or self._uploaded[0] is not incumbent:
       settings = model.settings
       if self._costs is not None:
-        its_costs = model.put(self._costs.on_device(incumbent))
+        its_costs = model.put(self._costs.for_policy(incumbent))
         settings = settings.replace(costs=its_costs)
       self._uploaded = incumbent, model.put(incumbent), settings
     return self._uploaded[1:]
@@ -407,11 +415,15 @@ class Session:
     return int((seen.length[: len(prompts)] - prompts).max())
 
   def _may_pay(self) -> bool:
-    """Whether a better set could make anything faster; True if nobody knows."""
-    if self._costs is None:
+    """Whether a better set of this ratio could make anything faster.
+
+    True where nobody knows, and where the search may have all the time.
+    """
+    searcher = self.searcher
+    if self._costs is None or searcher.budget.share >= 1:
       return True
-    widths = self._shapes.verify_widths
-    return self._costs.highest_speed(self.searcher.incumbent, widths) > 1
+    sizes = self.model.cfg.num_hidden_layers, searcher.incumbent.num_skipped()
+    return self._costs.highest_speed(*sizes, self._shapes.verify_widths) > 1
 
   def _pay(self, seconds: float, steps: int | None = None) -> None:
     """Time that the search's share is taken of; plain decoding gives none.
@@ -573,8 +585,9 @@ def _counts_up_to(
   """
   grown = {name: after[name] - before[name] for name in after}
   if not grown['drafted']:  # plain steps, a token each
-    own = {name: before[name] + returned for name in ('verify_passes', _OWN)}
-    return {**after, **own}
+    names = 'verify_passes', 'bonus_tokens'
+    cut = {name: before[name] + min(grown[name], returned) for name in names}
+    return {**after, **cut}
   accepted, leaf_hits = grown['accepted'], grown['leaf_hits']
   own = grown['bonus_tokens'] + grown['corrected_tokens']
   counts = dict(after)

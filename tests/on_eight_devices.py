@@ -43,7 +43,8 @@ def report(
   cfg = checkpoint.load_config(folder)
   graphdef, params = checkpoint.load_params(folder, cfg, mesh)
   search = dataclasses.replace(SEARCH, enabled=searches)
-  engine = Engine(cfg, graphdef, params, draft=DRAFT, search=search, mesh=mesh)
+  draft = dataclasses.replace(DRAFT, adaptive=searches)
+  engine = Engine(cfg, graphdef, params, draft=draft, search=search, mesh=mesh)
   greedy = SamplingConfig(max_new_tokens=30)
   drawn = SamplingConfig(max_new_tokens=30, temperature=0.8, seed=4)
   texts = {}

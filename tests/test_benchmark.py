@@ -301,12 +301,18 @@ def test_methods_write_every_batch_in_turns(model, monkeypatch):
     Bench, 'call', lambda self, name, *_: dataclasses.replace(call, method=name)
   )
   monkeypatch.setattr(Bench, 'fresh', lambda self: Scribe(log, 'cold'))
-  monkeypatch.setattr(Bench, 'with_set', lambda self, mask: Scribe(log, 'warm'))
+  monkeypatch.setattr(
+    Bench,
+    'with_set',
+    lambda self, mask, **draft: Scribe(log, ' '.join(['warm', *draft])),
+  )
   written, compiled = decode_runs.write(made, None, 2, 0.5)
   methods = [
     ('base', 'plain'),
     ('cold', 'swift'),
     ('warm', 'swift'),
+    ('warm copy', 'swift'),
+    ('warm adaptive', 'swift'),
     ('base', 'prompt_lookup'),
   ]
   assert log == [
@@ -388,7 +394,8 @@ def test_the_suite_compile_of_a_real_start(model, launch, tmp_path):
   ((cold,), (warm,)) = report['suites']['compile']['starts'][
     'configured'
   ].values()
-  assert cold['compilations'] == warm['compilations'] > 5
+  # The first start measures what passes cost, too.
+  assert cold['compilations'] >= warm['compilations'] > 5
   assert (cold['cache_hits'], warm['cache_hits']) == (0, warm['compilations'])
   assert report['summary'] == {
     'cold_start_s': cold['start_s'],
@@ -663,8 +670,9 @@ def test_random_weights_of_a_published_shape(launch, monkeypatch):
   monkeypatch.setattr(
     pass_suite,
     'verify',
-    lambda model, repeats: seen.append(model.cfg)
-    or benchmark_report.Outcome({}, {}),
+    lambda model, repeats: (
+      seen.append(model.cfg) or benchmark_report.Outcome({}, {})
+    ),
   )
   flags = '--suite=verify', '--shape=llama2_7b'
   status, _, err = launch(*flags, main=benchmark.main)

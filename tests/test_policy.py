@@ -170,7 +170,7 @@ def adaptive(price=None, mask=HALF, **draft):
   """An engine that believes in given costs."""
   engine = tiny_model.engine(mask, adaptive=True, **draft)
   if price is not None:
-    engine.model.costs = lambda batch, shapes: price
+    engine.model.costs = lambda *_: price
   return engine
 
 
@@ -204,7 +204,7 @@ def test_any_policy_writes_plain_decodings_text(
   )
   mask = skip_masks.from_bits(np.array(bits))
   engine = tiny_model.engine(mask, eos, adaptive=True, tree=has_tree)
-  engine.model.costs = lambda batch, shapes: price
+  engine.model.costs = lambda *_: price
   engine.model.evidence = evidence(rng)
   how = {'max_new_tokens': limit, 'temperature': temperature}
   results = engine.generate(prompts, tiny_model.decode(**how))
@@ -220,6 +220,7 @@ def test_any_policy_writes_plain_decodings_text(
 
 
 LOOP = [7, 8, 9] * 6
+SETTINGS = tiny_model.engine().resolve(tiny_model.decode().sampling).config
 
 
 def test_every_source_is_used_where_it_pays():
@@ -234,12 +235,41 @@ def test_every_source_is_used_where_it_pays():
   assert cheap['verify_passes'] < 50
   alone = totals(adaptive(CHEAP, whole, copy=False).generate(prompts, limit))
   assert alone['copied'] == 0 < alone['accepted'] == alone['drafted']
+  free = PassCosts(1e-3, 9.0, 0.0, 0.0, (1.0, 1.0, 1.0))
+  copies = totals(adaptive(free).generate(prompts, limit))
+  assert copies['copied'] > copies['copies_accepted'] > 0
+  assert copies['drafted'] - copies['copied'] < 10
   dear = totals(adaptive(DEAR).generate(prompts, limit))
   assert dear['verify_passes'] > 130
   assert dear['drafted'] < 10
 
 
+@pytest.mark.parametrize('price', [CHEAP, DEAR], ids=['cheap', 'dear'])
+@pytest.mark.parametrize('phases', [0, 2])
+def test_stop_strings_cut_plain_stretches_too(price, phases):
+  """Text, tokens and counts; also where rounds run in halves."""
+  letters = tiny_model.Letters()
+  engine = tiny_model.engine(HALF, (), letters, adaptive=True)
+  engine.model.costs = lambda *_: price
+  prompts = [*PROMPTS_OF_DIFFERENT_LENGTH, LOOP]
+  whole = engine.generate(prompts, tiny_model.decode('plain'))
+  stops = [whole[0].text[7:9], whole[3].text[30:32]]
+  how = {'stop_strings': stops, 'phase_interval': phases}
+  for method in ('swift', 'plain'):
+    results = engine.generate(prompts, tiny_model.decode(method, **how))
+    for one, two in zip(whole, results, strict=True):
+      found = [one.text.find(stop) for stop in stops if stop in one.text]
+      assert two.text == (one.text[: min(found)] if found else one.text)
+      m = two.metrics
+      own = m.bonus_tokens + m.corrected_tokens
+      made = m.accepted + m.leaf_hits + own
+      assert made == (m.new_tokens if method == 'swift' else 0)
+      assert len(two.rounds) == m.verify_passes
+      assert sum(r.returned for r in two.rounds) == m.new_tokens
+
+
 def test_nothing_compiles_after_warm_up():
+  jax.clear_caches()  # other tests may have compiled the same
   engine = adaptive()
   compilations = Compilations()
   engine.warmup(tiny_model.decode(), 20)
@@ -277,7 +307,7 @@ def test_costs_are_measured_once_a_machine_and_model(cache, monkeypatch):
   engine.generate([[5]], decode)
   (file,) = cache.iterdir()
   found = PassCosts(**json.loads(file.read_text()))
-  assert engine.model.costs(2, engine.model.shapes) == found
+  assert engine.model.costs(2, engine.model.shapes, SETTINGS) == found
   assert len(found.verify) == 3 and list(found.verify) == sorted(found.verify)
   assert found.step_s > 0 and found.head > 0
   none = skip_masks.none_skipped(CFG.num_hidden_layers)

@@ -3,7 +3,7 @@ be measured only there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import os
@@ -32,8 +32,10 @@ class Finished(NamedTuple):
   said: dict[str, Any]
 
 
-def run(command: Sequence[str]) -> Finished:
-  """Runs a process to its end.
+def run(
+  command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> Finished:
+  """Runs a process to its end, with `environment` over this one's.
 
   Raises:
     InputError: it refused what it was given; with its last line.
@@ -45,7 +47,11 @@ def run(command: Sequence[str]) -> Finished:
   with (
     tempfile.TemporaryFile('w+', errors='replace') as errors,
     subprocess.Popen(
-      command, stdout=subprocess.PIPE, stderr=errors, text=True
+      command,
+      stdout=subprocess.PIPE,
+      stderr=errors,
+      text=True,
+      env={**os.environ, **(environment or {})},
     ) as process,
   ):
     lines = [process.stdout.readline()]

@@ -54,7 +54,7 @@ class Bench:
   def fresh(self, **changes: Any) -> Engine:
     """An engine on the same weights that has searched nothing yet."""
     engine, model = self.engine, self.engine.model
-    return Engine(
+    made = Engine(
       engine.cfg,
       model.graphdef,
       model.params,
@@ -64,6 +64,8 @@ class Bench:
       dataclasses.replace(self.search, **changes),
       model.mesh,
     )
+    made.model.keeps_costs = False  # what another run measured is its own
+    return made
 
   def with_set(self, mask: SkipMask, **draft: Any) -> Engine:
     """An engine that drafts with a set and never searches."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-_BEHIND = 0.02  # of plain decoding's time, at most
+_BEHIND = 0.01  # of plain decoding's time, at most
 
 
 @dataclasses.dataclass
@@ -18,9 +18,9 @@ class Budget:
     spent: the search's part of it.
     per_pass: what a scoring pass takes, the quickest so far; None before.
     forfeited: of the share, by long rests: not to be spent at once.
-    lead: time by which the text came sooner than plain decoding would have written
-      it; None where nobody knows. What the search takes may not leave the run more
-      than a little behind.
+    plain: what plain decoding would have taken for the text so far; None where
+      nobody knows.
+    written: what it took without the search, as far as `plain` is known.
   """
 
   share: float
@@ -28,7 +28,8 @@ class Budget:
   spent: float = 0.0
   per_pass: float | None = None
   forfeited: float = 0.0
-  lead: float | None = None
+  plain: float | None = None
+  written: float = 0.0
 
   def add(self, seconds: float, plain_seconds: float | None = None) -> None:
     """Time in which text was written.
@@ -38,7 +39,8 @@ class Budget:
     """
     self.elapsed += seconds
     if plain_seconds is not None:
-      self.lead = (self.lead or 0.0) + plain_seconds - seconds
+      self.plain = (self.plain or 0.0) + plain_seconds
+      self.written += seconds
 
   def pay(self, seconds: float, is_pass: bool = False) -> None:
     """Time of the search; not all of it is scoring."""
@@ -63,8 +65,10 @@ class Budget:
       return True
     used = self.spent + self.forfeited + seconds
     ahead = math.inf
-    if self.lead is not None:
-      ahead = _BEHIND * self.elapsed + self.lead - self.spent
+    if self.plain is not None:
+      # The search may not leave the run more than a little behind.
+      lead = self.plain - self.written
+      ahead = _BEHIND * self.elapsed + lead - self.spent
     return used <= part * self.share * self.elapsed and seconds <= ahead
 
   def forfeit(self) -> None:

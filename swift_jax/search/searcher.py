@@ -468,7 +468,7 @@ class Searcher:
     learnt = {
       'importance': ([self._importance], bits.astype(np.float32)),
       'per_pass': ([self.budget.per_pass], 0.0),
-      'lead': ([self.budget.lead], 0.0),
+      'plain': ([self.budget.plain], 0.0),
       'suggested': (self._suggested, bits),
       'history': (self._history, self._history_form()),
       'scored': (self._scored.values(), ['', 0, 0]),
