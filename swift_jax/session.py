@@ -36,9 +36,6 @@ from swift_jax.search.searcher import STARTING_SECONDS, Searcher
 _MIN_CAPACITY = 128
 _NO_TEXT = 2**30  # as a prompt's length: nothing after it counts
 _CONTEXT_TOKENS = 8  # of the prompt, that generated tokens are decoded behind
-# Plain steps for a round, which returns a few tokens: so plain decoding goes to the
-# host no more often than SWIFT does.
-_STEPS_PER_ROUND = 4
 
 
 class Model:
@@ -373,7 +370,8 @@ class Session:
     if self.decode.sampling.stop_strings:
       per_dispatch = 1  # so that counts end where the text does
     if self.decode.method == 'plain':
-      per_dispatch *= _STEPS_PER_ROUND
+      # Plain decoding goes to the host no more often than SWIFT does.
+      per_dispatch *= policy.STRETCH
     searcher = self.searcher
     due, pass_guess = searcher.cfg.opt_interval, math.inf
     longest = 0
