@@ -75,7 +75,7 @@ def plain_steps(
   """
   model = nnx.merge(graphdef, params)
   step = functools.partial(_plain_step, model, full, sampling, samples)
-  return _repeat(step, state, num_steps)
+  return _repeat(lambda state, _: (step(state), 1), state, num_steps)
 
 
 def _plain_step(
@@ -126,9 +126,16 @@ def speculative_rounds(
   """
   model = nnx.merge(graphdef, params)
 
-  def one(state: DecodeState) -> DecodeState:
+  def one(state: DecodeState, left: Array) -> tuple[DecodeState, Array]:
     drafted, state = _draft(model, state, skip_mask, settings, sampling, shapes)
-    return _verify(model, state, drafted, full, settings, sampling, shapes)
+    # Plain steps go by two stretches, where there is room for two rounds: what a
+    # round has beside them is paid once.
+    is_plain = drafted.source == policy.PLAIN
+    used = jnp.where(is_plain, jnp.minimum(left, 2), 1)
+    state = _verify(
+      model, state, drafted, full, settings, sampling, shapes, used
+    )
+    return state, used
 
   return _repeat(one, state, num_rounds)
 
@@ -220,6 +227,7 @@ def _verify(
   settings: DraftSettings,
   sampling: Sampling,
   shapes: DraftShapes,
+  rounds: Int[Array, ''] | int = 1,
 ) -> DecodeState:
   """Verify and commit: every row that is not done gets at least one token.
 
@@ -229,7 +237,7 @@ def _verify(
   start, wanted = state, True
   if shapes.adaptive:
     wanted = source != policy.PLAIN
-    state = _stretch(model, state, full, sampling, shapes, ~wanted)
+    state = _stretch(model, state, full, sampling, shapes, ~wanted, rounds)
   with jax.named_scope('verify'):
     live = ~state.done
     nodes = tree.build(
@@ -267,27 +275,39 @@ def _stretch(
   sampling: Sampling,
   shapes: DraftShapes,
   wanted: Bool[Array, ''],
+  rounds: Int[Array, ''] | int,
 ) -> DecodeState:
-  """Some plain steps, counted as rounds that drafted nothing."""
+  """The plain steps of some rounds, each logged as a round that drafted nothing."""
 
-  def step(state: DecodeState) -> DecodeState:
-    before = state
-    state = _plain_step(model, full, sampling, shapes.samples, state)
-    own = (state.length - before.length).astype(jnp.int32)  # 0 where done
-    counts = state.counts.replace(bonus_tokens=before.counts.bonus_tokens + own)
-    none = jnp.zeros_like(own)
-    log = bookkeeping.log(
-      before, jnp.stack([none, none, own], axis=-1), ~before.done
-    )
-    return state.replace(counts=counts, log=log)
-
-  return _repeat(step, state, jnp.where(wanted, policy.STRETCH, 0))
+  before, most = state, 2 * policy.STRETCH
+  step = functools.partial(_plain_step, model, full, sampling, shapes.samples)
+  state = _repeat(
+    lambda state, _: (step(state), 1),
+    state,
+    jnp.where(wanted, policy.STRETCH * rounds, 0),
+  )
+  own = state.length - before.length  # [B]
+  counts = state.counts.replace(bonus_tokens=before.counts.bonus_tokens + own)
+  line = jnp.array([0, 0, 1])
+  passes = jnp.arange(most)
+  slots = before.counts.verify_passes[:, None] + passes  # [B, M]
+  slots = jnp.where(passes < own[:, None], slots, state.log.shape[1])
+  rows = jnp.arange(len(own))[:, None]
+  log = state.log.at[rows, slots].set(line, mode='drop')
+  return state.replace(counts=counts, log=log)
 
 
 def _repeat(
-  one: Callable[[DecodeState], DecodeState], state: DecodeState, most: Array
+  one: Callable[[DecodeState, Array], tuple[DecodeState, Array | int]],
+  state: DecodeState,
+  most: Array,
 ) -> DecodeState:
-  """Applies `one` up to `most` times, until every row is done."""
+  """Applies `one` up to `most` times, until every row is done.
+
+  Args:
+    one: given the state and how many times are left; it also says how many its
+      work counts for.
+  """
 
   def unfinished(carry: tuple[Array, DecodeState]) -> Array:
     count, state = carry
@@ -295,6 +315,7 @@ def _repeat(
 
   def body(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
     count, state = carry
-    return count + 1, one(state)
+    state, used = one(state, most - count)
+    return count + used, state
 
   return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
