@@ -18,7 +18,7 @@ from swift_jax.errors import InputError
 
 DEPTH, ALTERNATIVES = 7, 9
 CONFIG = DraftConfig(verify_widths=(4, 8), max_draft_length=7, adaptive=False)
-EVIDENCE, LIVE = policy.start(), np.ones(2, bool)
+EVIDENCE, EVEN = policy.start(), np.full(2, 0.5, np.float32)
 
 
 @st.composite
@@ -58,7 +58,7 @@ def wanted_leaves(draft: Draft, row: int) -> list[tuple[float, int, int]]:
 def test_tree_is_the_papers(draft, root):
   shapes, traced = drafting.split_config(CONFIG, 40)
   roots = jnp.full(2, root, jnp.int32)
-  built = tree.build(roots, draft, EVIDENCE, traced, shapes, LIVE)
+  built = tree.build(roots, draft, EVIDENCE, traced, shapes, EVEN)
   seen = np.asarray(built.attn_mask())
   for row in range(2):
     d = int(draft.length[row])
@@ -82,7 +82,7 @@ def test_acceptance_walks_the_targets_path(draft, data):
   """Against a walk in Python: follow the target until no node has its token."""
   shapes, traced = drafting.split_config(CONFIG, 40)
   roots = jnp.zeros(2, jnp.int32)
-  built = tree.build(roots, draft, EVIDENCE, traced, shapes, LIVE)
+  built = tree.build(roots, draft, EVIDENCE, traced, shapes, EVEN)
   width = shapes.max_width
   target = np.zeros((2, width), np.int64)
   for row in range(2):

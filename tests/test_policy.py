@@ -49,6 +49,11 @@ def costs(rng):
   return Costs(np.asarray(rng.uniform(0.05, 1), np.float32), verify)
 
 
+def even(live):
+  """Rows that have as much to write."""
+  return policy.weights(jnp.zeros(len(live), jnp.int32), jnp.asarray(live))
+
+
 def share(seen, length):
   """How often a token copied behind a match of this length is right."""
   return float((seen.copy_hits[length] + 1) / (seen.copy_trials[length] + 2))
@@ -74,8 +79,8 @@ def test_the_source_that_brings_most_a_cost(seed):
     lengths[w - 1] = (1 + total / live.sum()) / float(cost)
   if matched[live].any():
     rates[COPY] = max(lengths.values())
-  source, most = CHOOSE(
-    seen, price, WIDTHS, jnp.asarray(matched), jnp.asarray(room), live
+  source, most, _ = CHOOSE(
+    seen, price, WIDTHS, jnp.asarray(matched), jnp.asarray(room), even(live)
   )
   assert rates[int(source)] == pytest.approx(max(rates.values()), rel=1e-5)
   if int(source) == COPY:
@@ -96,7 +101,7 @@ def test_one_more_token_must_earn_what_it_costs(seed):
     )
     gain = float(mean * survival[[0, 2]].mean())
     earned = gain - max(rate, 1.0) * float(price.draft + then - now)
-    got = GOES_ON(seen, price, WIDTHS, survival, jnp.int32(drafted), live)
+    got = GOES_ON(seen, price, WIDTHS, survival, jnp.int32(drafted), even(live))
     assert bool(got) == (earned > 0) or abs(earned) < 1e-5
 
 
@@ -112,7 +117,7 @@ def test_leaves_are_verified_as_far_as_they_pay(seed):
     if w >= chain.max():
       gain = [values[b, : w - chain[b]].sum() for b in (0, 1)]
       worth[w] = float(np.mean(gain) - rate * cost)
-  got = int(WIDTH(seen, price, WIDTHS, jnp.asarray(chain), values, live))
+  got = int(WIDTH(seen, price, WIDTHS, jnp.asarray(chain), values, even(live)))
   assert worth[got] == pytest.approx(max(worth.values()), abs=1e-5)
 
 
@@ -329,3 +334,13 @@ def test_a_folder_that_cannot_be_written_stops_nothing(cache):
   cache.parent.write_text('a file')
   results = adaptive().generate([[5]], tiny_model.decode())
   assert results[0].tokens == tiny_model.reference([5], 40)
+
+
+def test_a_batch_is_done_when_its_last_row_is():
+  remaining, live = np.array([40, 8, 40, 90]), np.array([1, 1, 1, 0], bool)
+  weight = policy.weights(jnp.asarray(remaining), jnp.asarray(live))
+  assert float(weight.sum()) == pytest.approx(1)
+  assert weight[0] == weight[2] == pytest.approx(float(weight[1]) * np.e**2)
+  assert weight[3] == 0
+  nobody = policy.weights(jnp.asarray(remaining), jnp.zeros(4, bool))
+  assert nobody.tolist() == [0] * 4

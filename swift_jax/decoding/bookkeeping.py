@@ -22,12 +22,14 @@ class Drafted(NamedTuple):
     draft: nothing where that is nobody.
     matched: tokens that stood in the text before, and what followed them there
       [B, D]; None without the policy.
+    looks_out: a stretch of plain steps is to be short.
   """
 
   source: Int[Array, '']
   draft: Draft
   matched: Int[Array, ' b'] | None = None
   copied: Int[Array, 'b d'] | None = None
+  looks_out: Bool[Array, ''] | None = None
 
 
 def count(
@@ -101,7 +103,8 @@ def learn(
     written.max(),
     by_layers_cost + costs.verify[chosen],
   )
-  tokens = written.sum() / jnp.maximum(live.sum(), 1)
+  weight = policy.weights(start.end - start.length, live)
+  tokens = (weight * written).sum()
   return state.replace(
     evidence=policy.learn_rate(evidence, source, tokens, cost)
   )

@@ -173,7 +173,7 @@ def draft(
       shapes.verify_widths,
       jnp.where(drafted < cap, survival, 0),
       drafted,
-      ~state.done,
+      policy.weights(state.end - state.length, ~state.done),
     )
     return is_forced | pays
 

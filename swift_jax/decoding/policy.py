@@ -19,6 +19,9 @@ from swift_jax.typing import Array, Bool, Float, Int
 
 PLAIN, LAYERS, COPY = range(3)  # in the order in which a tie is decided
 STRETCH = 8  # plain steps of a round that drafts nothing
+SHORT_STRETCH = 4  # where something to copy may come any moment
+_WORTH_WAITING = 1.3  # tokens a cost of such a copy
+_LAG = 16.0  # tokens that a row may be behind others without counting e times
 _MEMORY = 128.0  # plain steps after which evidence counts 1/e
 _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
 _MIDDLES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.925, 0.965, 0.99)
@@ -104,10 +107,21 @@ def _bin(confidence: Float[Array, '*n']) -> Int[Array, '*n']:
   return jnp.searchsorted(jnp.asarray(_BOUNDS), confidence, side='right')
 
 
-def _mean(values: Array, live: Bool[Array, ' b']) -> Array:
-  """Over the rows that go on."""
-  weights = live.reshape(-1, *(1,) * (values.ndim - 1)).astype(values.dtype)
-  return (values * weights).sum(0) / jnp.maximum(weights.sum(), 1)
+def weights(
+  remaining: Int[Array, ' b'], live: Bool[Array, ' b']
+) -> Float[Array, ' b']:
+  """What a row's tokens count, in all 1: a batch is done when its last row is.
+
+  So rows that have more to write than others count more.
+  """
+  most = jnp.where(live, remaining, 0).max()
+  weight = jnp.where(live, jnp.exp((remaining - most) / _LAG), 0)
+  return weight / jnp.maximum(weight.sum(), 1e-30)
+
+
+def _mean(values: Array, weight: Float[Array, ' b']) -> Array:
+  """Over the rows."""
+  return jnp.tensordot(weight, values.astype(jnp.float32), axes=1)
 
 
 def choose(
@@ -116,31 +130,34 @@ def choose(
   verify_widths: tuple[int, ...],
   matched: Int[Array, ' b'],
   room: Int[Array, ' b'],
-  live: Bool[Array, ' b'],
-) -> tuple[Int[Array, ''], Int[Array, '']]:
-  """The source that brings most a cost, and how many tokens to copy at most.
+  weight: Float[Array, ' b'],
+) -> tuple[Int[Array, ''], Int[Array, ''], Bool[Array, '']]:
+  """The source that brings most a cost, how many tokens to copy at most, and whether
+  to look out for something to copy, which a long stretch would miss.
 
   Args:
     matched: how many of the newest tokens stood in the text before.
     room: tokens that a row can still take beside the target's own.
-    live: rows that go on.
+    weight: of the rows; see `weights`.
   """
   longest = verify_widths[-1] - 1
   expected = evidence.copies(matched, longest)  # [B, D]
   in_room = jnp.arange(longest) < room[:, None]
   gains = jnp.diff(expected, axis=1, prepend=0) * in_room
-  total = jnp.pad(_mean(jnp.cumsum(gains, axis=1), live), (1, 0))
+  total = jnp.pad(_mean(jnp.cumsum(gains, axis=1), weight), (1, 0))
   lengths = jnp.asarray(verify_widths) - 1
   rates = (1 + total[lengths]) / costs.verify
   best = jnp.argmax(rates)
-  can_copy = (_mean(matched.astype(jnp.float32), live) > 0) & (
-    lengths[best] > 0
-  )
+  can_copy = (_mean(matched, weight) > 0) & (lengths[best] > 0)
   copy_rate = jnp.where(can_copy, rates[best], 0)
-  can_draft = _mean((room > 0).astype(jnp.float32), live) > 0
+  can_draft = _mean(room > 0, weight) > 0
   layers_rate = jnp.where(can_draft, evidence.layers_rate, 0)
   every = jnp.stack([jnp.float32(1), layers_rate, copy_rate])
-  return jnp.argmax(every).astype(jnp.int32), lengths[best]
+  # A row that found a match as long as any that has paid.
+  likely = evidence.copies(jnp.arange(MAX_NGRAM + 1), longest)
+  likely = jnp.pad(weight.max() * likely, ((0, 0), (1, 0)))[:, lengths]
+  looks_out = ((1 + likely) / costs.verify).max() > _WORTH_WAITING
+  return jnp.argmax(every).astype(jnp.int32), lengths[best], looks_out
 
 
 def goes_on(
@@ -149,7 +166,7 @@ def goes_on(
   verify_widths: tuple[int, ...],
   survival: Float[Array, ' b'],
   drafted: Int[Array, ''],
-  live: Bool[Array, ' b'],
+  weight: Float[Array, ' b'],
 ) -> Bool[Array, '']:
   """Whether one more drafted token is worth its cost.
 
@@ -161,7 +178,7 @@ def goes_on(
   widths = jnp.asarray(verify_widths)
   nodes = drafted + jnp.arange(1, 3)  # with the root: now, and with one more
   now, then = costs.verify[jnp.searchsorted(widths, nodes, side='left')]
-  gain = _mean(survival, live) * evidence.next_acceptance
+  gain = _mean(survival, weight) * evidence.next_acceptance
   return gain > evidence.price * (costs.draft + then - now)
 
 
@@ -171,7 +188,7 @@ def width(
   verify_widths: tuple[int, ...],
   num_chain: Int[Array, ' b'],
   leaf_values: Float[Array, 'b m'],
-  live: Bool[Array, ' b'],
+  weight: Float[Array, ' b'],
 ) -> Int[Array, '']:
   """How many nodes to verify: the chain, and leaves as far as they pay.
 
@@ -181,7 +198,7 @@ def width(
   widths = jnp.asarray(verify_widths)
   gains = jnp.pad(jnp.cumsum(leaf_values, axis=1), ((0, 0), (1, 0)))
   leaves = jnp.clip(widths - num_chain[:, None], 0, leaf_values.shape[1])
-  gain = _mean(jnp.take_along_axis(gains, leaves, axis=1), live)  # [W]
+  gain = _mean(jnp.take_along_axis(gains, leaves, axis=1), weight)  # [W]
   worth = gain - evidence.price * costs.verify
   return widths[
     jnp.argmax(jnp.where(widths >= num_chain.max(), worth, -jnp.inf))

@@ -25,7 +25,7 @@ from swift_jax.decoding.state import DecodeState, commit
 from swift_jax.llama import GraphDef, Llama, Params
 from swift_jax.sampling import Sampling
 from swift_jax.skip_mask import SkipMask
-from swift_jax.typing import Array, Bool, Int
+from swift_jax.typing import Array, Int
 
 start = jax.jit(states.start, donate_argnames=('cache', 'prompts'))
 
@@ -131,6 +131,8 @@ def speculative_rounds(
     # Plain steps go by two stretches, where there is room for two rounds: what a
     # round has beside them is paid once.
     is_plain = drafted.source == policy.PLAIN
+    if shapes.adaptive:
+      is_plain &= ~drafted.looks_out
     used = jnp.where(is_plain, jnp.minimum(left, 2), 1)
     state = _verify(
       model, state, drafted, full, settings, sampling, shapes, used
@@ -199,13 +201,14 @@ def _draft(
       state.tokens, state.length, settings.lookup_ngram
     )
     matched = jnp.where(settings.copies, matched, 0)
-    source, most = policy.choose(
+    weight = policy.weights(state.end - state.length, ~state.done)
+    source, most, looks_out = policy.choose(
       state.evidence,
       settings.costs,
       shapes.verify_widths,
       matched,
       state.end - state.length - 1,
-      ~state.done,
+      weight,
     )
     is_forced = settings.forced >= 0
     source = jnp.where(is_forced, settings.forced, source)
@@ -215,7 +218,7 @@ def _draft(
     copied = lookup.copy(state, start, matched, most, shapes)
     chain, cache = layers(wanted=source == policy.LAYERS)
     chain = jax.tree.map(lambda a, b: jnp.where(is_copy, a, b), copied, chain)
-    drafted = Drafted(source, chain, matched, copied.tokens)
+    drafted = Drafted(source, chain, matched, copied.tokens, looks_out)
     return drafted, state.replace(cache=cache)
 
 
@@ -237,11 +240,16 @@ def _verify(
   start, wanted = state, True
   if shapes.adaptive:
     wanted = source != policy.PLAIN
-    state = _stretch(model, state, full, sampling, shapes, ~wanted, rounds)
+    steps = jnp.where(
+      drafted.looks_out, policy.SHORT_STRETCH, policy.STRETCH * rounds
+    )
+    steps = jnp.where(wanted, 0, steps)
+    state = _stretch(model, state, full, sampling, shapes, steps)
   with jax.named_scope('verify'):
     live = ~state.done
+    weight = policy.weights(state.end - state.length, live)
     nodes = tree.build(
-      state.last_token, draft, state.evidence, settings, shapes, live
+      state.last_token, draft, state.evidence, settings, shapes, weight
     )
     verified, updates = verification.verify(
       model, nodes, state, full, sampling, shapes, wanted
@@ -274,17 +282,16 @@ def _stretch(
   full: SkipMask,
   sampling: Sampling,
   shapes: DraftShapes,
-  wanted: Bool[Array, ''],
-  rounds: Int[Array, ''] | int,
+  steps: Int[Array, ''],
 ) -> DecodeState:
-  """The plain steps of some rounds, each logged as a round that drafted nothing."""
+  """Up to so many plain steps, each logged as a round that drafted nothing."""
 
   before, most = state, 2 * policy.STRETCH
   step = functools.partial(_plain_step, model, full, sampling, shapes.samples)
   state = _repeat(
     lambda state, _: (step(state), 1),
     state,
-    jnp.where(wanted, policy.STRETCH * rounds, 0),
+    steps,
   )
   own = state.length - before.length  # [B]
   counts = state.counts.replace(bonus_tokens=before.counts.bonus_tokens + own)

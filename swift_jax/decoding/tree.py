@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from swift_jax.decoding import policy
 from swift_jax.decoding.drafting import Draft, DraftSettings, DraftShapes
 from swift_jax.decoding.policy import Evidence
-from swift_jax.typing import Array, Bool, Int
+from swift_jax.typing import Array, Bool, Float, Int
 
 
 @flax.struct.dataclass
@@ -65,9 +65,9 @@ def build(
   evidence: Evidence,
   settings: DraftSettings,
   shapes: DraftShapes,
-  live: Bool[Array, ' b'],
+  weight: Float[Array, ' b'],
 ) -> Tree:
-  """The tree of a draft, at the largest width; `live` rows go on."""
+  """The tree of a draft, at the largest width; `weight` as the policy has it."""
   width = shapes.max_width
   index = jnp.arange(width)[None]  # [1, W]
   num_chain = draft.length + 1
@@ -86,7 +86,7 @@ def build(
   )
   if shapes.adaptive:
     width = policy.width(
-      evidence, settings.costs, shapes.verify_widths, num_chain, values, live
+      evidence, settings.costs, shapes.verify_widths, num_chain, values, weight
     )
   at = jnp.clip(index - num_chain[:, None], 0, leaf_tokens.shape[1] - 1)
   num_nodes = jnp.minimum(num_chain + num_leaves, width)
