@@ -393,8 +393,7 @@ class Session:
       self.seconds.decode += taken
       self._pay(taken, max(self._longest(seen) - longest, 0))
       longest = self._longest(seen)
-      # A scoring pass takes about a round for each mask.
-      pass_guess = searcher.num_candidates * taken / count
+      pass_guess = self._pass_guess(taken / count)
       if not seen.finite:
         raise InputError(
           'the model gives logits that are not finite (NaN or infinity): the'
@@ -411,6 +410,15 @@ class Session:
     """New tokens of the longest row: steps that plain decoding would have taken."""
     prompts = [len(row.prompt) for row in self.rows]
     return int((seen.length[: len(prompts)] - prompts).max())
+
+  def _pass_guess(self, per_round: float) -> float:
+    """Seconds of a scoring pass before there was one."""
+    guess = per_round  # a mask takes about a round
+    if self._costs is not None:  # or as many wide ones as make a window
+      windows = self.searcher.cfg.context_window / self._shapes.max_width
+      wide = windows * self._costs.verify[-1] * self._costs.step_s
+      guess = max(guess, wide)
+    return self.searcher.num_candidates * guess
 
   def _may_pay(self) -> bool:
     """Whether a better set of this ratio could make anything faster.

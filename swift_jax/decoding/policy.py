@@ -20,6 +20,9 @@ from swift_jax.typing import Array, Bool, Float, Int
 PLAIN, LAYERS, COPY = range(3)  # in the order in which a tie is decided
 STRETCH = 8  # plain steps of a round that drafts nothing
 SHORT_STRETCH = 4  # where something to copy may come any moment
+_CLEARLY = (
+  1.08  # tokens a cost for which plain decoding is left: both are estimates
+)
 _WORTH_WAITING = 1.3  # tokens a cost of such a copy
 _LAG = 16.0  # tokens that a row may be behind others without counting e times
 _MEMORY = 128.0  # plain steps after which evidence counts 1/e
@@ -132,7 +135,7 @@ def choose(
   room: Int[Array, ' b'],
   weight: Float[Array, ' b'],
 ) -> tuple[Int[Array, ''], Int[Array, ''], Bool[Array, '']]:
-  """The source that brings most a cost, how many tokens to copy at most, and whether
+  """The source that clearly brings most a cost, how many tokens to copy at most, and whether
   to look out for something to copy, which a long stretch would miss.
 
   Args:
@@ -152,7 +155,7 @@ def choose(
   copy_rate = jnp.where(can_copy, rates[best], 0)
   can_draft = _mean(room > 0, weight) > 0
   layers_rate = jnp.where(can_draft, evidence.layers_rate, 0)
-  every = jnp.stack([jnp.float32(1), layers_rate, copy_rate])
+  every = jnp.stack([jnp.float32(_CLEARLY), layers_rate, copy_rate])
   # A row that found a match as long as any that has paid.
   likely = evidence.copies(jnp.arange(MAX_NGRAM + 1), longest)
   likely = jnp.pad(weight.max() * likely, ((0, 0), (1, 0)))[:, lengths]
