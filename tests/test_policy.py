@@ -35,10 +35,11 @@ DEAR = PassCosts(1e-3, 9.0, 0.0, 0.0, (9.0, 9.0, 9.0))
 
 def evidence(rng):
   """Of some rounds."""
-  trials = rng.uniform(0, 30, BINS), rng.uniform(0, 30, MAX_NGRAM + 1)
+  sizes = BINS, MAX_NGRAM + 1, MAX_NGRAM + 1
+  trials = [rng.uniform(0, 30, size) for size in sizes]
   hits = [rng.uniform(0, 1, t.shape) * t for t in trials]
-  values = hits[0], trials[0], hits[1], trials[1]
-  arrays = [np.asarray(v, np.float32) for v in values]
+  values = zip(hits, trials, strict=True)
+  arrays = [np.asarray(v, np.float32) for pair in values for v in pair]
   cost = np.asarray(rng.uniform(0, 40), np.float32)
   tokens = np.asarray(cost * rng.uniform(0.3, 3), np.float32)
   return policy.Evidence(*arrays, tokens, cost)
@@ -54,9 +55,11 @@ def even(live):
   return policy.weights(jnp.zeros(len(live), jnp.int32), jnp.asarray(live))
 
 
-def share(seen, length):
-  """How often a token copied behind a match of this length is right."""
-  return float((seen.copy_hits[length] + 1) / (seen.copy_trials[length] + 2))
+def right(seen, length, number):
+  """The chance that so many tokens behind a match of this length are right."""
+  first = (seen.copy_hits[length] + 1) / (seen.copy_trials[length] + 2)
+  more = (seen.more_hits[length] + 1.4) / (seen.more_trials[length] + 2)
+  return float(first * more ** (number - 1))
 
 
 @pytest.mark.parametrize('seed', range(30))
@@ -75,7 +78,7 @@ def test_the_source_that_brings_most_a_cost(seed):
     total = 0.0
     for b in np.flatnonzero(live):
       most = min(w - 1, room[b]) if matched[b] else 0
-      total += sum(share(seen, matched[b]) ** i for i in range(1, most + 1))
+      total += sum(right(seen, matched[b], i) for i in range(1, most + 1))
     lengths[w - 1] = (1 + total / live.sum()) / float(cost)
   if matched[live].any():
     rates[COPY] = max(lengths.values())
@@ -150,8 +153,10 @@ def test_copies_are_judged_whoever_wrote_the_text():
     jnp.asarray([3, 3, 2, 1]),
   )
   # Row 2 wrote two tokens: the third says nothing. Row 3 matched nothing.
-  assert seen.copy_hits[:4].tolist() == [1, 0, 2, 5]
-  assert seen.copy_trials[:4].tolist() == [1, 0, 3, 5]
+  assert seen.copy_hits[:4].tolist() == [1, 0, 1, 2]
+  assert seen.copy_trials[:4].tolist() == [1, 0, 1, 2]
+  assert seen.more_hits[:4].tolist() == [0, 0, 1, 3]
+  assert seen.more_trials[:4].tolist() == [0, 0, 2, 3]
 
 
 def test_evidence_fades_with_time_and_a_source_is_tried_again():

@@ -29,7 +29,7 @@ _MEMORY = 128.0  # plain steps after which evidence counts 1/e
 _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
 _MIDDLES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.925, 0.965, 0.99)
 _DOUBT = 4.0  # trials that "confidence is acceptance" is worth
-_COPY_GUESS, _COPY_DOUBT = 0.5, 2.0  # acceptance of a copied token
+_COPY_GUESS, _MORE_GUESS, _COPY_DOUBT = 0.5, 0.7, 2.0  # of copied tokens
 # Tokens a cost: a little better than plain decoding, so that drafting is tried.
 _LAYERS_GUESS, _LAYERS_DOUBT = 1.1, 1.0
 
@@ -54,8 +54,10 @@ class Evidence:
   Attributes:
     sure_hits, sure_trials: drafted tokens by bin of confidence, float32[K]: those
       accepted, and those that verify reached.
-    copy_hits, copy_trials: copied tokens by the length of the match, the same;
-      float32[N + 1].
+    copy_hits, copy_trials: the first token of a copy by the length of the match, the
+      same; float32[N + 1].
+    more_hits, more_trials: the tokens behind it. Apart, since a match is most often
+      right for long or not at all.
     tokens, cost: a row's, of the rounds that drafted by layers, float32[].
   """
 
@@ -63,6 +65,8 @@ class Evidence:
   sure_trials: Float[Array, ' k']
   copy_hits: Float[Array, ' n1']
   copy_trials: Float[Array, ' n1']
+  more_hits: Float[Array, ' n1']
+  more_trials: Float[Array, ' n1']
   tokens: Float[Array, '']
   cost: Float[Array, '']
 
@@ -93,16 +97,19 @@ class Evidence:
     self, matched: Int[Array, ' b'], longest: int
   ) -> Float[Array, 'b d']:
     """Expected accepted tokens of copies of 1, 2, ... `longest` tokens."""
-    hits = self.copy_hits + _COPY_DOUBT * _COPY_GUESS
-    share = (hits / (self.copy_trials + _COPY_DOUBT))[matched]
-    share = jnp.where(matched > 0, share, 0)
-    return jnp.cumsum(share[:, None] ** jnp.arange(1, longest + 1), axis=1)
+    first = self.copy_hits + _COPY_DOUBT * _COPY_GUESS
+    first = (first / (self.copy_trials + _COPY_DOUBT))[matched]
+    more = self.more_hits + _COPY_DOUBT * _MORE_GUESS
+    more = (more / (self.more_trials + _COPY_DOUBT))[matched]
+    chances = first[:, None] * more[:, None] ** jnp.arange(longest)
+    return jnp.cumsum(jnp.where(matched[:, None] > 0, chances, 0), axis=1)
 
 
 def start() -> Evidence:
   """Before the first round, as host arrays."""
   bins, lengths = len(_MIDDLES), MAX_NGRAM + 1
-  zeros = [np.zeros(n, np.float32) for n in (bins, bins, lengths, lengths)]
+  sizes = 2 * [bins] + 4 * [lengths]
+  zeros = [np.zeros(n, np.float32) for n in sizes]
   return Evidence(*zeros, np.zeros((), np.float32), np.zeros((), np.float32))
 
 
@@ -241,9 +248,12 @@ def learn_copies(
   hits = jnp.cumprod(same, axis=1).sum(1)
   trials = hits + (hits < jnp.minimum(count, copied.shape[1]))
   lengths = jax.nn.one_hot(matched, MAX_NGRAM + 1)  # [B, N + 1]
+  first_hits, first_trials = (jnp.minimum(n, 1) for n in (hits, trials))
   return evidence.replace(
-    copy_hits=evidence.copy_hits + hits @ lengths,
-    copy_trials=evidence.copy_trials + trials @ lengths,
+    copy_hits=evidence.copy_hits + first_hits @ lengths,
+    copy_trials=evidence.copy_trials + first_trials @ lengths,
+    more_hits=evidence.more_hits + (hits - first_hits) @ lengths,
+    more_trials=evidence.more_trials + (trials - first_trials) @ lengths,
   )
 
 
