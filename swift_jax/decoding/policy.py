@@ -20,10 +20,9 @@ from swift_jax.typing import Array, Bool, Float, Int
 PLAIN, LAYERS, COPY = range(3)  # in the order in which a tie is decided
 STRETCH = 8  # plain steps of a round that drafts nothing
 SHORT_STRETCH = 4  # where something to copy may come any moment
-_CLEARLY = (
-  1.08  # tokens a cost for which plain decoding is left: both are estimates
-)
-_WORTH_WAITING = 1.3  # tokens a cost of such a copy
+# Tokens a cost for which plain decoding is left: not 1, for both are estimates.
+_CLEARLY = 1.08
+_WORTH_WAITING = 1.3  # tokens a cost of a copy that stretches are kept short for
 _LAG = 16.0  # tokens that a row may be behind others without counting e times
 _MEMORY = 128.0  # plain steps after which evidence counts 1/e
 _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
@@ -142,8 +141,9 @@ def choose(
   room: Int[Array, ' b'],
   weight: Float[Array, ' b'],
 ) -> tuple[Int[Array, ''], Int[Array, ''], Bool[Array, '']]:
-  """The source that clearly brings most a cost, how many tokens to copy at most, and whether
-  to look out for something to copy, which a long stretch would miss.
+  """The source that clearly brings most a cost, and how far a copy goes at most.
+
+  Also whether to look out for something to copy, which a long stretch would miss.
 
   Args:
     matched: how many of the newest tokens stood in the text before.
