@@ -15,6 +15,7 @@ import pytest
 
 from swift_jax import (
   DecodeConfig,
+  DraftConfig,
   Engine,
   SamplingConfig,
   SearchConfig,
@@ -81,7 +82,10 @@ def test_its_card_is_of_this_model(engine):
 def test_the_set_found_for_it_drafts_without_a_search():
   file = str(MODEL_DIR / 'skip_sets.json')
   engine = Engine.from_pretrained(
-    'demo', dtype='float32', search=SearchConfig(cache=file)
+    'demo',
+    dtype='float32',
+    draft=DraftConfig(adaptive=False),  # by layers, whatever passes cost
+    search=SearchConfig(cache=file),
   )
   plain, swift = (
     engine.generate(

@@ -22,7 +22,9 @@ STRETCH = 8  # plain steps of a round that drafts nothing
 SHORT_STRETCH = 4  # where something to copy may come any moment
 # Tokens a cost for which plain decoding is left: not 1, for both are estimates.
 _CLEARLY = 1.08
-_WORTH_WAITING = 1.3  # tokens a cost of a copy that stretches are kept short for
+_WORTH_WAITING = (
+  1.3  # tokens a cost of a copy that stretches are kept short for
+)
 _LAG = 16.0  # tokens that a row may be behind others without counting e times
 _MEMORY = 128.0  # plain steps after which evidence counts 1/e
 _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
