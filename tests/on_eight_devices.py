@@ -30,7 +30,10 @@ from swift_jax.config import ModelConfig
 MESHES = ((4, 1), (1, 2), (2, 4), (1, 8), (4, 2))
 PROMPTS = [[7], [1, 2, 3, 4, 5, 6, 7, 8, 9], list(range(40, 60))]
 DRAFT = DraftConfig(
-  confidence_threshold=0.2, max_draft_length=6, verify_widths=(4, 16)
+  confidence_threshold=0.2,
+  max_draft_length=6,
+  verify_widths=(4, 16),
+  adaptive=False,
 )
 SEARCH = SearchConfig(context_window=12, num_candidates=3, time_budget=1.0)
 SEARCHED = (2, 4)  # with a search, whose programs take long to compile
@@ -43,8 +46,7 @@ def report(
   cfg = checkpoint.load_config(folder)
   graphdef, params = checkpoint.load_params(folder, cfg, mesh)
   search = dataclasses.replace(SEARCH, enabled=searches)
-  draft = dataclasses.replace(DRAFT, adaptive=searches)
-  engine = Engine(cfg, graphdef, params, draft=draft, search=search, mesh=mesh)
+  engine = Engine(cfg, graphdef, params, draft=DRAFT, search=search, mesh=mesh)
   greedy = SamplingConfig(max_new_tokens=30)
   drawn = SamplingConfig(max_new_tokens=30, temperature=0.8, seed=4)
   texts = {}
@@ -57,6 +59,8 @@ def report(
       method, batch_size=4, prefill_chunk=8, sampling=sampling
     )
     texts[name] = [r.tokens for r in engine.generate(PROMPTS, decode)]
+  if searches:  # the policy too takes long: its costs are measured
+    texts['chosen'] = chosen(cfg, graphdef, params, mesh, drawn)
   with tempfile.TemporaryDirectory() as name:
     checkpoint.export_hf(pathlib.Path(name), cfg, params)
     file = pathlib.Path(name, 'model.safetensors')
@@ -72,6 +76,15 @@ def report(
     'bytes_on_one': sum(p.addressable_shards[0].data.nbytes for p in leaves),
     'cache_on_one': cache.k[0].addressable_shards[0].data.shape,
   }
+
+
+def chosen(cfg, graphdef, params, mesh, drawn) -> list[list[int]]:
+  """Drawn texts where the policy chooses what drafts."""
+  draft = dataclasses.replace(DRAFT, adaptive=True)
+  rest = dataclasses.replace(SEARCH, enabled=False)
+  engine = Engine(cfg, graphdef, params, draft=draft, search=rest, mesh=mesh)
+  decode = DecodeConfig(batch_size=4, prefill_chunk=8, sampling=drawn)
+  return [r.tokens for r in engine.generate(PROMPTS, decode)]
 
 
 def loading(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:

@@ -52,8 +52,9 @@ def test_eight_devices_write_what_one_writes(reports, data, tensor):
   assert one['plain'] == one['swift'] == eight['plain'] == eight['swift']
   assert one['drawn'] == eight['drawn'] != one['plain']
   searches = (data, tensor) == on_eight_devices.SEARCHED
-  # How many depends on what passes cost, of which rounds are made.
-  assert (eight['passes_scored'] > 0) == searches
+  assert eight['passes_scored'] == one['passes_scored'] * searches
+  assert one['chosen'] == one['drawn'] == eight.get('chosen', one['chosen'])
+  assert ('chosen' in eight) == searches
   assert one['passes_scored'] > 0
   # The text must have something to get wrong.
   assert all(len(set(row)) > 8 for row in one['plain'])

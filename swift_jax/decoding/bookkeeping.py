@@ -55,17 +55,19 @@ def count(
     bonus_tokens=before.bonus_tokens + (own_kept & verified.is_bonus),
     corrected_tokens=before.corrected_tokens + (own_kept & ~verified.is_bonus),
   )
-  line = jnp.stack([length, accepted, kept], axis=-1)  # [B, 3]
+  line = jnp.stack([length, accepted, kept], axis=-1)[:, None]  # [B, 1, 3]
   return state.replace(counts=counts, log=log(state, line, active))
 
 
 def log(
-  state: DecodeState, line: Int[Array, 'b 3'], active: Bool[Array, ' b']
+  state: DecodeState, lines: Int[Array, 'b m 3'], fresh: Array
 ) -> Int[Array, 'b s 3']:
-  """The log with the next line of each active row."""
-  slots = state.log.shape[1]
-  at = jnp.where(active, state.counts.verify_passes, slots)
-  return state.log.at[jnp.arange(len(at)), at].set(line, mode='drop')
+  """The log with the first `fresh` [B] of the lines behind each row's."""
+  number = jnp.arange(lines.shape[1])
+  at = state.counts.verify_passes[:, None] + number  # [B, M]
+  at = jnp.where(number < fresh[:, None], at, state.log.shape[1])
+  rows = jnp.arange(len(at))[:, None]
+  return state.log.at[rows, at].set(lines, mode='drop')
 
 
 def learn(

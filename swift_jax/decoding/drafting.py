@@ -77,7 +77,7 @@ class Draft:
   Both in the order of the draft's scores. A token's weight is its share in the
   softmax of the scores, the draft's probability where it is greedy. Sampling, it
   knows the noise that decides the target's token too, and so tells better than a
-  probability whether they will agree (`launch/benchmark.py --suite=decode`).
+  probability whether they will agree (`tests/stress/coupling.py`).
 
   Attributes:
     tokens: the chain, int32[B, D]; dead after `length`.
@@ -127,7 +127,8 @@ def for_lookup(shapes: DraftShapes) -> DraftShapes:
 class _Carry:
   """The draft loop's state: `active` rows go on, at depth `step`.
 
-  `survival` is the chance that all drafted tokens of a row are accepted.
+  `survival` is the chance that all drafted tokens of a row are accepted, where the
+  policy asks for it.
   """
 
   step: Int[Array, '']
@@ -162,20 +163,6 @@ def draft(
   batch, depth = state.done.shape[0], shapes.max_width - 1
   cap = jnp.minimum(settings.max_length, state.end - state.length - 1)
   cap = jnp.where(state.done | ~jnp.asarray(wanted), 0, jnp.minimum(cap, depth))
-  evidence, is_forced = state.evidence, settings.forced >= 0
-
-  def goes_on(survival: Array, confidence: Array, drafted: Array) -> Array:
-    if not shapes.adaptive:
-      return confidence >= settings.threshold
-    pays = policy.goes_on(
-      evidence,
-      settings.costs,
-      shapes.verify_widths,
-      jnp.where(drafted < cap, survival, 0),
-      drafted,
-      policy.weights(state.end - state.length, ~state.done),
-    )
-    return is_forced | pays
 
   def body(carry: _Carry) -> _Carry:
     hidden, updates = model(carry.token[:, None], skip_mask, cache=carry.cache)
@@ -191,8 +178,13 @@ def draft(
       length=d.length + active,
     )
     cache = carry.cache.write(updates)
-    survival = carry.survival * evidence.acceptance(choice.confidence)
-    more = goes_on(survival, choice.confidence, i + 1)
+    survival = carry.survival
+    if shapes.adaptive:
+      survival *= state.evidence.acceptance(choice.confidence)
+      in_reach = jnp.where(i + 1 < cap, survival, 0)
+      more = _pays(state, settings, shapes, in_reach, i + 1)
+    else:
+      more = choice.confidence >= settings.threshold
     return _Carry(
       step=i + 1,
       token=choice.tokens[:, 0],
@@ -213,6 +205,26 @@ def draft(
   )
   last = jax.lax.while_loop(lambda carry: carry.active.any(), body, first)
   return last.draft, last.cache.rollback(state.cache.length)
+
+
+def _pays(
+  state: DecodeState,
+  settings: DraftSettings,
+  shapes: DraftShapes,
+  survival: Float[Array, ' b'],
+  drafted: Int[Array, ''],
+) -> Bool[Array, '']:
+  """Whether the policy, or who forces it, wants one more token of each row."""
+  weight = policy.weights(state.end - state.length, ~state.done)
+  pays = policy.goes_on(
+    state.evidence,
+    settings.costs,
+    shapes.verify_widths,
+    survival,
+    drafted,
+    weight,
+  )
+  return pays | (settings.forced >= 0)
 
 
 def _empty(batch: int, depth: int, num_leaves: int) -> Draft:

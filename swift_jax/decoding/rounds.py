@@ -285,22 +285,13 @@ def _stretch(
   steps: Int[Array, ''],
 ) -> DecodeState:
   """Up to so many plain steps, each logged as a round that drafted nothing."""
-
   before, most = state, 2 * policy.STRETCH
   step = functools.partial(_plain_step, model, full, sampling, shapes.samples)
-  state = _repeat(
-    lambda state, _: (step(state), 1),
-    state,
-    steps,
-  )
+  state = _repeat(lambda state, _: (step(state), 1), state, steps)
   own = state.length - before.length  # [B]
   counts = state.counts.replace(bonus_tokens=before.counts.bonus_tokens + own)
-  line = jnp.array([0, 0, 1])
-  passes = jnp.arange(most)
-  slots = before.counts.verify_passes[:, None] + passes  # [B, M]
-  slots = jnp.where(passes < own[:, None], slots, state.log.shape[1])
-  rows = jnp.arange(len(own))[:, None]
-  log = state.log.at[rows, slots].set(line, mode='drop')
+  lines = jnp.broadcast_to(jnp.array([0, 0, 1]), (len(own), most, 3))
+  log = bookkeeping.log(before, lines, own)
   return state.replace(counts=counts, log=log)
 
 
