@@ -16,8 +16,9 @@
   all      each of them in a process of its own
 
 A suite takes up to 20 minutes with the demo model on two cores. `--config=...` and
-its fields as everywhere; what a suite compares it sets itself, and it reads and
-writes no skip sets. Text that loops flatters every draft, so the share of distinct
+its fields as everywhere; what a suite compares it sets itself, and it writes no
+skip sets. --config.search.cache=FILE of decode is the set to begin warm with, which
+else is found first. Text that loops flatters every draft, so the share of distinct
 4-grams stands beside every speed. `--compare` says which headline figures are not
 what they were, and which of them by more than their spread.
 """
@@ -58,6 +59,14 @@ _NEW_TOKENS = flags.DEFINE_integer(
   'new_tokens', 128, 'after each prompt of decode and peers'
 )
 _BATCHES = flags.DEFINE_list('batches', ['1', '2', '4', '8'], 'of decode')
+_ALL_METHODS = (
+  *('plain', 'swift cold', 'swift warm', 'layers alone', 'as published'),
+  'prompt lookup',
+)
+_METHODS = flags.DEFINE_list(
+  'methods', list(_ALL_METHODS), 'of decode; plain decoding is always there'
+)
+_TEMPERATURES = flags.DEFINE_list('temperatures', ['0', '.6'], 'of decode')
 _LAYERS = flags.DEFINE_list(
   'layers', ['16', '32', '80'], 'of the narrow models of compile; may be empty'
 )
@@ -68,6 +77,12 @@ _SHAPE = flags.DEFINE_string(
   'shape',
   None,
   'random weights for draft and verify: llama2_7b or llama2_13b, in bfloat16',
+)
+_WIDEN = flags.DEFINE_integer(
+  'widen',
+  1,
+  'a power of 4: the model as many times as wide, by zeros, for decode, draft and'
+  ' verify: the same text at the cost of a wide model',
 )
 _SEEDS = flags.DEFINE_integer('seeds', 10, 'searches of each recipe of search')
 
@@ -80,6 +95,10 @@ def main(config: ConfigDict) -> int:
   if sizes.shape and _SUITE.value not in ('draft', 'verify'):
     raise InputError(
       f'--shape={sizes.shape!r}: --suite={_SUITE.value!r} needs a real model'
+    )
+  if sizes.widen > 1 and _SUITE.value not in ('decode', 'draft', 'verify'):
+    raise InputError(
+      f'--widen={sizes.widen}: --suite={_SUITE.value!r} takes the model as it is'
     )
   from swift_jax.evaluation import benchmark_report
 
@@ -112,7 +131,8 @@ def read_sizes() -> Sizes:
   Raises:
     InputError: names the flag and its value.
   """
-  for flag in (_REPEATS, _PROMPTS, _NEW_TOKENS, _WEIGHTS_MIB, _SEEDS):
+  counts = _REPEATS, _PROMPTS, _NEW_TOKENS, _WEIGHTS_MIB, _WIDEN, _SEEDS
+  for flag in counts:
     if flag.value < 1:
       raise InputError(f'--{flag.name}={flag.value}: expected >= 1')
   batches = _numbers(_BATCHES, 1)
@@ -127,6 +147,9 @@ def read_sizes() -> Sizes:
     weights_mib=_WEIGHTS_MIB.value,
     seeds=_SEEDS.value,
     shape=_SHAPE.value,
+    widen=_WIDEN.value,
+    methods=_methods(),
+    temperatures=_temperatures(),
   )
 
 
@@ -141,6 +164,26 @@ def _numbers(flag: flags.FlagHolder, least: int) -> list[int]:
   return numbers
 
 
+def _methods() -> list[str]:
+  """Those that are asked for, and what they are measured by."""
+  for name in _METHODS.value:
+    if name not in _ALL_METHODS:
+      known = ', '.join(_ALL_METHODS)
+      raise InputError(f'--methods={name}: expected some of {known}')
+  return [m for m in _ALL_METHODS if m == 'plain' or m in _METHODS.value]
+
+
+def _temperatures() -> list[float]:
+  try:
+    found = [float(item) for item in _TEMPERATURES.value]
+  except ValueError:
+    found = []
+  if not found or not all(0 <= value < 100 for value in found):
+    given = ','.join(_TEMPERATURES.value)
+    raise InputError(f'--temperatures={given}: expected numbers, as in 0,.6')
+  return found
+
+
 def set_apart(config: ConfigDict) -> None:
   """No files of skip sets: what one run has found would help the next.
 
@@ -150,7 +193,10 @@ def set_apart(config: ConfigDict) -> None:
   for name in common.SECTIONS:
     common.section(config, name)
   config.search.recipe = 'default'
-  for name in ('cache', 'save', 'record'):
+  names = ['cache', 'save', 'record']
+  if _SUITE.value == 'decode':
+    names.remove('cache')  # the set to begin warm with
+  for name in names:
     config.search[name] = ''
 
 

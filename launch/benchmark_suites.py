@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from swift_jax.errors import InputError
 
 if TYPE_CHECKING:
+  from swift_jax.engine import Engine
   from swift_jax.evaluation.benchmark_report import Outcome
   from swift_jax.evaluation.decode_runs import Bench
   from swift_jax.session import Model
@@ -38,6 +39,8 @@ class Sizes:
     weights_mib: of a random model whose peak is measured on a CPU.
     seeds: searches of each recipe.
     shape: of random weights whose passes are measured; None: the config's model.
+    widen: how many times as wide that is made.
+    methods, temperatures: of decode.
   """
 
   repeats: int
@@ -48,10 +51,14 @@ class Sizes:
   weights_mib: int
   seeds: int
   shape: str | None = None
+  widen: int = 1
+  methods: Sequence[str] = ()
+  temperatures: Sequence[float] = ()
 
 
 def decode(config: ConfigDict, sizes: Sizes) -> Outcome:
   from swift_jax.evaluation import decode_suite
+  from swift_jax.search import cached_sets
 
   window = config.search.context_window
   if window > sizes.new_tokens:
@@ -59,9 +66,21 @@ def decode(config: ConfigDict, sizes: Sizes) -> Outcome:
       f'--new_tokens={sizes.new_tokens}: expected >='
       f' search.context_window={window}'
     )
-  return decode_suite.decode(
-    make_bench(config, sizes), sizes.batches, sizes.repeats, say
+  search = config.search
+  cache, search.cache = search.cache, ''
+  bench = dataclasses.replace(
+    make_bench(config, sizes),
+    methods=sizes.methods,
+    temperatures=sizes.temperatures,
   )
+  if cache:
+    engine = bench.engine
+    layers = engine.cfg.num_hidden_layers
+    # A set for the model as it was serves it as it is made.
+    model = engine.fingerprint if sizes.widen == 1 else None
+    found = cached_sets.load(cache, search.cache_name, layers, model)
+    bench = dataclasses.replace(bench, warm_set=found)
+  return decode_suite.decode(bench, sizes.batches, sizes.repeats, say)
 
 
 def draft(config: ConfigDict, sizes: Sizes) -> Outcome:
@@ -79,13 +98,30 @@ def verify(config: ConfigDict, sizes: Sizes) -> Outcome:
 def _model(config: ConfigDict, sizes: Sizes) -> Model:
   """Whose passes are measured."""
   if sizes.shape is None:
-    return common.load_engine(config).model
+    return load_engine(config, sizes).model
   from swift_jax.evaluation import random_model
 
   if sizes.shape not in random_model.SHAPES:
     names = ', '.join(random_model.SHAPES)
     raise InputError(f'--shape={sizes.shape!r}: expected one of {names}')
   return random_model.of_shape(sizes.shape)
+
+
+def load_engine(config: ConfigDict, sizes: Sizes) -> Engine:
+  """The config's model, as wide as it is to be.
+
+  Raises:
+    InputError: as `common.load_engine`, or it cannot be made so much wider.
+  """
+  engine = common.load_engine(config)
+  if sizes.widen == 1:
+    return engine
+  from swift_jax.evaluation import wide_model
+
+  try:
+    return wide_model.widened(engine, sizes.widen)
+  except InputError as error:
+    raise InputError(f'--widen={error}') from None
 
 
 def search(config: ConfigDict, sizes: Sizes) -> Outcome:
@@ -147,7 +183,7 @@ def make_bench(config: ConfigDict, sizes: Sizes) -> Bench:
   from swift_jax.evaluation import benchmark_prompts
   from swift_jax.evaluation.decode_runs import Bench
 
-  engine = common.load_engine(config)
+  engine = load_engine(config, sizes)
   code = benchmark_prompts.prompts_of(engine, benchmark_prompts.programs())
   most = len(code) - _OTHER_PROMPTS
   if sizes.prompts > most:

@@ -31,12 +31,12 @@ from swift_jax.decoding.state import DecodeState
 from swift_jax.errors import InputError
 from swift_jax.sampling_config import SamplingConfig
 from swift_jax.search import atomic_file
-from swift_jax.skip_mask import SkipMask
+from swift_jax.skip_mask import Mask, SkipMask
 
 _REPEATS = 7
 _STEPS, _ROUNDS = 8, 2  # of one dispatch
 _FILLED = 0.5  # of the cache, about what a text has on average
-_FORMAT = 1  # to be raised with what a round or a layer does
+_FORMAT = 2  # to be raised with what a round or a layer does
 _DEAR = 1e3  # so that no leaf pays while drafting is timed
 _SMALLEST = 1e-3  # of a cost: rounding must not make anything free
 
@@ -87,10 +87,15 @@ class PassCosts:
     pairs = zip(widths, self.verify, strict=True)
     return max(w / ((w - 1) * draft + cost) for w, cost in pairs)
 
-  def for_policy(self, skip_mask: SkipMask) -> policy.Costs:
-    """As host arrays."""
+  def for_policy(self, skip_mask: SkipMask, saved_s: float) -> policy.Costs:
+    """As host arrays.
+
+    Args:
+      saved_s: seconds that a drafted token takes less; see `specialised`.
+    """
+    draft = max(self.draft(skip_mask) - saved_s / self.step_s, _SMALLEST)
     return policy.Costs(
-      np.asarray(self.draft(skip_mask), np.float32),
+      np.asarray(draft, np.float32),
       np.asarray(self.verify, np.float32),
     )
 
@@ -188,11 +193,8 @@ def measure(
   model: Any, batch: int, shapes: DraftShapes, settings: SamplingConfig
 ) -> PassCosts:
   """Times each kind of pass in turns and takes medians of the ratios."""
-  bench = _Bench(model, batch, shapes, settings)
-  layers = model.cfg.num_hidden_layers
-  width = next(
-    (w for w in shapes.verify_widths if w >= 8), shapes.verify_widths[-1]
-  )
+  bench = Bench(model, batch, shapes, settings)
+  layers, width = model.cfg.num_hidden_layers, bench.draft_length + 1
   every, none = np.ones(layers, bool), np.zeros(layers, bool)
   masks = {
     'head': SkipMask(every, every),
@@ -204,7 +206,7 @@ def measure(
   for w in shapes.verify_widths:
     kinds[w] = lambda w=w: bench.round(policy.COPY, w - 1)
   for name, mask in masks.items():
-    kinds[name] = lambda mask=mask: bench.round(policy.LAYERS, width - 1, mask)
+    kinds[name] = lambda mask=mask: bench.layers(mask)
   for run in kinds.values():
     run()  # compiles, and warms
   times = {name: [] for name in kinds}
@@ -238,8 +240,12 @@ def measure(
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
-class _Bench:
-  """A batch of texts of nothing but a token, begun anew for each dispatch."""
+class Bench:
+  """A batch of texts of nothing but a token, begun anew for each dispatch.
+
+  Attributes:
+    draft_length: tokens of the drafts that are timed.
+  """
 
   def __init__(
     self,
@@ -262,6 +268,8 @@ class _Bench:
     done = np.zeros(batch, bool)
     length = np.full(batch, filled, np.int32)
     self._begin = model.put((length, done, policy.start()))
+    widths = shapes.verify_widths
+    self.draft_length = next((w for w in widths if w >= 8), widths[-1]) - 1
     self._sampling = model.put(sampling.from_config(settings, ()))
     layers = model.cfg.num_hidden_layers
     self._none = model.put(skip_masks.none_skipped(layers))
@@ -286,9 +294,11 @@ class _Bench:
     )
     return (time.perf_counter() - started) / _STEPS
 
-  def round(
-    self, source: int, length: int, mask: SkipMask | None = None
-  ) -> float:
+  def layers(self, mask: Mask) -> float:
+    """Seconds of a round that drafts by layers."""
+    return self.round(policy.LAYERS, self.draft_length, mask)
+
+  def round(self, source: int, length: int, mask: Mask | None = None) -> float:
     """Seconds of a round that drafts `length` tokens from a source."""
     model = self._model
     widths = len(self._shapes.verify_widths)

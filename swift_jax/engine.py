@@ -449,6 +449,8 @@ class Engine:
     # A searcher of its own: compiling must not move the search or its budget.
     search, evidence = self.searcher.cfg, self.model.evidence
     spare = paper.make_searcher(search, self.cfg.num_hidden_layers)
+    if not self.searcher.active:
+      spare.start_from(self.searcher.incumbent)
     session = self.session(prompts, decode, spare)
     if decode.method == 'swift' and self.searcher.active:
       session.prepare_search()
@@ -458,6 +460,8 @@ class Engine:
       everything = np.ones_like(scores.compared)
       spare.observe(candidates, scores._replace(compared=everything), 1)
       spare.state()  # waits for the Gaussian process, where there is one
+    if decode.method == 'swift' and not self.searcher.active:
+      session.specialise(self.searcher.incumbent, waits=True)
     session.state = jax.block_until_ready(session.advance(2))
     if decode.method != 'plain' and decode.phase_interval:
       session.state = session.in_halves()

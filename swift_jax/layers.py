@@ -218,8 +218,11 @@ def attend(
 
 def _parts(slots: int) -> list[int]:
   """How much of a cache may be read: a branch each, so few, and one if small."""
-  parts = {slots // 4, slots // 2, slots} if slots >= _LARGE_CACHE else {slots}
-  return sorted(parts)
+  is_large = slots >= _LARGE_CACHE
+  # A GPU asks the host for each branch that it takes, which costs more.
+  if not is_large or jax.default_backend() == 'gpu':
+    return [slots]
+  return [slots // 4, slots // 2, slots]
 
 
 def _scores(

@@ -16,12 +16,12 @@ from swift_jax import kv_cache
 from swift_jax.config import ModelConfig
 from swift_jax.kv_cache import KVCache
 from swift_jax.layers import MLP, Attention, RMSNorm, rope_tables
-from swift_jax.skip_mask import SkipMask
+from swift_jax.skip_mask import Mask
 from swift_jax.typing import Array, Bool, Float, Int
 
 Params = nnx.State | dict[str, Any]
-# np.bool_ is an element of a host mask.
-Flag = Bool[Array, ''] | np.bool_ | Float[Array, '']
+# np.bool_ is an element of a host mask, bool of a known one.
+Flag = Bool[Array, ''] | np.bool_ | bool | Float[Array, '']
 
 
 @jax.tree_util.register_static
@@ -153,7 +153,7 @@ class Llama(nnx.Module):
   def __call__(
     self,
     tokens: Int[Array, 'b t'],
-    skip_mask: SkipMask,
+    skip_mask: Mask,
     positions: Int[Array, '#b t'] | None = None,
     attn_mask: Bool[Array, '#b t t'] | None = None,
     cache: KVCache | None = None,
@@ -162,7 +162,7 @@ class Llama(nnx.Module):
 
     Args:
       tokens: token ids.
-      skip_mask: sublayers to skip, traced; `none_skipped` is the full model.
+      skip_mask: sublayers to skip; `none_skipped` is the full model.
       positions: the tokens' positions; after the filled slots if None.
       attn_mask: which new tokens each new token sees; causal if None.
       cache: read, not written: `cache.write(updates)` does that.

@@ -32,6 +32,7 @@ from swift_jax.sampling_config import SamplingConfig
 from swift_jax.search import matchness
 from swift_jax.search.scorer import Scorer
 from swift_jax.search.searcher import STARTING_SECONDS, Searcher
+from swift_jax.specialised import Specialised
 
 _MIN_CAPACITY = 128
 _NO_TEXT = 2**30  # as a prompt's length: nothing after it counts
@@ -48,6 +49,10 @@ class Model:
       that are timed in halves come from anywhere in a text.
     evidence: what drafting brought in the texts so far, on the host.
     keeps_costs: what passes cost is read from and written to the user's folder.
+    full: skips nothing; with gates only where they are quick.
+    gates_are_quick: quicker than a program without them, and never the host's
+      business: on a CPU.
+    specialised: draft programs without gates, where they are not.
   """
 
   def __init__(
@@ -68,7 +73,12 @@ class Model:
     self.evidence = policy.start()
     self.keeps_costs = True
     self._costs: dict[tuple[Any, ...], costs.PassCosts] = {}
-    self.full = self.put(skip_masks.none_skipped(cfg.num_hidden_layers))
+    full = skip_masks.none_skipped(cfg.num_hidden_layers)
+    self.full: skip_masks.Mask = skip_masks.KnownMask.of(full)
+    self.gates_are_quick = jax.default_backend() == 'cpu'
+    self.specialised = Specialised(self)
+    if self.gates_are_quick:
+      self.full = self.put(full)
     self._numbers: dict[int, jax.Array] = {}
 
   def reserve(self, slots: int) -> None:
@@ -218,10 +228,10 @@ class Session:
     is_lookup = decode.method == 'prompt_lookup'
     self._shapes = drafting.for_lookup(shapes) if is_lookup else shapes
     self.seconds = Seconds()
-    # Of the incumbent: itself, on the device, and the settings that its cost is in.
-    self._uploaded: (
-      tuple[skip_masks.SkipMask, skip_masks.SkipMask, DraftSettings] | None
-    ) = None
+    # The incumbent and what it saves as a known mask; what both are on the device.
+    self._drafting: tuple[skip_masks.SkipMask, float | None] | None = None
+    self._uploaded: tuple[skip_masks.Mask, DraftSettings] | None = None
+    self._saved: float | None = None
     names = [f.name for f in dataclasses.fields(states.Counts)]
     self.rows = [
       Row(
@@ -329,9 +339,12 @@ class Session:
     )
 
   def in_halves(self) -> DecodeState:
-    """One round, with the time of drafting and that of verifying."""
+    """One round, with the time of drafting and that of verifying.
+
+    Behind gates: nobody waits for a program of so few rounds.
+    """
     model = self.model
-    mask, settings = self._drafts_by()
+    mask, settings = model.put(self.searcher.incumbent), self._drafts_by()[1]
     settings = settings, self._sampling, self._shapes
     started = time.perf_counter()
     draft, state = rounds.draft_half(
@@ -347,17 +360,32 @@ class Session:
     self.seconds.verify += time.perf_counter() - drafted
     return state
 
-  def _drafts_by(self) -> tuple[skip_masks.SkipMask, DraftSettings]:
+  def _drafts_by(self) -> tuple[skip_masks.Mask, DraftSettings]:
     """The incumbent on the device, and settings that know what it costs; both are
     uploaded when it changes."""
     incumbent, model = self.searcher.incumbent, self.model
-    if self._uploaded is None or self._uploaded[0] is not incumbent:
-      settings = model.settings
+    known, saved = self._drafting or (None, None)
+    if known is not incumbent or saved != self._saved:
+      self._drafting = incumbent, self._saved
+      settings, mask = model.settings, model.put(incumbent)
       if self._costs is not None:
-        its_costs = model.put(self._costs.for_policy(incumbent))
-        settings = settings.replace(costs=its_costs)
-      self._uploaded = incumbent, model.put(incumbent), settings
-    return self._uploaded[1:]
+        its_costs = self._costs.for_policy(incumbent, self._saved or 0)
+        settings = settings.replace(costs=model.put(its_costs))
+      if self._saved is not None:
+        mask = skip_masks.KnownMask.of(incumbent)
+      self._uploaded = mask, settings
+    return self._uploaded
+
+  def specialise(self, mask: skip_masks.SkipMask, waits: bool = False) -> None:
+    """Drafts without gates once that is there, if it is cheaper.
+
+    Args:
+      mask: that of a search at rest.
+      waits: for the program.
+    """
+    saves = self.model.specialised.saves
+    how = self.decode.batch_size, self._shapes, self.decode.sampling
+    self._saved = saves(mask, *how, waits=waits)
 
   def run(self) -> Iterator[Piece]:
     """Writes until every row has ended, and yields what has come.
@@ -386,6 +414,10 @@ class Session:
         )
       )
       count = max(1, min(per_dispatch, due)) if searching else per_dispatch
+      self._saved = None
+      if is_swift and not (searcher.active or self.model.gates_are_quick):
+        with self._searching():
+          self.specialise(searcher.incumbent)
       started = time.perf_counter()
       self.state = self.advance(count)
       seen = Seen.of(self.state, self.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+import dataclasses
 
 import flax.struct
 import jax
@@ -57,6 +58,27 @@ class SkipMask:
       f'{name:<9} ' + ''.join('░' if skip else '█' for skip in np.asarray(row))
       for name, row in rows
     )
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class KnownMask:
+  """A mask that is built into the program: no gates, but one program a mask.
+
+  It goes wherever programs take a `SkipMask`. On CPU gates are quicker than none,
+  on a GPU each costs a round trip to the host.
+  """
+
+  attn: tuple[bool, ...]
+  mlp: tuple[bool, ...]
+
+  @classmethod
+  def of(cls, mask: SkipMask) -> KnownMask:
+    attn, mlp = np.asarray(mask.attn), np.asarray(mask.mlp)
+    return cls(tuple(attn.tolist()), tuple(mlp.tolist()))
+
+
+Mask = SkipMask | KnownMask
 
 
 def num_free(num_layers: int) -> int:

@@ -32,6 +32,7 @@ from swift_jax.evaluation import (
 )
 from swift_jax.evaluation.decode_runs import Bench
 from swift_jax.evaluation.measuring import spread
+from swift_jax.skip_mask import KnownMask
 
 LAYERS = tiny_model.CFG.num_hidden_layers
 PROMPTS, NEW = 3, 14
@@ -131,7 +132,7 @@ def test_passes_are_those_of_the_model():
   model = tiny_model.engine().model
   passes = pass_suite.Passes(model, batch=1, filled=5, widest=3)
   mask = pass_suite.spread_mask(LAYERS, 0.5)
-  best = np.asarray(passes.run(3, mask)())
+  best = np.asarray(passes.runs({'gated': (3, mask)})['gated']())
   cache = kv_cache.empty(LAYERS, 1, 3, 128, 8, model.cfg.jax_dtype)
   cache = cache.rollback(np.full(1, 5, np.int32))
   tokens = np.zeros((1, 3), np.int32)
@@ -139,13 +140,9 @@ def test_passes_are_those_of_the_model():
     logits, updates = tiny_model.run(tokens, mask, cache)
     tokens, cache = np.argmax(logits, -1), cache.write(updates)
   assert (best == tokens).all()
-  known = tuple(mask.attn.tolist()), tuple(mask.mlp.tolist())
-  assert (best == passes_again(model, known)).all()
-
-
-def passes_again(model, known):
   passes = pass_suite.Passes(model, batch=1, filled=5, widest=3)
-  return np.asarray(passes.run(3, known=known)())
+  known = passes.runs({'known': (3, KnownMask.of(mask))})['known']
+  assert (best == np.asarray(known())).all()
 
 
 @pytest.mark.parametrize('share', [0, 0.125, 0.5, 0.875, 1])

@@ -16,7 +16,7 @@ from swift_jax.decoding.state import DecodeState
 from swift_jax.kv_cache import KVCache
 from swift_jax.llama import Llama
 from swift_jax.sampling import Sampling
-from swift_jax.skip_mask import SkipMask
+from swift_jax.skip_mask import Mask
 from swift_jax.typing import Array, Bool, Float, Int
 
 
@@ -142,7 +142,7 @@ class _Carry:
 def draft(
   model: Llama,
   state: DecodeState,
-  skip_mask: SkipMask,
+  skip_mask: Mask,
   settings: DraftSettings,
   sampling: Sampling,
   shapes: DraftShapes,

@@ -14,7 +14,7 @@ from swift_jax.decoding.tree import Tree
 from swift_jax.kv_cache import Updates
 from swift_jax.llama import Llama
 from swift_jax.sampling import Sampling
-from swift_jax.skip_mask import SkipMask
+from swift_jax.skip_mask import Mask
 from swift_jax.typing import Array, Bool, Int
 
 
@@ -56,7 +56,7 @@ def verify(
   model: Llama,
   tree: Tree,
   state: DecodeState,
-  full: SkipMask,
+  full: Mask,
   sampling: Sampling,
   shapes: DraftShapes,
   wanted: Bool[Array, ''] | bool = True,

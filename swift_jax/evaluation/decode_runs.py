@@ -41,6 +41,9 @@ class Bench:
     timed: prompts that are timed.
     others: those that the warm set is found on.
     new_tokens: of each text.
+    warm_set: to begin warm with; None: what a search finds on `others`.
+    methods: of `METHODS`, plain decoding among them.
+    temperatures: of the texts.
   """
 
   engine: Engine
@@ -50,6 +53,9 @@ class Bench:
   timed: Prompts
   others: Prompts
   new_tokens: int
+  warm_set: SkipMask | None = None
+  methods: Sequence[str] = tuple(METHODS)
+  temperatures: Sequence[float] = (0.0, 0.6)
 
   def fresh(self, **changes: Any) -> Engine:
     """An engine on the same weights that has searched nothing yet."""
@@ -143,23 +149,27 @@ def write(
   Returns:
     What each wrote, and the programs compiled meanwhile.
   """
-  engines = dict.fromkeys(METHODS, bench.engine)
-  engines['swift cold'] = bench.fresh()
-  engines['swift warm'] = bench.with_set(mask)
-  engines['layers alone'] = bench.with_set(mask, copy=False)
-  engines['as published'] = bench.with_set(mask, adaptive=False)
+  made = {
+    'swift cold': bench.fresh,
+    'swift warm': lambda: bench.with_set(mask),
+    'layers alone': lambda: bench.with_set(mask, copy=False),
+    'as published': lambda: bench.with_set(mask, adaptive=False),
+  }
+  engines = {
+    name: made[name]() if name in made else bench.engine
+    for name in bench.methods
+  }
   calls = {
-    name: bench.call(method, batch, temperature)
-    for name, method in METHODS.items()
+    name: bench.call(METHODS[name], batch, temperature) for name in engines
   }
   for name, engine in engines.items():
     engine.warmup(calls[name], max(map(len, bench.timed)))
-  written = {name: Writing() for name in METHODS}
+  written = {name: Writing() for name in engines}
   count = Compilations()
   for number, at in enumerate(range(0, len(bench.timed), batch)):
     group = list(bench.timed[at : at + batch])
     indices = range(at, at + len(group))
-    for name in in_turn(list(METHODS), number):
+    for name in in_turn(list(engines), number):
       started = time.perf_counter()
       results = engines[name].generate(group, calls[name], indices=indices)
       written[name].seconds.append(time.perf_counter() - started)

@@ -25,7 +25,17 @@ from swift_jax.evaluation.measuring import (
 from swift_jax.evaluation.pass_suite import PASSES, Passes
 from swift_jax.metrics import distinct_ngrams, ratio
 
-TEMPERATURES = (0.0, 0.6)
+_RATIOS = (
+  ('swift_over_plain_greedy_warm', 0.0, 'swift warm'),
+  ('swift_over_plain_greedy_cold', 0.0, 'swift cold'),
+  ('swift_over_plain_t06_warm', 0.6, 'swift warm'),
+  ('layers_over_plain_greedy', 0.0, 'layers alone'),
+  ('layers_over_plain_t06', 0.6, 'layers alone'),
+  ('published_over_plain_greedy', 0.0, 'as published'),
+  ('published_over_plain_t06', 0.6, 'as published'),
+  ('lookup_over_plain_greedy', 0.0, 'prompt lookup'),
+  ('lookup_over_plain_t06', 0.6, 'prompt lookup'),
+)
 
 
 def decode(
@@ -43,16 +53,18 @@ def decode(
   Raises:
     InputError: the settings leave nothing to search for.
   """
-  if not bench.fresh().searcher.active:
+  if bench.warm_set is None and not bench.fresh().searcher.active:
     raise InputError(
       f'search.enabled={bench.search.enabled},'
       f' search.skip_ratio={bench.search.skip_ratio}: nothing to search for'
     )
-  progress('a set to begin warm with')
-  mask = find_set(bench)
+  mask = bench.warm_set
+  if mask is None:
+    progress('a set to begin warm with')
+    mask = find_set(bench)
   cells, compiled = [], 0
   for batch in batches:
-    for temperature in TEMPERATURES:
+    for temperature in bench.temperatures:
       progress(f'batch {batch}, temperature {temperature}')
       written, count = write(bench, mask, batch, temperature)
       compiled += count
@@ -127,32 +139,28 @@ def _add_headlines(
     for cell in cells
     if cell['batch'] == batch
   }
-  for name, temperature, method in (
-    ('swift_over_plain_greedy_warm', 0.0, 'swift warm'),
-    ('swift_over_plain_greedy_cold', 0.0, 'swift cold'),
-    ('swift_over_plain_t06_warm', 0.6, 'swift warm'),
-    ('layers_over_plain_greedy', 0.0, 'layers alone'),
-    ('layers_over_plain_t06', 0.6, 'layers alone'),
-    ('published_over_plain_greedy', 0.0, 'as published'),
-    ('published_over_plain_t06', 0.6, 'as published'),
-    ('lookup_over_plain_greedy', 0.0, 'prompt lookup'),
-    ('lookup_over_plain_t06', 0.6, 'prompt lookup'),
-  ):
-    found = by_temperature[temperature][method]
+  for name, temperature, method in _RATIOS:
+    found = by_temperature.get(temperature, {}).get(method)
+    if found is None:
+      continue
     outcome.summary[name] = found['over_plain']
     if found['over_plain_low'] is not None:
       interval = found['over_plain_low'], found['over_plain_high']
       outcome.spread[name] = interval
   # By default SWIFT should never be slower, whatever the batch.
-  outcome.summary['swift_over_plain_lowest'] = min(
+  by_default = [
     cell['methods'][name]['over_plain']
     for cell in cells
     for name in ('swift cold', 'swift warm')
-  )
+    if name in cell['methods']
+  ]
+  if by_default:
+    outcome.summary['swift_over_plain_lowest'] = min(by_default)
   # What loops flatters every draft: it stands beside the ratios.
   for name, temperature in (('greedy', 0.0), ('t06', 0.6)):
-    plain = by_temperature[temperature]['plain']
-    outcome.summary[f'distinct_4grams_{name}'] = plain['distinct_4grams']
+    if temperature in by_temperature:
+      plain = by_temperature[temperature]['plain']
+      outcome.summary[f'distinct_4grams_{name}'] = plain['distinct_4grams']
 
 
 def _add_bandwidth(outcome: Outcome, bench: Bench, repeats: int) -> None:
@@ -161,7 +169,7 @@ def _add_bandwidth(outcome: Outcome, bench: Bench, repeats: int) -> None:
   filled = len(bench.timed[0]) + bench.new_tokens // 2
   needed = step_bytes(model, 1, filled)
   reading = reads(needed)
-  steps = {'plain step': Passes(model, 1, filled).run(1)}
+  steps = Passes(model, 1, filled).runs({'plain step': (1, None)})
   taken = interleaved({**steps, **reading.runs}, repeats)
   way, bandwidth = reading.bandwidth(taken)
   # A mesh reads with each of its parts of the weights.

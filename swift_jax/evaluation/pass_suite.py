@@ -8,7 +8,8 @@ no round pays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 import functools
 from typing import Any
 
@@ -29,40 +30,33 @@ from swift_jax.evaluation.measuring import (
 from swift_jax.kv_cache import KVCache
 from swift_jax.llama import GraphDef, Params
 from swift_jax.session import Model
-from swift_jax.skip_mask import SkipMask
+from swift_jax.skip_mask import KnownMask, Mask, SkipMask
 from swift_jax.typing import Array, Int
+
+Wanted = tuple[int, Mask | None]  # tokens of a pass, and what it skips
 
 PASSES = 20  # in one program
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
-_SHARES = tuple(i / 8 for i in range(9))  # of the sublayers
-_KNOWN_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # a program each
+# Of the sublayers; .55 run where .45 are skipped, as in the paper.
+_SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.55, 0.625, 0.75, 0.875, 1.0)
+_KNOWN_SHARES = (0.0, 0.25, 0.5, 0.55, 0.75, 1.0)  # a program each
 _FILLED = 96  # slots: the middle of a text of the decode suite
 
-Known = tuple[tuple[bool, ...], tuple[bool, ...]]
 
-
-@functools.partial(
-  jax.jit, static_argnames=('graphdef', 'known'), donate_argnames=('cache',)
-)
+@functools.partial(jax.jit, static_argnames='graphdef', donate_argnames='cache')
 def passes(
   graphdef: GraphDef,
   params: Params,
   cache: KVCache,
   tokens: Int[Array, 'b t'],
-  skip_mask: SkipMask,
+  skip_mask: Mask,
   count: Int[Array, ''],
-  known: Known | None = None,
 ) -> tuple[Array, Array, KVCache]:
   """`count` passes over T tokens on top of the same slots.
 
   Each takes what the one before found most likely, so that none can be saved.
-
-  Args:
-    known: rows of a mask to build into the program instead of `skip_mask`.
   """
   model = nnx.merge(graphdef, params)
-  if known is not None:
-    skip_mask = SkipMask(*np.array(known))
 
   def one(carry: tuple[Array, Array, KVCache]) -> tuple[Array, Array, KVCache]:
     number, tokens, cache = carry
@@ -91,9 +85,7 @@ class Passes:
     length = model.put(np.full(batch, filled, np.int32))
     self._cache = model.empty_cache(batch, capacity).rollback(length)
 
-  def arguments(
-    self, width: int, mask: SkipMask | None = None
-  ) -> tuple[Any, ...]:
+  def arguments(self, width: int, mask: Mask | None = None) -> tuple[Any, ...]:
     """Of `passes`, the cache at its place."""
     model = self._model
     tokens = model.put(np.zeros((self._batch, width), np.int32))
@@ -101,23 +93,43 @@ class Passes:
     count = model.number(PASSES)
     return model.graphdef, model.params, self._cache, tokens, mask, count
 
-  def run(
-    self, width: int, mask: SkipMask | None = None, known: Known | None = None
-  ) -> Callable[[], Array]:
-    """Something to time: `PASSES` passes over `width` tokens.
+  def runs(
+    self, wanted: Mapping[str, Wanted]
+  ) -> dict[str, Callable[[], Array]]:
+    """Something to time by name: `PASSES` passes.
+
+    All programs are compiled at once, which takes as long as one where there are
+    cores enough.
 
     Args:
-      mask: traced; the whole model if None.
-      known: see `passes`.
+      wanted: width, and mask: None for the whole model as decoding runs it.
     """
-    graphdef, params, _, *rest = self.arguments(width, mask)
 
-    def run() -> Array:
-      # The cache is given away: what comes back serves the next.
-      _, best, self._cache = passes(graphdef, params, self._cache, *rest, known)
-      return best
+    def key_of(width: int, mask: Mask | None) -> tuple[int, KnownMask | None]:
+      """Gated masks share a program."""
+      mask = self._model.full if mask is None else mask
+      return width, mask if isinstance(mask, KnownMask) else None
 
-    return run
+    programs = {}
+    for one in wanted.values():
+      if key_of(*one) not in programs:
+        programs[key_of(*one)] = passes.lower(*self.arguments(*one))
+    with futures.ThreadPoolExecutor() as pool:
+      compiled = pool.map(lambda lowered: lowered.compile(), programs.values())
+      programs = dict(zip(programs, compiled, strict=True))
+
+    def run_of(width: int, mask: Mask | None) -> Callable[[], Array]:
+      program = programs[key_of(width, mask)]
+      _, params, _, *rest = self.arguments(width, mask)
+
+      def run() -> Array:
+        # The cache is given away: what comes back serves the next.
+        _, best, self._cache = program(params, self._cache, *rest)
+        return best
+
+      return run
+
+    return {name: run_of(*one) for name, one in wanted.items()}
 
   def temporary_bytes(self, width: int) -> int:
     """What the program of such passes needs beside its arguments."""
@@ -155,12 +167,11 @@ def draft(
     share_that_runs(mask): mask
     for mask in (spread_mask(layers, share) for share in _SHARES)
   }
-  runs = {_gated(share): passes_.run(1, mask) for share, mask in masks.items()}
+  wanted = {_gated(share): (1, mask) for share, mask in masks.items()}
   for share in known_shares:
     mask = spread_mask(layers, share)
-    known = tuple(mask.attn.tolist()), tuple(mask.mlp.tolist())
-    runs[_known(share_that_runs(mask))] = passes_.run(1, known=known)
-  taken = interleaved(runs, repeats)
+    wanted[_known(share_that_runs(mask))] = 1, KnownMask.of(mask)
+  taken = interleaved(passes_.runs(wanted), repeats)
   half = share_that_runs(spread_mask(layers, 0.5))
   steps = [_share_entry(taken, share) for share in masks]
   outcome = Outcome(
@@ -225,7 +236,8 @@ def verify(
     widths: of the passes; 1 and 8 are among them.
   """
   passes_ = Passes(model, widest=max(widths))
-  taken = interleaved({str(t): passes_.run(t) for t in widths}, repeats)
+  wanted = {str(width): (width, None) for width in widths}
+  taken = interleaved(passes_.runs(wanted), repeats)
   entries = [
     {
       'tokens': width,

@@ -8,17 +8,21 @@ process of its own, the benchmark takes no memory for it.
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import shutil
 import sys
 
 from flax import nnx
+import jax
+import jax.numpy as jnp
 
 from swift_jax import checkpoint, demo, llama
 from swift_jax.config import ModelConfig
 from swift_jax.engine import Engine
 from swift_jax.session import Model
+from swift_jax.typing import Array
 
 _VOCABULARY = 2048  # of the demo's tokenizer
 _LAYERS = 6  # few, so that programs are small beside the weights
@@ -53,9 +57,21 @@ SHAPES = {
 
 def of_shape(name: str) -> Model:
   """Random weights of a published shape: what passes cost, not what is accepted."""
-  graphdef, params = llama.init_model(SHAPES[name], seed=0)
-  params = nnx.to_pure_dict(params)
+  graphdef, shapes = llama.abstract_model(SHAPES[name])
+  leaves, treedef = jax.tree.flatten(nnx.to_pure_dict(shapes))
+  # One after another: all at once need half as much memory again.
+  keys = jax.random.split(jax.random.key(0), len(leaves))
+  weights = [
+    jax.block_until_ready(_normal(key, leaf.shape, leaf.dtype))
+    for key, leaf in zip(keys, leaves, strict=True)
+  ]
+  params = jax.tree.unflatten(treedef, weights)
   return Engine(SHAPES[name], graphdef, params).model
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+  return 0.02 * jax.random.normal(key, shape, dtype)
 
 
 def narrow(num_layers: int) -> ModelConfig:

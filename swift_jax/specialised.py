@@ -1,0 +1,109 @@
+"""Draft programs with a set that rests built in, where gates cost much.
+
+A program is compiled beside the text that is being written, timed against the gates
+once it is there, and used if a drafted token is cheaper.
+"""
+
+from __future__ import annotations
+
+from concurrent import futures
+import logging
+import statistics
+from typing import Any, NamedTuple
+
+from swift_jax import costs, sharding
+from swift_jax.decoding.drafting import DraftShapes
+from swift_jax.sampling_config import SamplingConfig
+from swift_jax.skip_mask import KnownMask, SkipMask
+
+_REPEATS = 5
+_LOGGER = logging.getLogger('swift_jax')
+
+
+class _Key(NamedTuple):
+  """What a program is compiled for."""
+
+  mask: KnownMask
+  batch: int
+  capacity: int
+  shapes: DraftShapes
+  sampling: tuple[bool, ...]
+
+
+class Specialised:
+  """The programs of one model."""
+
+  def __init__(self, model: Any):
+    """Nothing is compiled yet.
+
+    Args:
+      model: a `session.Model`.
+    """
+    self._model = model
+    self._saved: dict[_Key, float | None] = {}
+    self._jobs: dict[_Key, futures.Future[costs.Bench]] = {}
+    self._compiler = futures.ThreadPoolExecutor(1)
+
+  def saves(
+    self,
+    mask: SkipMask,
+    batch: int,
+    shapes: DraftShapes,
+    settings: SamplingConfig,
+    waits: bool = False,
+  ) -> float | None:
+    """Seconds by which a drafted token is cheaper than behind gates; None where it
+    is not, or not yet.
+
+    The first call starts compiling, and one after its end takes the times.
+
+    Args:
+      mask: drafts until further notice.
+      settings: resolved.
+      waits: for the program.
+    """
+    model = self._model
+    if model.gates_are_quick or sharding.spans_processes(model.mesh):
+      return None  # processes in step would not change over at once
+    known = KnownMask.of(mask)
+    work = costs.sampling_work(settings)
+    key = _Key(known, batch, model.capacity, shapes, work)
+    if key in self._saved:
+      return self._saved[key]
+    if key not in self._jobs:
+      self._jobs[key] = self._compiler.submit(
+        _compiled, model, known, batch, shapes, settings
+      )
+    job = self._jobs[key]
+    if not waits and not job.done():
+      return None
+    del self._jobs[key]
+    try:
+      saved = _measured(job.result(), model.put(mask), known)
+    except Exception as error:  # no room for it, say: the text goes on
+      _LOGGER.warning('no program for the skip set alone: %s', error)
+      saved = None
+    self._saved[key] = saved
+    return saved
+
+
+def _compiled(
+  model: Any,
+  known: KnownMask,
+  batch: int,
+  shapes: DraftShapes,
+  settings: SamplingConfig,
+) -> costs.Bench:
+  bench = costs.Bench(model, batch, shapes, settings)
+  bench.layers(known)
+  return bench
+
+
+def _measured(
+  bench: costs.Bench, gated: SkipMask, known: KnownMask
+) -> float | None:
+  """In turns: rounds that draft as much, behind gates and without."""
+  bench.layers(gated)  # compiles
+  pairs = [(bench.layers(gated), bench.layers(known)) for _ in range(_REPEATS)]
+  saved = statistics.median(one - two for one, two in pairs)
+  return saved / bench.draft_length if saved > 0 else None
