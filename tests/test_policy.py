@@ -62,6 +62,21 @@ def right(seen, length, number):
   return float(first * more ** (number - 1))
 
 
+def layers_rate(seen, price):
+  """By a loop over lengths of drafts."""
+  mean = (seen.sure_hits.sum() + 2.8) / (seen.sure_trials.sum() + 4)
+  hoped = 1.2
+  for drafted in range(1, WIDTHS[-1]):
+    tokens = sum(mean**i for i in range(drafted + 1))
+    cost = drafted * price.draft + verify_cost(price, drafted + 1)
+    hoped = max(hoped, float(tokens / cost))
+  return float((seen.tokens + 8 * hoped) / (seen.cost + 8))
+
+
+def verify_cost(price, nodes):
+  return price.verify[[w >= nodes for w in WIDTHS].index(True)]
+
+
 @pytest.mark.parametrize('seed', range(30))
 def test_the_source_that_brings_most_a_cost(seed):
   """By a loop over sources, widths, rows and tokens."""
@@ -72,7 +87,7 @@ def test_the_source_that_brings_most_a_cost(seed):
   room = rng.integers(0, 40, 4)
   rates = {PLAIN: 1.08, LAYERS: 0.0, COPY: 0.0}
   if room[live].any():
-    rates[LAYERS] = float((seen.tokens + 1.1) / (seen.cost + 1))
+    rates[LAYERS] = layers_rate(seen, price)
   lengths = {}
   for w, cost in zip(WIDTHS, price.verify, strict=True):
     total = 0.0
@@ -91,21 +106,23 @@ def test_the_source_that_brings_most_a_cost(seed):
 
 
 @pytest.mark.parametrize('seed', range(20))
-def test_one_more_token_must_earn_what_it_costs(seed):
+def test_more_tokens_must_earn_what_they_cost(seed):
+  """One, or as many as pay: a wider verify may pay only for several."""
   rng = np.random.default_rng(seed)
   seen, price, live = evidence(rng), costs(rng), np.array([True, False, True])
-  rate = float((seen.tokens + 1.1) / (seen.cost + 1))
+  rate = max(layers_rate(seen, price), 1.0)
   mean = (seen.sure_hits.sum() + 2.8) / (seen.sure_trials.sum() + 4)
-  for drafted in (1, 2, 3, 4, 7, 8, 30):
+  for drafted in (1, 2, 3, 4, 7, 8, 30, 31):
     survival = rng.uniform(0, 1, 3).astype(np.float32)
-    now, then = (
-      price.verify[[w >= nodes for w in WIDTHS].index(True)]
-      for nodes in (drafted + 1, drafted + 2)
-    )
-    gain = float(mean * survival[[0, 2]].mean())
-    earned = gain - max(rate, 1.0) * float(price.draft + then - now)
+    now, earned, chance = verify_cost(price, drafted + 1), [-1.0], 0.0
+    for more in range(1, WIDTHS[-1] - drafted):
+      chance += mean**more
+      gain = float(chance * survival[[0, 2]].mean())
+      then = verify_cost(price, drafted + 1 + more)
+      earned.append(gain - rate * float(more * price.draft + then - now))
+    best = max(earned)
     got = GOES_ON(seen, price, WIDTHS, survival, jnp.int32(drafted), even(live))
-    assert bool(got) == (earned > 0) or abs(earned) < 1e-5
+    assert bool(got) == (best > 0) or abs(best) < 1e-5
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -114,7 +131,7 @@ def test_leaves_are_verified_as_far_as_they_pay(seed):
   seen, price, live = evidence(rng), costs(rng), np.array([True, True, False])
   chain = rng.integers(1, 10, 3)
   values = -np.sort(-rng.uniform(0, 0.5, (3, 6)).astype(np.float32), axis=1)
-  rate = max(float((seen.tokens + 1.1) / (seen.cost + 1)), 1.0)
+  rate = max(layers_rate(seen, price), 1.0)
   worth = {}
   for w, cost in zip(WIDTHS, price.verify, strict=True):
     if w >= chain.max():
@@ -160,13 +177,14 @@ def test_copies_are_judged_whoever_wrote_the_text():
 
 
 def test_evidence_fades_with_time_and_a_source_is_tried_again():
+  price = Costs(np.float32(0.5), np.full(3, 2, np.float32))
   seen = policy.learn_rate(
     policy.start(), jnp.int32(LAYERS), jnp.float32(2), jnp.float32(8)
   )
-  assert 0 < float(seen.layers_rate) < 0.5
+  assert 0 < float(seen.layers_rate(price, WIDTHS)) < 0.8
   again = seen
   steps = 0
-  while float(again.layers_rate) <= 1.08:
+  while float(again.layers_rate(price, WIDTHS)) <= 1.08:
     again = policy.learn_rate(
       again, jnp.int32(PLAIN), jnp.float32(8), jnp.float32(8)
     )

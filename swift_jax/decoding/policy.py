@@ -31,8 +31,11 @@ _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
 _MIDDLES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.925, 0.965, 0.99)
 _DOUBT = 4.0  # trials that "confidence is acceptance" is worth
 _COPY_GUESS, _MORE_GUESS, _COPY_DOUBT = 0.5, 0.7, 2.0  # of copied tokens
-# Tokens a cost: a little better than plain decoding, so that drafting is tried.
-_LAYERS_GUESS, _LAYERS_DOUBT = 1.1, 1.0
+_NEXT_GUESS = 0.7  # of tokens drafted by layers
+# Plain steps that the expected rate of drafting by layers is worth. Where layers do
+# not pay, trying them costs at most this times (expectation - _CLEARLY) / _MEMORY.
+_LAYERS_DOUBT = 8.0
+_LAYERS_HOPE = 1.2  # tokens a cost at least: text may become easy to draft
 
 
 @flax.struct.dataclass
@@ -80,19 +83,30 @@ class Evidence:
   @property
   def next_acceptance(self) -> Float[Array, '']:
     """That of a token that is not drafted yet."""
-    hits = self.sure_hits.sum() + _DOUBT * 0.7
+    hits = self.sure_hits.sum() + _DOUBT * _NEXT_GUESS
     return hits / (self.sure_trials.sum() + _DOUBT)
 
-  @property
-  def layers_rate(self) -> Float[Array, '']:
-    """Tokens a row and plain step when drafting by layers."""
-    tokens = self.tokens + _LAYERS_DOUBT * _LAYERS_GUESS
+  def layers_rate(
+    self, costs: Costs, verify_widths: tuple[int, ...]
+  ) -> Float[Array, '']:
+    """Tokens a row and plain step when drafting by layers.
+
+    What they brought lately, and beside it what is hoped for: what drafts of the
+    best length would bring if every token were accepted as often as the next one.
+    """
+    drafted = jnp.arange(1, verify_widths[-1])
+    tokens = jnp.cumsum(self.next_acceptance**drafted) + 1
+    verify = _verify(costs, verify_widths, drafted + 1)
+    expected = (tokens / (drafted * costs.draft + verify)).max()
+    expected = jnp.maximum(expected, _LAYERS_HOPE)
+    tokens = self.tokens + _LAYERS_DOUBT * expected
     return tokens / (self.cost + _LAYERS_DOUBT)
 
-  @property
-  def price(self) -> Float[Array, '']:
+  def price(
+    self, costs: Costs, verify_widths: tuple[int, ...]
+  ) -> Float[Array, '']:
     """Tokens that a plain step's time brings otherwise: what drafting must earn."""
-    return jnp.maximum(self.layers_rate, 1.0)
+    return jnp.maximum(self.layers_rate(costs, verify_widths), 1.0)
 
   def copies(
     self, matched: Int[Array, ' b'], longest: int
@@ -104,6 +118,21 @@ class Evidence:
     more = (more / (self.more_trials + _COPY_DOUBT))[matched]
     chances = first[:, None] * more[:, None] ** jnp.arange(longest)
     return jnp.cumsum(jnp.where(matched[:, None] > 0, chances, 0), axis=1)
+
+
+def _verify(
+  costs: Costs, verify_widths: tuple[int, ...], nodes: Int[Array, '*n']
+) -> Float[Array, '*n']:
+  """What verifying so many nodes costs; as the widest where they are more."""
+  return costs.verify[_width_of(verify_widths, nodes)]
+
+
+def _width_of(
+  verify_widths: tuple[int, ...], nodes: Int[Array, '*n']
+) -> Int[Array, '*n']:
+  """The first width that has room for them."""
+  found = jnp.searchsorted(jnp.asarray(verify_widths), nodes, side='left')
+  return jnp.minimum(found, len(verify_widths) - 1)
 
 
 def start() -> Evidence:
@@ -163,7 +192,9 @@ def choose(
   can_copy = (_mean(matched, weight) > 0) & (lengths[best] > 0)
   copy_rate = jnp.where(can_copy, rates[best], 0)
   can_draft = _mean(room > 0, weight) > 0
-  layers_rate = jnp.where(can_draft, evidence.layers_rate, 0)
+  layers_rate = jnp.where(
+    can_draft, evidence.layers_rate(costs, verify_widths), 0
+  )
   every = jnp.stack([jnp.float32(_CLEARLY), layers_rate, copy_rate])
   # A row that found a match as long as any that has paid.
   likely = evidence.copies(jnp.arange(MAX_NGRAM + 1), longest)
@@ -180,18 +211,23 @@ def goes_on(
   drafted: Int[Array, ''],
   weight: Float[Array, ' b'],
 ) -> Bool[Array, '']:
-  """Whether one more drafted token is worth its cost.
+  """Whether more drafted tokens are worth their cost: one, or as many as pay best.
+
+  A next token may not pay for a wider verify where several do.
 
   Args:
     survival: the chance that all tokens of a row so far are accepted; 0 where it
       can take no more.
     drafted: tokens so far.
   """
-  widths = jnp.asarray(verify_widths)
-  nodes = drafted + jnp.arange(1, 3)  # with the root: now, and with one more
-  now, then = costs.verify[jnp.searchsorted(widths, nodes, side='left')]
-  gain = _mean(survival, weight) * evidence.next_acceptance
-  return gain > evidence.price * (costs.draft + then - now)
+  more = jnp.arange(1, verify_widths[-1])
+  nodes = drafted + 1  # with the root
+  now, then = (_verify(costs, verify_widths, n) for n in (nodes, nodes + more))
+  chances = jnp.cumsum(evidence.next_acceptance**more)
+  gain = _mean(survival, weight) * chances
+  price = evidence.price(costs, verify_widths)
+  worth = gain - price * (more * costs.draft + then - now)
+  return ((worth > 0) & (nodes + more <= verify_widths[-1])).any()
 
 
 def width(
@@ -211,7 +247,7 @@ def width(
   gains = jnp.pad(jnp.cumsum(leaf_values, axis=1), ((0, 0), (1, 0)))
   leaves = jnp.clip(widths - num_chain[:, None], 0, leaf_values.shape[1])
   gain = _mean(jnp.take_along_axis(gains, leaves, axis=1), weight)  # [W]
-  worth = gain - evidence.price * costs.verify
+  worth = gain - evidence.price(costs, verify_widths) * costs.verify
   return widths[
     jnp.argmax(jnp.where(widths >= num_chain.max(), worth, -jnp.inf))
   ]
