@@ -65,12 +65,12 @@ def right(seen, length, number):
 def layers_rate(seen, price):
   """By a loop over lengths of drafts."""
   mean = (seen.sure_hits.sum() + 2.8) / (seen.sure_trials.sum() + 4)
-  hoped = 1.2
+  hoped = 1.12
   for drafted in range(1, WIDTHS[-1]):
     tokens = sum(mean**i for i in range(drafted + 1))
     cost = drafted * price.draft + verify_cost(price, drafted + 1)
     hoped = max(hoped, float(tokens / cost))
-  return float((seen.tokens + 8 * hoped) / (seen.cost + 8))
+  return float((seen.tokens + 4 * hoped) / (seen.cost + 4))
 
 
 def verify_cost(price, nodes):
@@ -90,11 +90,12 @@ def test_the_source_that_brings_most_a_cost(seed):
     rates[LAYERS] = layers_rate(seen, price)
   lengths = {}
   for w, cost in zip(WIDTHS, price.verify, strict=True):
-    total = 0.0
+    left = []
     for b in np.flatnonzero(live):
       most = min(w - 1, room[b]) if matched[b] else 0
-      total += sum(right(seen, matched[b], i) for i in range(1, most + 1))
-    lengths[w - 1] = (1 + total / live.sum()) / float(cost)
+      gain = sum(right(seen, matched[b], i) for i in range(1, most + 1))
+      left.append(np.exp(-gain / 2))
+    lengths[w - 1] = (1 - 2 * np.log(np.mean(left))) / float(cost)
   if matched[live].any():
     rates[COPY] = max(lengths.values())
   source, most, _ = CHOOSE(
@@ -177,11 +178,11 @@ def test_copies_are_judged_whoever_wrote_the_text():
 
 
 def test_evidence_fades_with_time_and_a_source_is_tried_again():
-  price = Costs(np.float32(0.5), np.full(3, 2, np.float32))
+  price = Costs(np.asarray(0.5, np.float32), np.full(3, 2, np.float32))
   seen = policy.learn_rate(
     policy.start(), jnp.int32(LAYERS), jnp.float32(2), jnp.float32(8)
   )
-  assert 0 < float(seen.layers_rate(price, WIDTHS)) < 0.8
+  assert 0 < float(seen.layers_rate(price, WIDTHS)) < 0.7
   again = seen
   steps = 0
   while float(again.layers_rate(price, WIDTHS)) <= 1.08:
@@ -363,7 +364,19 @@ def test_a_batch_is_done_when_its_last_row_is():
   remaining, live = np.array([40, 8, 40, 90]), np.array([1, 1, 1, 0], bool)
   weight = policy.weights(jnp.asarray(remaining), jnp.asarray(live))
   assert float(weight.sum()) == pytest.approx(1)
-  assert weight[0] == weight[2] == pytest.approx(float(weight[1]) * np.e**2)
+  assert weight[0] == weight[2] == pytest.approx(float(weight[1]) * np.e**16)
   assert weight[3] == 0
+  # Progress adds up to that of the smooth minimum, whoever got the tokens.
+  rng, have, total = np.random.default_rng(0), np.zeros(4), 0.0
+  smooth = lambda tokens: -2 * np.log(np.exp(-tokens / 2).sum())  # noqa: E731
+  start = smooth(have)
+  for _ in range(20):
+    got = rng.integers(0, 5, 4).astype(np.float32)
+    weight = policy.weights(jnp.asarray(90 - have, int), jnp.ones(4, bool))
+    total += float(policy.progress(jnp.asarray(got), weight))
+    have += got
+  assert total == pytest.approx(smooth(have) - start, rel=1e-4)
+  alone = policy.progress(jnp.asarray([7.0]), jnp.ones(1))
+  assert float(alone) == pytest.approx(7)
   nobody = policy.weights(jnp.asarray(remaining), jnp.zeros(4, bool))
   assert nobody.tolist() == [0] * 4

@@ -106,7 +106,7 @@ def learn(
     by_layers_cost + costs.verify[chosen],
   )
   weight = policy.weights(start.end - start.length, live)
-  tokens = (weight * written).sum()
+  tokens = policy.progress(written.astype(jnp.float32), weight)
   return state.replace(
     evidence=policy.learn_rate(evidence, source, tokens, cost)
   )

@@ -25,7 +25,7 @@ _CLEARLY = 1.08
 _WORTH_WAITING = (
   1.3  # tokens a cost of a copy that stretches are kept short for
 )
-_LAG = 16.0  # tokens that a row may be behind others without counting e times
+_LAG = 2.0  # tokens by which a row that is behind others counts e times
 _MEMORY = 128.0  # plain steps after which evidence counts 1/e
 _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
 _MIDDLES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.925, 0.965, 0.99)
@@ -34,8 +34,8 @@ _COPY_GUESS, _MORE_GUESS, _COPY_DOUBT = 0.5, 0.7, 2.0  # of copied tokens
 _NEXT_GUESS = 0.7  # of tokens drafted by layers
 # Plain steps that the expected rate of drafting by layers is worth. Where layers do
 # not pay, trying them costs at most this times (expectation - _CLEARLY) / _MEMORY.
-_LAYERS_DOUBT = 8.0
-_LAYERS_HOPE = 1.2  # tokens a cost at least: text may become easy to draft
+_LAYERS_DOUBT = 4.0
+_LAYERS_HOPE = 1.12  # tokens a cost at least: text may become easy to draft
 
 
 @flax.struct.dataclass
@@ -159,6 +159,17 @@ def weights(
   return weight / jnp.maximum(weight.sum(), 1e-30)
 
 
+def progress(tokens: Array, weight: Float[Array, ' b']) -> Array:
+  """By how much the end of the batch comes nearer if rows get so many tokens.
+
+  The growth of a smooth minimum over rows: tokens of a row that is ahead already,
+  and those that put a row ahead of the others, bring little. For one row they count
+  as they are.
+  """
+  left = jnp.tensordot(weight, jnp.exp(-tokens / _LAG), axes=1)
+  return -_LAG * jnp.log(left)
+
+
 def _mean(values: Array, weight: Float[Array, ' b']) -> Array:
   """Over the rows."""
   return jnp.tensordot(weight, values.astype(jnp.float32), axes=1)
@@ -185,7 +196,7 @@ def choose(
   expected = evidence.copies(matched, longest)  # [B, D]
   in_room = jnp.arange(longest) < room[:, None]
   gains = jnp.diff(expected, axis=1, prepend=0) * in_room
-  total = jnp.pad(_mean(jnp.cumsum(gains, axis=1), weight), (1, 0))
+  total = jnp.pad(progress(jnp.cumsum(gains, axis=1), weight), (1, 0))
   lengths = jnp.asarray(verify_widths) - 1
   rates = (1 + total[lengths]) / costs.verify
   best = jnp.argmax(rates)
