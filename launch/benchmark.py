@@ -12,7 +12,8 @@
   search   what the search finds, how fast, and what it costs
   compile  from exec to the first token, with and without a compilation cache
   memory   the peak against weights and cache
-  peers    Hugging Face's generate on the same prompts (needs the extra parity)
+  peers    Hugging Face's generate on the same prompts (needs the extra parity), and
+           llama.cpp where it is installed
   all      each of them in a process of its own
 
 A suite takes up to 20 minutes with the demo model on two cores. `--config=...` and

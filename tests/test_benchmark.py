@@ -23,6 +23,7 @@ from swift_jax.evaluation import (
   children,
   decode_runs,
   decode_suite,
+  llama_cpp_peer,
   measuring,
   memory_suite,
   pass_suite,
@@ -477,14 +478,20 @@ def test_a_random_model_is_one_that_loads(tmp_path):
 
 def test_peers_write_what_we_write(model):
   pytest.importorskip('torch')
-  outcome = peers_suite.peers(bench(model), model, no_progress, threads=1)
+  made, said = bench(model), []
+  outcome = peers_suite.peers(made, model, said.append, threads=1)
   methods, taken = outcome.figures['methods'], outcome.figures['seconds']
-  assert len(methods) == len(taken) == 4
+  lacking = llama_cpp_peer.lacking(made.engine.cfg)
+  assert len(methods) == len(taken) == (4 if lacking else 5)
+  assert (f'llama.cpp is left out: {lacking}' in said) == bool(lacking)
   assert all(found['as_ours'] == 2 for found in methods.values())
   ours, theirs = (sum(taken[f'plain ({who})']) for who in ('ours', 'HF'))
   assert outcome.summary['plain_over_hf'] == pytest.approx(theirs / ours)
   speed = 2 * NEW / theirs
   assert methods['plain (HF)']['tokens_per_second'] == pytest.approx(speed)
+  if not lacking:
+    ratio = sum(taken['plain (llama.cpp)']) / ours
+    assert outcome.summary['plain_over_llama_cpp'] == pytest.approx(ratio)
 
 
 @pytest.mark.parametrize(

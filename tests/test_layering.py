@@ -137,6 +137,12 @@ def test_only_the_benchmark_of_its_peers_imports_torch():
   assert users == {'evaluation.peers_suite'}
 
 
+def test_only_its_peer_imports_llama_cpp():
+  names = {'gguf', 'llama_cpp'}
+  users = {module_name(file) for file in FILES if imported(file) & names}
+  assert users == {'evaluation.llama_cpp_peer'}
+
+
 def test_torch_is_imported_only_when_that_suite_runs():
   code = (
     'import sys; from swift_jax.evaluation import peers_suite;'

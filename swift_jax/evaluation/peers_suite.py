@@ -1,4 +1,5 @@
-"""Hugging Face's generate beside ours: same weights, prompts, cores, float32.
+"""Hugging Face's generate beside ours, and llama.cpp's plain decoding where it is
+installed: same weights, prompts, cores, float32.
 
 Only here is torch imported, and only when the suite runs: it is an extra.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from swift_jax.evaluation import llama_cpp_peer
 from swift_jax.evaluation.benchmark_report import Outcome, Table
 from swift_jax.evaluation.decode_runs import Bench
 from swift_jax.evaluation.measuring import (
@@ -24,7 +26,7 @@ from swift_jax.evaluation.measuring import (
 )
 from swift_jax.metrics import distinct_ngrams
 
-_OURS, _PLAIN = 'plain (ours)', 'plain (HF)'
+_OURS, _PLAIN, _CPP = 'plain (ours)', 'plain (HF)', 'plain (llama.cpp)'
 _LOOKUP_TOKENS = 10  # as ours, and Spec-Bench's
 
 Write = Callable[[Sequence[int]], list[int]]
@@ -54,11 +56,23 @@ def peers(
 
   Args:
     folder: the checkpoint; ours reads it as float32.
-    threads: of torch; as many as there are cores if None.
+    threads: of torch and llama.cpp; as many as there are cores if None.
   """
   threads = threads or os.cpu_count() or 1
   progress('loading with transformers')
   writers = {_OURS: ours(bench), **theirs(folder, bench.new_tokens, threads)}
+  lacking = llama_cpp_peer.lacking(bench.engine.cfg)
+  if lacking:
+    progress(f'llama.cpp is left out: {lacking}')
+  else:
+    progress('loading with llama.cpp')
+    writers[_CPP] = llama_cpp_peer.writer(
+      folder,
+      bench.engine.cfg,
+      max(map(len, bench.timed)) + bench.new_tokens,
+      bench.new_tokens,
+      threads,
+    )
   for write in writers.values():  # compiles ours, and warms theirs up
     write(bench.timed[0])
   taken: Seconds = {name: [] for name in writers}
@@ -83,9 +97,12 @@ def peers(
     },
     tables=[Table('greedy, batch 1, float32', heads, rows)],
   )
-  outcome.add('plain_over_hf', paired_ratio(taken, _PLAIN, _OURS))
-  # Totals over totals, as every other ratio of speeds.
-  outcome.summary['plain_over_hf'] = methods[_OURS]['over_hf']
+  for name, peer in {'hf': _PLAIN, 'llama_cpp': _CPP}.items():
+    if peer in writers:
+      outcome.add(f'plain_over_{name}', paired_ratio(taken, peer, _OURS))
+      # Totals over totals, as every other ratio of speeds.
+      ratio = _speed(texts, taken, _OURS) / _speed(texts, taken, peer)
+      outcome.summary[f'plain_over_{name}'] = ratio
   return outcome
 
 
