@@ -36,6 +36,7 @@ ORDER = {
   'weight_files': 4,
   'decoding': 4,
   'costs': 5,
+  'specialised': 5,
   'search.matchness': 4,
   'search.acquisition': 4,
   'search': 5,

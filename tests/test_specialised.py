@@ -66,8 +66,9 @@ def test_a_known_mask_is_the_gated_one():
     np.testing.assert_allclose(tiny_model.run(tokens, other)[0], gated)
 
 
-@pytest.mark.parametrize('adaptive', [False, True])
-@pytest.mark.parametrize('temperature', [0.0, 0.8])
+@pytest.mark.parametrize(
+  ('adaptive', 'temperature'), [(False, 0.0), (True, 0.8)]
+)
 def test_the_text_is_the_same(drafted_by, clock, adaptive, temperature):
   how = {'temperature': temperature, 'seed': 3}
   plain = tiny_model.engine(MASK).generate(

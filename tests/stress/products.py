@@ -31,7 +31,22 @@ FORMS: dict[str, tuple[Callable, Callable]] = {
     lambda w: w,
     lambda x, w: jnp.concatenate([row[None] @ w for row in x]),
   ),
+  'bfloat16': (
+    lambda w: w.astype(jnp.bfloat16),
+    lambda x, w: jnp.matmul(
+      x.astype(jnp.bfloat16), w, preferred_element_type=jnp.float32
+    ),
+  ),
+  'int8': (
+    lambda w: (np.rint(w / _scale(w)).astype(np.int8), _scale(w)),
+    lambda x, w: (x @ w[0].astype(jnp.float32)) * w[1],
+  ),
 }
+
+
+def _scale(w: np.ndarray) -> np.ndarray:
+  """Of each output: its largest weight is 127."""
+  return np.abs(w).max(0) / 127
 
 
 def chain(width: int, inner: int, layers: int, form: str) -> tuple:
@@ -128,7 +143,7 @@ def main(width: int = 256, inner: int = 768, layers: int = 16) -> None:
       runs[form, tokens] = lambda w=weights, r=run, x=x: r(w, x, True)
   size = 4 * layers * width * (3 * width + 3 * inner)
   found = medians(runs)
-  print(f'{size / 1e6:.1f} MB of weights; ms a pass (GB/s)')
+  print(f'{size / 1e6:.1f} MB of weights as float32; ms a pass (GB/s of these)')
   print(f'{"tokens":<12}' + ''.join(f'{n:>16}' for n in TOKENS))
   for form in FORMS:
     seconds = [found[form, tokens] / PASSES for tokens in TOKENS]
