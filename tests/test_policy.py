@@ -62,15 +62,16 @@ def right(seen, length, number):
   return float(first * more ** (number - 1))
 
 
-def layers_rate(seen, price):
-  """By a loop over lengths of drafts."""
+def layers_rate(seen, price, rows):
+  """By a loop over lengths of drafts; as many rows count alike."""
   mean = (seen.sure_hits.sum() + 2.8) / (seen.sure_trials.sum() + 4)
+  mean **= rows
   hoped = 1.12
   for drafted in range(1, WIDTHS[-1]):
     tokens = sum(mean**i for i in range(drafted + 1))
     cost = drafted * price.draft + verify_cost(price, drafted + 1)
     hoped = max(hoped, float(tokens / cost))
-  return float((seen.tokens + 4 * hoped) / (seen.cost + 4))
+  return float((seen.tokens + 8 * hoped) / (seen.cost + 8))
 
 
 def verify_cost(price, nodes):
@@ -87,7 +88,7 @@ def test_the_source_that_brings_most_a_cost(seed):
   room = rng.integers(0, 40, 4)
   rates = {PLAIN: 1.08, LAYERS: 0.0, COPY: 0.0}
   if room[live].any():
-    rates[LAYERS] = layers_rate(seen, price)
+    rates[LAYERS] = layers_rate(seen, price, live.sum())
   lengths = {}
   for w, cost in zip(WIDTHS, price.verify, strict=True):
     left = []
@@ -111,7 +112,7 @@ def test_more_tokens_must_earn_what_they_cost(seed):
   """One, or as many as pay: a wider verify may pay only for several."""
   rng = np.random.default_rng(seed)
   seen, price, live = evidence(rng), costs(rng), np.array([True, False, True])
-  rate = max(layers_rate(seen, price), 1.0)
+  rate = max(layers_rate(seen, price, 2), 1.0)
   mean = (seen.sure_hits.sum() + 2.8) / (seen.sure_trials.sum() + 4)
   for drafted in (1, 2, 3, 4, 7, 8, 30, 31):
     survival = rng.uniform(0, 1, 3).astype(np.float32)
@@ -132,7 +133,7 @@ def test_leaves_are_verified_as_far_as_they_pay(seed):
   seen, price, live = evidence(rng), costs(rng), np.array([True, True, False])
   chain = rng.integers(1, 10, 3)
   values = -np.sort(-rng.uniform(0, 0.5, (3, 6)).astype(np.float32), axis=1)
-  rate = max(layers_rate(seen, price), 1.0)
+  rate = max(layers_rate(seen, price, 2), 1.0)
   worth = {}
   for w, cost in zip(WIDTHS, price.verify, strict=True):
     if w >= chain.max():
@@ -182,10 +183,10 @@ def test_evidence_fades_with_time_and_a_source_is_tried_again():
   seen = policy.learn_rate(
     policy.start(), jnp.int32(LAYERS), jnp.float32(2), jnp.float32(8)
   )
-  assert 0 < float(seen.layers_rate(price, WIDTHS)) < 0.7
+  assert 0 < float(seen.layers_rate(price, WIDTHS, jnp.ones(1))) < 0.8
   again = seen
   steps = 0
-  while float(again.layers_rate(price, WIDTHS)) <= 1.08:
+  while float(again.layers_rate(price, WIDTHS, jnp.ones(1))) <= 1.08:
     again = policy.learn_rate(
       again, jnp.int32(PLAIN), jnp.float32(8), jnp.float32(8)
     )

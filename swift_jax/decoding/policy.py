@@ -34,7 +34,7 @@ _COPY_GUESS, _MORE_GUESS, _COPY_DOUBT = 0.5, 0.7, 2.0  # of copied tokens
 _NEXT_GUESS = 0.7  # of tokens drafted by layers
 # Plain steps that the expected rate of drafting by layers is worth. Where layers do
 # not pay, trying them costs at most this times (expectation - _CLEARLY) / _MEMORY.
-_LAYERS_DOUBT = 4.0
+_LAYERS_DOUBT = 8.0
 _LAYERS_HOPE = 1.12  # tokens a cost at least: text may become easy to draft
 
 
@@ -87,26 +87,34 @@ class Evidence:
     return hits / (self.sure_trials.sum() + _DOUBT)
 
   def layers_rate(
-    self, costs: Costs, verify_widths: tuple[int, ...]
+    self,
+    costs: Costs,
+    verify_widths: tuple[int, ...],
+    weight: Float[Array, ' b'],
   ) -> Float[Array, '']:
     """Tokens a row and plain step when drafting by layers.
 
     What they brought lately, and beside it what is hoped for: what drafts of the
-    best length would bring if every token were accepted as often as the next one.
+    best length would bring if every token were accepted as often as the next one,
+    in all rows that count.
     """
     drafted = jnp.arange(1, verify_widths[-1])
-    tokens = jnp.cumsum(self.next_acceptance**drafted) + 1
+    rows = 1 / jnp.maximum((weight**2).sum(), 1e-30)
+    tokens = jnp.cumsum(self.next_acceptance ** (rows * drafted)) + 1
     verify = _verify(costs, verify_widths, drafted + 1)
-    expected = (tokens / (drafted * costs.draft + verify)).max()
-    expected = jnp.maximum(expected, _LAYERS_HOPE)
-    tokens = self.tokens + _LAYERS_DOUBT * expected
+    hoped = (tokens / (drafted * costs.draft + verify)).max()
+    hoped = jnp.maximum(hoped, _LAYERS_HOPE)
+    tokens = self.tokens + _LAYERS_DOUBT * hoped
     return tokens / (self.cost + _LAYERS_DOUBT)
 
   def price(
-    self, costs: Costs, verify_widths: tuple[int, ...]
+    self,
+    costs: Costs,
+    verify_widths: tuple[int, ...],
+    weight: Float[Array, ' b'],
   ) -> Float[Array, '']:
     """Tokens that a plain step's time brings otherwise: what drafting must earn."""
-    return jnp.maximum(self.layers_rate(costs, verify_widths), 1.0)
+    return jnp.maximum(self.layers_rate(costs, verify_widths, weight), 1.0)
 
   def copies(
     self, matched: Int[Array, ' b'], longest: int
@@ -204,7 +212,7 @@ def choose(
   copy_rate = jnp.where(can_copy, rates[best], 0)
   can_draft = _mean(room > 0, weight) > 0
   layers_rate = jnp.where(
-    can_draft, evidence.layers_rate(costs, verify_widths), 0
+    can_draft, evidence.layers_rate(costs, verify_widths, weight), 0
   )
   every = jnp.stack([jnp.float32(_CLEARLY), layers_rate, copy_rate])
   # A row that found a match as long as any that has paid.
@@ -236,7 +244,7 @@ def goes_on(
   now, then = (_verify(costs, verify_widths, n) for n in (nodes, nodes + more))
   chances = jnp.cumsum(evidence.next_acceptance**more)
   gain = _mean(survival, weight) * chances
-  price = evidence.price(costs, verify_widths)
+  price = evidence.price(costs, verify_widths, weight)
   worth = gain - price * (more * costs.draft + then - now)
   return ((worth > 0) & (nodes + more <= verify_widths[-1])).any()
 
@@ -258,7 +266,7 @@ def width(
   gains = jnp.pad(jnp.cumsum(leaf_values, axis=1), ((0, 0), (1, 0)))
   leaves = jnp.clip(widths - num_chain[:, None], 0, leaf_values.shape[1])
   gain = _mean(jnp.take_along_axis(gains, leaves, axis=1), weight)  # [W]
-  worth = gain - evidence.price(costs, verify_widths) * costs.verify
+  worth = gain - evidence.price(costs, verify_widths, weight) * costs.verify
   return widths[
     jnp.argmax(jnp.where(widths >= num_chain.max(), worth, -jnp.inf))
   ]
