@@ -27,7 +27,7 @@ def widened_config(cfg: ModelConfig, factor: int) -> ModelConfig:
   Raises:
     InputError: the norms could not be made up for without rounding.
   """
-  root = math.isqrt(factor)
+  root = math.isqrt(max(factor, 0))
   if factor < 1 or root * root != factor or root & (root - 1):
     raise InputError(f'{factor}: expected a power of 4')
   return dataclasses.replace(
