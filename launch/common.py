@@ -32,6 +32,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from swift_jax.config import (
   DTYPES,
+  WEIGHTS,
   DecodeConfig,
   DraftConfig,
   MeshConfig,
@@ -53,12 +54,16 @@ class ModelSource:
   Attributes:
     path: where it is.
     dtype: bfloat16, float16 or float32; empty: the checkpoint's own.
+    weights: int8 rounds the projections' weights to whole numbers; empty: not.
   """
 
   path: str = 'demo'
   dtype: str = ''
+  weights: str = ''
 
   def __post_init__(self):
+    if self.weights not in WEIGHTS:
+      raise InputError(f"model.weights={self.weights!r}: expected '' or 'int8'")
     if not self.path:
       raise InputError(f'model.path={self.path!r}: expected a folder or hub id')
     if self.dtype and self.dtype not in DTYPES:
@@ -194,6 +199,7 @@ def load_engine(config: ConfigDict) -> Engine:
   return Engine.from_pretrained(
     source.path,
     dtype=source.dtype or None,
+    weights=source.weights,
     mesh=mesh,
     draft=draft,
     search=search,

@@ -274,8 +274,11 @@ def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
     return jnp.concatenate([row[:16].astype(jnp.float32) for row in rows])
 
   numbers = jax.device_get(jax.jit(sample, out_shardings=place)(params))
+  shape = dataclasses.asdict(cfg)
+  if not cfg.weights:
+    del shape['weights']  # sets that were saved before there was a choice
   facts = [
-    dataclasses.asdict(cfg),
+    shape,
     [('.'.join(map(str, path)), flat[path].shape) for path in paths],
   ]
   digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

@@ -20,6 +20,7 @@ from swift_jax.checks import (
 from swift_jax.sampling_config import SamplingConfig
 
 DTYPES = ('bfloat16', 'float16', 'float32')
+WEIGHTS = ('', 'int8')
 ROPE_TYPES = ('default', 'linear', 'llama3', 'yarn')
 ACTIVATIONS = ('silu', 'swish', 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'relu')
 MAX_NGRAM = 8
@@ -91,7 +92,12 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A `LlamaForCausalLM`'s shape; names and meaning are Hugging Face's."""
+  """A `LlamaForCausalLM`'s shape; names and meaning are Hugging Face's.
+
+  Attributes:
+    weights: `int8`: projections are whole numbers and scales, see `quantised`;
+      empty: of `dtype`, as all else.
+  """
 
   vocab_size: int
   hidden_size: int
@@ -108,6 +114,7 @@ class ModelConfig:
   mlp_bias: bool = False
   rope: RopeConfig = RopeConfig()
   dtype: str = 'float32'
+  weights: str = ''
 
   def __post_init__(self):
     for name in (
@@ -140,6 +147,7 @@ class ModelConfig:
     require(
       self.dtype in DTYPES, 'dtype', self.dtype, f'one of {", ".join(DTYPES)}'
     )
+    require(self.weights in WEIGHTS, 'weights', self.weights, "'' or 'int8'")
 
   @property
   def jax_dtype(self) -> jnp.dtype:

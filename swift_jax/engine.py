@@ -16,8 +16,10 @@ import jax
 import numpy as np
 
 import swift_jax
-from swift_jax import checkpoint, sharding
+from swift_jax import checkpoint, quantised, sharding
+from swift_jax.checks import require
 from swift_jax.config import (
+  WEIGHTS,
   DecodeConfig,
   DraftConfig,
   ModelConfig,
@@ -131,6 +133,7 @@ class Engine:
     cls,
     path: str,
     dtype: str | None = None,
+    weights: str = '',
     mesh: jax.sharding.Mesh | None = None,
     draft: DraftConfig | None = None,
     search: SearchConfig | None = None,
@@ -140,6 +143,8 @@ class Engine:
     Args:
       path: a local folder or a hub id.
       dtype: bfloat16, float16 or float32; the checkpoint's own if None.
+      weights: `int8` for projections of whole numbers, on one device; see
+        `quantised`.
       mesh: devices with axes `data` and `tensor`; one device if None.
       draft: how blocks are drafted.
       search: how the skip mask is found.
@@ -147,6 +152,12 @@ class Engine:
     Raises:
       InputError: something about the checkpoint is wrong or not supported.
     """
+    require(weights in WEIGHTS, 'model.weights', weights, "'' or 'int8'")
+    if weights and mesh is not None:
+      raise InputError(
+        f'model.weights={weights!r}: on one device, but mesh is'
+        f' {dict(mesh.shape)}'
+      )
     folder = checkpoint.resolve(path)
     cfg = checkpoint.load_config(folder, dtype)
     if search is not None:  # a bad file is refused before weights load
@@ -160,6 +171,8 @@ class Engine:
     except InputError as error:  # who does not use the file may go on
       defaults, refused = checkpoint.eos_defaults(folder), error
     graphdef, params = checkpoint.load_params(folder, cfg, mesh)
+    if weights:
+      cfg, graphdef, params = quantised.quantise(cfg, params)
     made = cls(cfg, graphdef, params, tokenizer, defaults, draft, search, mesh)
     made._refused = refused
     return made

@@ -50,6 +50,10 @@ def export_hf(
     InputError: the folder cannot be written, or `cfg` is one that
       transformers' LlamaConfig does not take.
   """
+  if cfg.weights:
+    raise InputError(
+      f'{folder}: weights={cfg.weights!r} are not what transformers reads'
+    )
   folder = pathlib.Path(folder).absolute()
   special = {
     name: getattr(tokenizer, name, None) for name in _SPECIAL_TOKENS

@@ -43,7 +43,7 @@ _ROPE_FIELDS = {
 _MODEL_FIELDS = tuple(
   field.name
   for field in dataclasses.fields(ModelConfig)
-  if field.name not in ('rope', 'dtype')
+  if field.name not in ('rope', 'dtype', 'weights')
 )
 
 

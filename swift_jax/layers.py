@@ -132,7 +132,9 @@ def _linear(
   n_out: int | tuple[int, ...],
   bias: bool,
   rngs: nnx.Rngs,
-) -> nnx.LinearGeneral:
+) -> nnx.LinearGeneral | Int8Linear:
+  if cfg.weights == 'int8':
+    return Int8Linear(cfg, n_in, n_out, bias)
   return nnx.LinearGeneral(
     n_in,
     n_out,
@@ -142,6 +144,29 @@ def _linear(
     kernel_init=nnx.initializers.normal(0.02),
     rngs=rngs,
   )
+
+
+class Int8Linear(nnx.Module):
+  """A projection by whole numbers, and a scale for each output."""
+
+  def __init__(
+    self, cfg: ModelConfig, n_in: int, n_out: int | tuple[int, ...], bias: bool
+  ):
+    outputs = (n_out,) if isinstance(n_out, int) else n_out
+    self.kernel = nnx.Param(jnp.zeros((n_in, *outputs), jnp.int8))
+    self.scale = nnx.Param(jnp.ones(outputs, jnp.float32))
+    if bias:
+      self.bias = nnx.Param(jnp.zeros(outputs, cfg.jax_dtype))
+
+  def __call__(self, x: Array) -> Array:
+    # Whole numbers up to 127 are exact in each dtype that activations may have.
+    kernel = self.kernel[...].astype(x.dtype)
+    contract = (((x.ndim - 1,), (0,)), ((), ()))
+    y = jax.lax.dot_general(
+      x, kernel, contract, preferred_element_type=jnp.float32
+    )
+    y = (y * self.scale[...]).astype(x.dtype)
+    return y + self.bias[...] if hasattr(self, 'bias') else y
 
 
 class Attention(nnx.Module):

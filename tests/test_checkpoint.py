@@ -284,7 +284,7 @@ VALUES = {
 }
 # Read where config.json is: the context that RoPE was trained for, and the
 # engine's limit. The test above sees the first move.
-ELSEWHERE = {'max_position_embeddings'}
+ELSEWHERE = {'max_position_embeddings', 'weights'}
 ROPES = {
   'rope_type': (YARN, 'linear'),
   'rope_theta': (YARN, 500.0),

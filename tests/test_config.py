@@ -60,6 +60,7 @@ INVALID = {
   'rms_norm_eps': NO_SHARE,
   'hidden_act': NO_NAME,
   'dtype': NO_NAME,
+  'weights': NO_STRING | st.sampled_from(['int4', 'INT8', ' ']),
   'tie_word_embeddings': NO_BOOL,
   'attention_bias': NO_BOOL,
   'mlp_bias': NO_BOOL,

@@ -129,6 +129,7 @@ REFUSED_FLAGS = [
   (['--config.sampling.max_new_tokens=-1'], ['sampling.max_new_tokens=-1']),
   (['--config.decode.batch_size=0'], ['decode.batch_size=0']),
   (['--config.model.dtype=int8'], ["model.dtype='int8'"]),
+  (['--config.model.weights=int4'], ["model.weights='int4'"]),
   (['--config.model.path='], ["model.path=''"]),
   (['--config.compilation_cache_dir.x=3'], ['dir.x=3: the config has no such']),
   (['--config=configs/none.py'], ['--config=configs/none.py', 'no such file']),

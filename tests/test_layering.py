@@ -31,6 +31,7 @@ ORDER = {
   'llama': 3,
   'checkpoint': 4,
   'export': 4,
+  'quantised': 4,
   'hf_config': 4,
   'hub': 4,
   'weight_files': 4,

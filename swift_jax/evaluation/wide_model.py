@@ -51,7 +51,7 @@ def widened(engine: Engine, factor: int) -> Engine:
 
   def pad(path: tuple, weight: Array, target: jax.ShapeDtypeStruct) -> Array:
     # The mean square is over more units, so the norm's scale takes their root.
-    if path[-1].key == 'scale':
+    if path[-1].key == 'scale' and 'norm' in str(path[-2].key):
       weight = weight / math.isqrt(factor)
     more = zip(target.shape, weight.shape, strict=True)
     return jnp.pad(weight, [(0, big - small) for big, small in more])
