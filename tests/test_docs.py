@@ -15,22 +15,21 @@ from swift_jax.config import SearchConfig
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = [ROOT / 'README.md', ROOT / 'BUILD.md', *sorted(ROOT.glob('docs/*.md'))]
 FOLDERS = ('swift_jax', 'launch', 'configs', 'tests', 'docs')
-SECTIONS = {**train_demo.SECTIONS, **evaluate.SECTIONS}
-# What may follow a section's name and a dot, and is no field.
+SECTIONS = (evaluate.SECTIONS, train_demo.SECTIONS)
+# What may stand behind a section's name and a dot, and is no field.
 EXTENSIONS = {'json', 'jsonl', 'md', 'py', 'safetensors'}
 BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.M | re.S)
 SPAN = re.compile(r'`([^`\n]+)`')
-FLAG = re.compile(r'(?<!\S)--([a-z_]+)(?![\w.])')
+URL = re.compile(r'\w+://[^\s)]+')
+FLAG = re.compile(r'(?<![\w=-])--([a-z_]+)(?![\w.])')
+# A table whose head is the flag of a section, and its rows.
+TABLE = re.compile(r'^\| `--config\.(\w+)\.` .*\n\|.*\n((?:\|.*(?:\n|\Z))+)', re.M)
 
 each_doc = pytest.mark.parametrize('doc', DOCS, ids=lambda doc: doc.name)
 
 
-def without_urls(doc: pathlib.Path) -> str:
-  return re.sub(r'\w+://[^\s)]+', '', doc.read_text())
-
-
 def code_of(doc: pathlib.Path) -> list[str]:
-  """Lines of the code blocks, continued ones joined, and the code in the text."""
+  """Lines of the code blocks, continued ones joined, and code within the text."""
   text = doc.read_text()
   blocks = ''.join(block for _, block in BLOCK.findall(text))
   lines = blocks.replace('\\\n', ' ').splitlines()
@@ -38,91 +37,74 @@ def code_of(doc: pathlib.Path) -> list[str]:
 
 
 def anchors_of(doc: pathlib.Path) -> set[str]:
-  """What the headings are called in links, as GitHub does."""
+  """What links call the headings, as GitHub makes it."""
   headings = re.findall(r'^#+ (.*)$', BLOCK.sub('', doc.read_text()), re.M)
   kept = [re.sub(r'[^\w\- ]', '', heading.lower()) for heading in headings]
   return {heading.replace(' ', '-') for heading in kept}
 
 
-def launcher_flags(file: pathlib.Path) -> set[str]:
-  """The flags that a launcher declares, without those of the config."""
-  source = file.read_text()
-  if file.suffix == '.py':
-    return set(re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source)) | {'config'}
+def fields_of(section: str) -> set[str]:
+  """Of all launchers that have such a section; empty: none has."""
+  kinds = [sections[section] for sections in SECTIONS if section in sections]
+  return {field.name for kind in kinds for field in dataclasses.fields(kind)}
+
+
+def flags_of(launcher: pathlib.Path) -> set[str]:
+  """What a launcher's source declares beside the config's fields."""
+  source = launcher.read_text()
+  if launcher.suffix == '.py':
+    return {'config', *re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source)}
   lists = re.findall(r"""^(?:flags|switches)=['"](.*)['"]$""", source, re.M)
-  return set(' '.join(lists).split()) - {'$flags'} | {'dry_run'}
+  return {'dry_run', *' '.join(lists).split()}
 
 
-LAUNCHERS = {
-  file.name: launcher_flags(file)
-  for kind in ('*.py', '*.sh')
-  for file in sorted((ROOT / 'launch').glob(kind))
+FLAGS = {
+  file.name: flags_of(file)
+  for file in (ROOT / 'launch').iterdir()
+  if file.suffix in ('.py', '.sh')
 }
 
 
 @each_doc
 def test_links_lead_somewhere(doc):
-  links = re.findall(r'\]\(([^)\s]+)\)', BLOCK.sub('', doc.read_text()))
-  assert links or doc.name == 'performance.md'
-  for link in links:
+  for link in re.findall(r'\]\(([^)\s]+)\)', BLOCK.sub('', doc.read_text())):
     path, _, anchor = link.partition('#')
     if '://' in path:
       continue
-    target = (doc.parent / path).resolve() if path else doc
+    target = doc.parent / path if path else doc
     assert target.exists(), link
     assert not anchor or anchor in anchors_of(target), link
 
 
 @each_doc
 def test_files_that_are_named_are_there(doc):
-  text = without_urls(doc)
+  text = URL.sub('', doc.read_text())
   folders = '|'.join(FOLDERS)
-  paths = re.findall(rf'(?<![\w/.-])((?:{folders})/[\w./-]*\w)', text)
-  for path in paths:
+  for path in re.findall(rf'(?<![\w/.-])(?:{folders})/[\w./-]*\w', text):
     assert (ROOT / path).exists(), path
   there = {file.name for file in ROOT.iterdir()}
   for folder in FOLDERS:
     there |= {file.name for file in (ROOT / folder).rglob('*')}
-  named = re.findall(r'[\w-]+\.(?:py|sh|yaml|toml)\b', text)
-  assert set(named) <= there
+  assert set(re.findall(r'[\w-]+\.(?:py|sh|toml|yaml)\b', text)) <= there
 
 
 @each_doc
 def test_config_fields_that_are_named_exist(doc):
   code = '\n'.join(code_of(doc))
-  flags = re.findall(r'--config\.([a-z0-9_]+)(?:\.([a-z0-9_]+))?', code)
-  names = '|'.join(SECTIONS)
-  bare = re.findall(rf'(?<![\w./-])({names})\.([a-z][a-z0-9_]*)', code)
-  bare = [pair for pair in bare if pair[1] not in EXTENSIONS]
-  # Rows of a table whose head is a section's flag.
-  rows = re.findall(r'^\| `--config\.(\w+)\.` .*\n\|.*\n((?:\|.*\n)+)', text_of(doc), re.M)
-  in_rows = [
-    (section, re.match(r'\w+', name)[0])
-    for section, table in rows
-    for line in table.splitlines()
-    for name in SPAN.findall(line.split('|')[1])
-  ]
-  for section, field in (*flags, *bare, *in_rows):
+  named = re.findall(r'--config\.([a-z0-9_]+)(?:\.([a-z0-9_]+))?', code)
+  sections = '|'.join({**SECTIONS[0], **SECTIONS[1]})
+  bare = re.findall(rf'(?<![\w./-])({sections})\.([a-z][a-z0-9_]*)', code)
+  named += [pair for pair in bare if pair[1] not in EXTENSIONS]
+  for section, rows in TABLE.findall(doc.read_text()):
+    for row in rows.splitlines():
+      fields = SPAN.findall(row.split('|')[1])
+      named += [(section, field.partition('=')[0]) for field in fields]
+  for section, field in named:
     if section in common.FIELDS:
-      assert not field
+      assert not field, f'{section}.{field}'
       continue
-    assert section in SECTIONS, section
-    known = fields_of(section)
-    assert not field or field in known, f'{section}.{field}'
-
-
-def text_of(doc: pathlib.Path) -> str:
-  return f'{doc.read_text()}\n'
-
-
-def fields_of(section: str) -> set[str]:
-  """Of a section in any launcher that has it."""
-  return {
-    field.name
-    for sections in (train_demo.SECTIONS, evaluate.SECTIONS)
-    if section in sections
-    for field in dataclasses.fields(sections[section])
-  }
+    assert fields_of(section), section
+    assert field in {'', *fields_of(section)}, f'{section}.{field}'
 
 
 @each_doc
@@ -130,14 +112,19 @@ def test_flags_that_are_named_exist(doc):
   for line in code_of(doc):
     for command in re.split(r'&&|;|\s#', line):
       found = re.search(r'launch/(\w+\.(?:py|sh))\s(.*)', command)
-      if not found:
-        continue
-      script, arguments = found.groups()
-      own, _, passed_on = f'{arguments} '.partition(' -- ')
-      assert set(FLAG.findall(own)) <= LAUNCHERS[script], line
-      assert set(FLAG.findall(passed_on)) <= LAUNCHERS['evaluate.py'], line
+      if found:
+        own, _, passed_on = found[2].partition(' -- ')
+        assert set(FLAG.findall(own)) <= FLAGS[found[1]], line
+        assert set(FLAG.findall(passed_on)) <= FLAGS['evaluate.py'], line
     if line.startswith('--'):
-      assert set(FLAG.findall(line)) <= set().union(*LAUNCHERS.values()), line
+      assert set(FLAG.findall(line)) <= set().union(*FLAGS.values()), line
+
+
+@each_doc
+def test_python_can_be_parsed(doc):
+  for language, block in BLOCK.findall(doc.read_text()):
+    if language == 'python':
+      ast.parse(block)
 
 
 def test_the_search_table_has_each_field_and_its_default():
@@ -146,10 +133,3 @@ def test_the_search_table_has_each_field_and_its_default():
   rows = re.findall(r'^\| `(\w+)` \| `(.*?)` \| \S.* \|$', table, re.M)
   fields = dataclasses.fields(SearchConfig)
   assert rows == [(field.name, repr(field.default)) for field in fields]
-
-
-@each_doc
-def test_python_can_be_parsed(doc):
-  for language, block in BLOCK.findall(doc.read_text()):
-    if language == 'python':
-      ast.parse(block)
