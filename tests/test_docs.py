@@ -1,4 +1,4 @@
-"""The documents name only what is there: files, config fields, flags, defaults."""
+"""The documents name only what is there: files, fields, flags, defaults."""
 
 import ast
 import dataclasses
@@ -23,13 +23,15 @@ SPAN = re.compile(r'`([^`\n]+)`')
 URL = re.compile(r'\w+://[^\s)]+')
 FLAG = re.compile(r'(?<![\w=-])--([a-z_]+)(?![\w.])')
 # A table whose head is the flag of a section, and its rows.
-TABLE = re.compile(r'^\| `--config\.(\w+)\.` .*\n\|.*\n((?:\|.*(?:\n|\Z))+)', re.M)
+TABLE = re.compile(
+  r'^\| `--config\.(\w+)\.` .*\n\|.*\n((?:\|.*(?:\n|\Z))+)', re.M
+)
 
 each_doc = pytest.mark.parametrize('doc', DOCS, ids=lambda doc: doc.name)
 
 
 def code_of(doc: pathlib.Path) -> list[str]:
-  """Lines of the code blocks, continued ones joined, and code within the text."""
+  """Lines of code blocks, continued ones joined, and code in the text."""
   text = doc.read_text()
   blocks = ''.join(block for _, block in BLOCK.findall(text))
   lines = blocks.replace('\\\n', ' ').splitlines()
