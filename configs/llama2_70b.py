@@ -2,8 +2,7 @@
 
   python launch/generate.py --config=configs/llama2_70b.py --prompt='...'
 
-Expect text with the distribution of plain decoding, and the very same text with
---config.sampling.temperature=0 (in bfloat16 up to near ties). The model
+Expect plain decoding's text, drawn or not (in bfloat16 up to near ties). The model
 has 80 layers: 78 of its 156 free sublayers are skipped when drafting.
 
 The set that the official repository publishes for it starts without a search:

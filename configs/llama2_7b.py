@@ -2,8 +2,7 @@
 
   python launch/generate.py --config=configs/llama2_7b.py --prompt='...'
 
-Expect text with the distribution of plain decoding, and the very same text with
---config.sampling.temperature=0 (in bfloat16 up to near ties). The model
+Expect plain decoding's text, drawn or not (in bfloat16 up to near ties). The model
 has 32 layers: 24 of its 60 free sublayers are skipped when drafting.
 """
 

@@ -2,8 +2,7 @@
 
   python launch/generate.py --config=configs/llama3_2_1b.py --prompt='...'
 
-Expect text with the distribution of plain decoding, and the very same text with
---config.sampling.temperature=0 (in bfloat16 up to near ties). The model
+Expect plain decoding's text, drawn or not (in bfloat16 up to near ties). The model
 has 16 layers: 11 of its 28 free sublayers are skipped when drafting.
 """
 

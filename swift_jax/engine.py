@@ -64,8 +64,7 @@ class Result:
 
 
 class Engine:
-  """Generates text, plainly or with SWIFT: the same text, and if it is
-  drawn the same distribution.
+  """Generates text, plainly or with SWIFT: the same text, drawn or not.
 
   The search goes on from call to call: what it found drafts the next prompt.
 

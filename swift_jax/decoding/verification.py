@@ -69,8 +69,7 @@ def verify(
   cache: that would be copied through the switch.
 
   Args:
-    full: the mask that skips nothing, traced (see DESIGN: a pass behind gates
-      that all run is faster on CPU than one without gates).
+    full: the mask that skips nothing.
 
   Returns:
     The verdict and the pass's keys and values [B, K, W, H].
