@@ -78,8 +78,7 @@ def test_an_output_of_zeros_stays_zero():
   assert scale[0] == 1
 
 
-@pytest.mark.parametrize('temperature', [0.0, 0.8])
-def test_swift_writes_what_plain_decoding_writes(temperature):
+def test_swift_writes_what_plain_decoding_writes():
   made = []
   for draft in (DraftConfig(adaptive=False), DraftConfig(adaptive=False)):
     graphdef, params = floats()
@@ -87,7 +86,7 @@ def test_swift_writes_what_plain_decoding_writes(temperature):
     engine = Engine(cfg, graphdef, params, draft=draft)
     engine.set_skip_mask(MASK)
     made.append(engine)
-  how = {'temperature': temperature, 'seed': 1}
+  how = {'temperature': 0.8, 'seed': 1}
   plain = made[0].generate(PROMPTS, tiny_model.decode('plain', **how))
   swift = made[1].generate(PROMPTS, tiny_model.decode('swift', **how))
   assert [r.tokens for r in plain] == [r.tokens for r in swift]
