@@ -60,12 +60,11 @@ _NEW_TOKENS = flags.DEFINE_integer(
   'new_tokens', 128, 'after each prompt of decode and peers'
 )
 _BATCHES = flags.DEFINE_list('batches', ['1', '2', '4', '8'], 'of decode')
-_ALL_METHODS = (
-  *('plain', 'swift cold', 'swift warm', 'layers alone', 'as published'),
-  'prompt lookup',
-)
 _METHODS = flags.DEFINE_list(
-  'methods', list(_ALL_METHODS), 'of decode; plain decoding is always there'
+  'methods',
+  None,
+  'of decode, by the names in its table; plain decoding is always there, and all'
+  ' by default',
 )
 _TEMPERATURES = flags.DEFINE_list('temperatures', ['0', '.6'], 'of decode')
 _LAYERS = flags.DEFINE_list(
@@ -167,11 +166,13 @@ def _numbers(flag: flags.FlagHolder, least: int) -> list[int]:
 
 def _methods() -> list[str]:
   """Those that are asked for, and what they are measured by."""
-  for name in _METHODS.value:
-    if name not in _ALL_METHODS:
-      known = ', '.join(_ALL_METHODS)
-      raise InputError(f'--methods={name}: expected some of {known}')
-  return [m for m in _ALL_METHODS if m == 'plain' or m in _METHODS.value]
+  from swift_jax.evaluation.decode_runs import METHODS
+
+  wanted = list(METHODS) if _METHODS.value is None else _METHODS.value
+  if not set(wanted) <= set(METHODS):
+    given, known = ','.join(wanted), ', '.join(METHODS)
+    raise InputError(f'--methods={given}: expected some of {known}')
+  return [name for name in METHODS if name == 'plain' or name in wanted]
 
 
 def _temperatures() -> list[float]:

@@ -74,11 +74,11 @@ class Model:
     self.keeps_costs = True
     self._costs: dict[tuple[Any, ...], costs.PassCosts] = {}
     full = skip_masks.none_skipped(cfg.num_hidden_layers)
-    self.full: skip_masks.Mask = skip_masks.KnownMask.of(full)
     self.gates_are_quick = jax.default_backend() == 'cpu'
+    self.full: skip_masks.Mask = (
+      self.put(full) if self.gates_are_quick else skip_masks.KnownMask.of(full)
+    )
     self.specialised = Specialised(self)
-    if self.gates_are_quick:
-      self.full = self.put(full)
     self._numbers: dict[int, jax.Array] = {}
 
   def reserve(self, slots: int) -> None:
@@ -364,8 +364,8 @@ class Session:
     """The incumbent on the device, and settings that know what it costs; both are
     uploaded when it changes."""
     incumbent, model = self.searcher.incumbent, self.model
-    known, saved = self._drafting or (None, None)
-    if known is not incumbent or saved != self._saved:
+    before, saved = self._drafting or (None, None)
+    if before is not incumbent or saved != self._saved:
       self._drafting = incumbent, self._saved
       settings, mask = model.settings, model.put(incumbent)
       if self._costs is not None:

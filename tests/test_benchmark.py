@@ -227,6 +227,35 @@ def test_the_suite_decode(model, launch, tmp_path, monkeypatch):
   assert {'versions', 'device', 'commit', 'config'} <= report.keys()
 
 
+def test_some_methods_with_a_set_that_is_given(
+  model, launch, tmp_path, monkeypatch
+):
+  """What is not asked for is neither written nor searched for."""
+
+  def searches(_):
+    raise AssertionError('a set was given')
+
+  monkeypatch.setattr(decode_suite, 'find_set', searches)
+  file, sets = tmp_path / 'new.json', tmp_path / 'sets.json'
+  lists = {'attention': [1], 'mlp': [2]}
+  sets.write_text(json.dumps({'mine': lists}))
+  status, _, err = launch(
+    *settings(model),
+    *('--suite=decode', '--batches=1', f'--output={file}'),
+    *('--methods=swift warm', '--temperatures=.6'),
+    f'--config.search.cache={sets}',
+    main=benchmark.main,
+  )
+  assert status == 0, err
+  report = json.loads(file.read_text())
+  assert report['suites']['decode']['skip_set'] == lists
+  (cell,) = report['suites']['decode']['cells']
+  assert cell['temperature'] == 0.6
+  assert list(cell['methods']) == ['plain', 'swift warm']
+  ratios = {name for name in report['summary'] if '_over_plain_' in name}
+  assert ratios == {'swift_over_plain_t06_warm', 'swift_over_plain_lowest'}
+
+
 def check_cell(cell, texts):
   """A cell's figures from its raw numbers and its texts."""
   plain = cell['methods']['plain']

@@ -149,11 +149,11 @@ def test_a_search_that_goes_on_drafts_behind_gates(drafted_by, clock):
   assert not any(isinstance(mask, KnownMask) for mask, _ in drafted_by)
 
 
-def test_measured_costs_are_those_of_the_programs_at_hand():
-  """Without a clock that is set: the real one, and real programs."""
+def test_real_programs_by_the_real_clock(caplog):
+  """Compiled and timed; what fails would be a warning."""
   engine = make_engine(adaptive=True)
   engine.warmup(tiny_model.decode())
   how = 3, engine.model.shapes, engine.resolve().config
   saved = engine.model.specialised.saves(MASK, *how, waits=True)
   assert saved is None or 0 < saved < 1
-  assert engine.model.costs(*how).verify[0] >= 1
+  assert not caplog.records

@@ -97,13 +97,15 @@ def learn(
     jnp.take_along_axis(state.tokens, places, axis=1, mode='clip'),
     written,
   )
-  widths, costs = jnp.asarray(shapes.verify_widths), settings.costs
-  chosen = jnp.searchsorted(widths, nodes.num_nodes.max(), side='left')
+  costs = settings.costs
+  verify = policy.verify_cost(
+    costs, shapes.verify_widths, nodes.num_nodes.max()
+  )
   by_layers_cost = draft.length.max() * costs.draft * (source == policy.LAYERS)
   cost = jnp.where(
     source == policy.PLAIN,
     written.max(),
-    by_layers_cost + costs.verify[chosen],
+    by_layers_cost + verify,
   )
   weight = policy.weights(start.end - start.length, live)
   tokens = policy.progress(written.astype(jnp.float32), weight)

@@ -101,7 +101,7 @@ class Evidence:
     drafted = jnp.arange(1, verify_widths[-1])
     rows = 1 / jnp.maximum((weight**2).sum(), 1e-30)
     tokens = jnp.cumsum(self.next_acceptance ** (rows * drafted)) + 1
-    verify = _verify(costs, verify_widths, drafted + 1)
+    verify = verify_cost(costs, verify_widths, drafted + 1)
     hoped = (tokens / (drafted * costs.draft + verify)).max()
     hoped = jnp.maximum(hoped, _LAYERS_HOPE)
     tokens = self.tokens + _LAYERS_DOUBT * hoped
@@ -128,19 +128,12 @@ class Evidence:
     return jnp.cumsum(jnp.where(matched[:, None] > 0, chances, 0), axis=1)
 
 
-def _verify(
+def verify_cost(
   costs: Costs, verify_widths: tuple[int, ...], nodes: Int[Array, '*n']
 ) -> Float[Array, '*n']:
-  """What verifying so many nodes costs; as the widest where they are more."""
-  return costs.verify[_width_of(verify_widths, nodes)]
-
-
-def _width_of(
-  verify_widths: tuple[int, ...], nodes: Int[Array, '*n']
-) -> Int[Array, '*n']:
-  """The first width that has room for them."""
+  """That of the first width with room for so many nodes, else of the widest."""
   found = jnp.searchsorted(jnp.asarray(verify_widths), nodes, side='left')
-  return jnp.minimum(found, len(verify_widths) - 1)
+  return costs.verify[jnp.minimum(found, len(verify_widths) - 1)]
 
 
 def start() -> Evidence:
@@ -241,7 +234,9 @@ def goes_on(
   """
   more = jnp.arange(1, verify_widths[-1])
   nodes = drafted + 1  # with the root
-  now, then = (_verify(costs, verify_widths, n) for n in (nodes, nodes + more))
+  now, then = (
+    verify_cost(costs, verify_widths, n) for n in (nodes, nodes + more)
+  )
   chances = jnp.cumsum(evidence.next_acceptance**more)
   gain = _mean(survival, weight) * chances
   price = evidence.price(costs, verify_widths, weight)
