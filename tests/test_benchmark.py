@@ -237,7 +237,7 @@ def test_some_methods_with_a_set_that_is_given(
 
   monkeypatch.setattr(decode_suite, 'find_set', searches)
   file, sets = tmp_path / 'new.json', tmp_path / 'sets.json'
-  lists = {'attention': [1], 'mlp': [2]}
+  lists = {'attention': [1], 'mlp': [1]}
   sets.write_text(json.dumps({'mine': lists}))
   status, _, err = launch(
     *settings(model),
