@@ -20,6 +20,7 @@ import numpy as np
 from swift_jax import costs, kv_cache, sampling, sharding
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import DecodeConfig, DraftConfig, ModelConfig
+from swift_jax.costs import PassCosts
 from swift_jax.decoding import drafting, policy, rounds
 from swift_jax.decoding import state as states
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
@@ -72,7 +73,7 @@ class Model:
     self.scorer = Scorer(self)
     self.evidence = policy.start()
     self.keeps_costs = True
-    self._costs: dict[tuple[Any, ...], costs.PassCosts] = {}
+    self._clocks: dict[tuple[Any, ...], costs.Clock] = {}
     full = skip_masks.none_skipped(cfg.num_hidden_layers)
     self.gates_are_quick = jax.default_backend() == 'cpu'
     self.full: skip_masks.Mask = (
@@ -107,16 +108,15 @@ class Model:
       self._numbers[value] = self.put(np.int32(value))
     return self._numbers[value]
 
-  def costs(
+  def clock(
     self, batch: int, shapes: DraftShapes, settings: SamplingConfig
-  ) -> costs.PassCosts:
+  ) -> costs.Clock:
     """What passes cost at today's capacity; `settings` are resolved."""
     key = batch, self.capacity, shapes, costs.sampling_work(settings)
-    if key not in self._costs:
-      self._costs[key] = costs.of_model(
-        self, batch, shapes, settings, self.keeps_costs
-      )
-    return self._costs[key]
+    if key not in self._clocks:
+      measured = costs.of_model(self, batch, shapes, settings, self.keeps_costs)
+      self._clocks[key] = costs.Clock(measured)
+    return self._clocks[key]
 
   def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
     """A cache made where it will live: no device holds another's heads."""
@@ -145,6 +145,7 @@ class Seen(NamedTuple):
     done: bool[B].
     finite: bool[].
     counts: of int32[B].
+    work: int32[2 + W].
   """
 
   tokens: np.ndarray
@@ -152,6 +153,7 @@ class Seen(NamedTuple):
   done: np.ndarray
   finite: np.ndarray
   counts: states.Counts
+  work: np.ndarray
 
   @classmethod
   def of(cls, state: DecodeState, model: Model) -> Seen:
@@ -162,10 +164,11 @@ class Seen(NamedTuple):
         state.done,
         state.finite,
         state.counts,
+        state.work,
       )
     )
-    tokens, done, finite, counts = rest
-    return cls(tokens, cached + 1, done, finite, counts)
+    tokens, *rest = rest
+    return cls(tokens, cached + 1, *rest)
 
 
 class Piece(NamedTuple):
@@ -228,8 +231,9 @@ class Session:
     is_lookup = decode.method == 'prompt_lookup'
     self._shapes = drafting.for_lookup(shapes) if is_lookup else shapes
     self.seconds = Seconds()
-    # The incumbent and what it saves as a known mask; what both are on the device.
-    self._drafting: tuple[skip_masks.SkipMask, float | None] | None = None
+    # The incumbent, what it saves as a known mask, and what passes cost; what all
+    # of it is on the device.
+    self._drafting: tuple[Any, ...] | None = None
     self._uploaded: tuple[skip_masks.Mask, DraftSettings] | None = None
     self._saved: float | None = None
     names = [f.name for f in dataclasses.fields(states.Counts)]
@@ -249,9 +253,9 @@ class Session:
     searcher.new_text()
     self._scored_at = [0] * len(prompts)  # tokens of each row, the last time
     self._reserve()
-    self._costs = None
+    self._clock = None
     if self._shapes.adaptive and decode.method == 'swift':
-      self._costs = model.costs(
+      self._clock = model.clock(
         decode.batch_size, self._shapes, decode.sampling
       )
     started = time.perf_counter()
@@ -297,7 +301,8 @@ class Session:
     cache = model.empty_cache(batch, model.capacity)
     seed = np.asarray(self.decode.sampling.seed, np.uint32)
     arrays = (tokens, lengths, limits, seed, indices, model.evidence)
-    state = rounds.start(cache, *model.put(arrays))
+    num_widths = len(self._shapes.verify_widths)
+    state = rounds.start(cache, *model.put(arrays), num_widths=num_widths)
     for i in range(chunks):
       at = model.number(i * chunk)
       state = rounds.prefill(
@@ -362,19 +367,34 @@ class Session:
 
   def _drafts_by(self) -> tuple[skip_masks.Mask, DraftSettings]:
     """The incumbent on the device, and settings that know what it costs; both are
-    uploaded when it changes."""
-    incumbent, model = self.searcher.incumbent, self.model
-    before, saved = self._drafting or (None, None)
-    if before is not incumbent or saved != self._saved:
-      self._drafting = incumbent, self._saved
+    uploaded when it changes, or what passes cost does."""
+    incumbent, model, costs = self.searcher.incumbent, self.model, self._costs
+    before, saved, cost = self._drafting or (None, None, None)
+    is_same = before is incumbent and saved == self._saved
+    if not is_same or (costs and not costs.is_near(cost)):
+      self._drafting = incumbent, self._saved, costs
       settings, mask = model.settings, model.put(incumbent)
-      if self._costs is not None:
-        its_costs = self._costs.for_policy(incumbent, self._saved or 0)
+      if costs is not None:
+        its_costs = costs.for_policy(incumbent, self._saved or 0)
         settings = settings.replace(costs=model.put(its_costs))
       if self._saved is not None:
         mask = skip_masks.KnownMask.of(incumbent)
       self._uploaded = mask, settings
     return self._uploaded
+
+  @property
+  def _costs(self) -> PassCosts | None:
+    """What passes cost by now, where the policy weighs it."""
+    return self._clock.costs if self._clock else None
+
+  def _observe(self, work: np.ndarray, seconds: float) -> None:
+    """Lets the clock correct what passes cost; processes in step would differ."""
+    if self._clock is None or sharding.spans_processes(self.model.mesh):
+      return
+    measured = self._clock.measured
+    saved = (self._saved or 0) / measured.step_s
+    draft = measured.draft(self.searcher.incumbent) - saved
+    self._clock.observe(work, draft, seconds)
 
   def specialise(self, mask: skip_masks.SkipMask, waits: bool = False) -> None:
     """Drafts without gates once that is there, if it is cheaper.
@@ -402,7 +422,7 @@ class Session:
       per_dispatch *= policy.STRETCH
     searcher = self.searcher
     due, pass_guess = searcher.cfg.opt_interval, math.inf
-    longest = 0
+    longest, work = 0, 0
     while not all(row.done for row in self.rows):
       searching = (
         is_swift
@@ -425,6 +445,8 @@ class Session:
       self.seconds.decode += taken
       self._pay(taken, max(self._longest(seen) - longest, 0))
       longest = self._longest(seen)
+      self._observe(seen.work - work, taken)
+      work = seen.work
       pass_guess = self._pass_guess(taken / count)
       if not seen.finite:
         raise InputError(
@@ -446,7 +468,7 @@ class Session:
   def _pass_guess(self, per_round: float) -> float:
     """Seconds of a scoring pass before there was one."""
     guess = per_round  # a mask takes about a round
-    if self._costs is not None:  # or as many wide ones as make a window
+    if self._clock is not None:  # or as many wide ones as make a window
       windows = self.searcher.cfg.context_window / self._shapes.max_width
       wide = windows * self._costs.verify[-1] * self._costs.step_s
       guess = max(guess, wide)
@@ -472,7 +494,7 @@ class Session:
     if self.decode.method != 'swift':
       return
     plain = seconds if steps is None else None
-    if steps is not None and self._costs is not None:
+    if steps is not None and self._clock is not None:
       plain = steps * self._costs.step_s
     self.searcher.budget.add(seconds, plain if self._costs else None)
 

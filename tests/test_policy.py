@@ -196,11 +196,18 @@ def test_evidence_fades_with_time_and_a_source_is_tried_again():
   assert float(again.tokens) < float(seen.tokens)
 
 
+class Still(costs_module.Clock):
+  """Costs that stay as they are, whatever the clock says."""
+
+  def observe(self, *_):
+    pass
+
+
 def adaptive(price=None, mask=HALF, **draft):
   """An engine that believes in given costs."""
   engine = tiny_model.engine(mask, adaptive=True, **draft)
   if price is not None:
-    engine.model.costs = lambda *_: price
+    engine.model.clock = lambda *_: Still(price)
   return engine
 
 
@@ -234,7 +241,7 @@ def test_any_policy_writes_plain_decodings_text(
   )
   mask = skip_masks.from_bits(np.array(bits))
   engine = tiny_model.engine(mask, eos, adaptive=True, tree=has_tree)
-  engine.model.costs = lambda *_: price
+  engine.model.clock = lambda *_: Still(price)
   engine.model.evidence = evidence(rng)
   how = {'max_new_tokens': limit, 'temperature': temperature}
   results = engine.generate(prompts, tiny_model.decode(**how))
@@ -280,7 +287,7 @@ def test_stop_strings_cut_plain_stretches_too(price, phases):
   """Text, tokens and counts; also where rounds run in halves."""
   letters = tiny_model.Letters()
   engine = tiny_model.engine(HALF, (), letters, adaptive=True)
-  engine.model.costs = lambda *_: price
+  engine.model.clock = lambda *_: Still(price)
   prompts = [*PROMPTS_OF_DIFFERENT_LENGTH, LOOP]
   whole = engine.generate(prompts, tiny_model.decode('plain'))
   stops = [whole[0].text[7:9], whole[3].text[30:32]]
@@ -337,7 +344,8 @@ def test_costs_are_measured_once_a_machine_and_model(cache, monkeypatch):
   engine.generate([[5]], decode)
   (file,) = cache.iterdir()
   found = PassCosts(**json.loads(file.read_text()))
-  assert engine.model.costs(2, engine.model.shapes, SETTINGS) == found
+  clock = engine.model.clock(2, engine.model.shapes, SETTINGS)
+  assert clock.measured == found
   assert len(found.verify) == 3 and list(found.verify) == sorted(found.verify)
   assert found.step_s > 0 and found.head > 0
   none = skip_masks.none_skipped(CFG.num_hidden_layers)

@@ -97,18 +97,17 @@ def learn(
     jnp.take_along_axis(state.tokens, places, axis=1, mode='clip'),
     written,
   )
+  is_plain = source == policy.PLAIN
+  widths = shapes.verify_widths
+  at = policy.width_index(widths, nodes.num_nodes.max())
+  verified = ~is_plain & (jnp.arange(len(widths)) == at)
+  steps, drafted = is_plain * written.max(), by_layers * draft.length
+  work = jnp.stack([steps, drafted.max(), *verified]).astype(jnp.int32)
   costs = settings.costs
-  verify = policy.verify_cost(
-    costs, shapes.verify_widths, nodes.num_nodes.max()
-  )
-  by_layers_cost = draft.length.max() * costs.draft * (source == policy.LAYERS)
-  cost = jnp.where(
-    source == policy.PLAIN,
-    written.max(),
-    by_layers_cost + verify,
-  )
+  cost = work @ jnp.stack([1.0, costs.draft, *costs.verify])
   weight = policy.weights(start.end - start.length, live)
   tokens = policy.progress(written.astype(jnp.float32), weight)
   return state.replace(
-    evidence=policy.learn_rate(evidence, source, tokens, cost)
+    evidence=policy.learn_rate(evidence, source, tokens, cost),
+    work=state.work + work,
   )

@@ -131,9 +131,16 @@ class Evidence:
 def verify_cost(
   costs: Costs, verify_widths: tuple[int, ...], nodes: Int[Array, '*n']
 ) -> Float[Array, '*n']:
-  """That of the first width with room for so many nodes, else of the widest."""
+  """That of the width that so many nodes are verified with."""
+  return costs.verify[width_index(verify_widths, nodes)]
+
+
+def width_index(
+  verify_widths: tuple[int, ...], nodes: Int[Array, '*n']
+) -> Int[Array, '*n']:
+  """Of the first width with room for so many nodes, else of the widest."""
   found = jnp.searchsorted(jnp.asarray(verify_widths), nodes, side='left')
-  return costs.verify[jnp.minimum(found, len(verify_widths) - 1)]
+  return jnp.minimum(found, len(verify_widths) - 1)
 
 
 def start() -> Evidence:

@@ -27,7 +27,11 @@ from swift_jax.sampling import Sampling
 from swift_jax.skip_mask import Mask
 from swift_jax.typing import Array, Int
 
-start = jax.jit(states.start, donate_argnames=('cache', 'prompts'))
+start = jax.jit(
+  states.start,
+  static_argnames=('num_widths',),
+  donate_argnames=('cache', 'prompts'),
+)
 
 
 @functools.partial(

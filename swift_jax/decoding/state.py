@@ -60,6 +60,8 @@ class DecodeState:
     log: what each round drafted, accepted and returned, int32[B, S, 3]; the first
       `counts.verify_passes` lines of a row count.
     evidence: what drafting brought lately; see `policy`.
+    work: what it took, where the policy decides: plain steps, tokens drafted by
+      layers, and rounds that verified by the widths of `DraftShapes`, int32[2 + W].
   """
 
   cache: KVCache
@@ -73,6 +75,7 @@ class DecodeState:
   counts: Counts
   log: Int[Array, 'b s 3']
   evidence: Evidence
+  work: Int[Array, ' k']
 
   @property
   def length(self) -> Int[Array, ' b']:
@@ -111,6 +114,7 @@ def start(
   seed: UInt[Array, ''],
   index: UInt[Array, ' b'],
   evidence: Evidence,
+  num_widths: int,
 ) -> DecodeState:
   """The state before prefill; a row with `max_new_tokens` 0 is done at once.
 
@@ -133,6 +137,7 @@ def start(
     counts=Counts(*(zeros() for _ in dataclasses.fields(Counts))),
     log=jnp.zeros((*prompts.shape, 3), jnp.int32),
     evidence=evidence,
+    work=jnp.zeros(2 + num_widths, jnp.int32),
   )
 
 
