@@ -40,13 +40,6 @@ _FILLED = 0.5  # of the cache, about what a text has on average
 _FORMAT = 2  # to be raised with what a round or a layer does
 _DEAR = 1e3  # so that no leaf pays while drafting is timed
 _SMALLEST = 1e-3  # of a cost: rounding must not make anything free
-# Of ratios to measured seconds: how far all of them are off together, and each beside
-# that (standard deviations).
-_COMMON, _APART = 1.0, 0.15
-_NOISE = 0.2  # of a dispatch's seconds
-_OUTLIER = 1.5  # a dispatch that takes longer by more counts as if by this
-_KEPT = 0.98  # of what was observed, from one dispatch to the next
-_SMALLEST_RATIO = 0.1
 _SAME = 0.01  # costs that differ by less are the same to the policy
 
 
@@ -116,74 +109,16 @@ class PassCosts:
     )
 
 
-class Clock:
-  """Costs as the clock corrects them while text is written.
-
-  A dispatch's seconds are compared with what its passes were measured to take. The
-  ratios of plain steps, drafted tokens and verify by width are fitted by Bayesian
-  linear regression with forgetting: all may be off by a common factor, since a
-  machine is busier at times, and each by a little of its own.
-
-  Attributes:
-    measured: where it starts from, and what is not observed goes back to.
-    ratios: seconds over measured seconds: of a plain step, of a drafted token, of
-      verify by width.
-  """
-
-  def __init__(self, measured: PassCosts):
-    self.measured = measured
-    size = 2 + len(measured.verify)
-    prior = _COMMON**2 + _APART**2 * np.eye(size)
-    self._prior = np.linalg.inv(prior)
-    self._precision, self._shift = np.zeros((size, size)), np.zeros(size)
-    self.ratios = np.ones(size)
-
-  def observe(self, work: np.ndarray, draft: float, seconds: float) -> None:
-    """Takes a dispatch.
-
-    Args:
-      work: what was done; see `DecodeState`.
-      draft: measured cost of a drafted token, in plain steps.
-      seconds: what it took.
-    """
-    cost = self.measured
-    passes = work * np.array([1, draft, *cost.verify])
-    expected = cost.step_s * float(passes @ self.ratios)
-    if expected <= 0:
-      return
-    # Somebody else's seconds, or a compilation's.
-    seconds = min(max(seconds, expected / _OUTLIER), expected * _OUTLIER)
-    weight = cost.step_s / (_NOISE * expected)
-    features = passes * weight
-    rest = (seconds / cost.step_s - passes.sum()) * weight
-    self._precision = _KEPT * self._precision + np.outer(features, features)
-    self._shift = _KEPT * self._shift + features * rest
-    moved = np.linalg.solve(self._prior + self._precision, self._shift)
-    self.ratios = np.maximum(1 + moved, _SMALLEST_RATIO)
-
-  @property
-  def costs(self) -> PassCosts:
-    """In plain steps as they are by now."""
-    cost, (step, draft, *verify) = self.measured, self.ratios.tolist()
-    return PassCosts(
-      step_s=cost.step_s * step,
-      head=cost.head * draft / step,
-      attn=cost.attn * draft / step,
-      mlp=cost.mlp * draft / step,
-      verify=_rising(np.array(cost.verify) * verify / step),
-    )
-
-
-def _rising(verify: Sequence[float]) -> tuple[float, ...]:
-  """No pass is cheaper than a step, nor a wider one than a narrower, whatever the
-  clock says."""
-  return tuple(np.maximum.accumulate([1.0, *verify]).tolist()[1:])
-
-
 def sampling_work(settings: SamplingConfig) -> tuple[bool, ...]:
   """What of choosing a token takes time, whatever its value is."""
   penalised = settings.repetition_penalty != 1 or settings.min_new_tokens > 0
   return settings.top_k > 0, settings.top_p < 1, penalised
+
+
+def rising(verify: Sequence[float]) -> tuple[float, ...]:
+  """No pass is cheaper than a step, nor a wider one than a narrower, whatever the
+  clock says."""
+  return tuple(np.maximum.accumulate([1.0, *verify]).tolist()[1:])
 
 
 def of_model(
@@ -307,7 +242,7 @@ def measure(
     head=head,
     attn=max((drafted('attn') - head) / layers, 0.0),
     mlp=max((drafted('mlp') - head) / layers, 0.0),
-    verify=_rising([cost[w] for w in shapes.verify_widths]),
+    verify=rising([cost[w] for w in shapes.verify_widths]),
   )
 
 

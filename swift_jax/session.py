@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from swift_jax import costs, kv_cache, sampling, sharding
+from swift_jax import clock, costs, kv_cache, sampling, sharding
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import DecodeConfig, DraftConfig, ModelConfig
 from swift_jax.costs import PassCosts
@@ -73,7 +73,7 @@ class Model:
     self.scorer = Scorer(self)
     self.evidence = policy.start()
     self.keeps_costs = True
-    self._clocks: dict[tuple[Any, ...], costs.Clock] = {}
+    self._clocks: dict[tuple[Any, ...], clock.Clock] = {}
     full = skip_masks.none_skipped(cfg.num_hidden_layers)
     self.gates_are_quick = jax.default_backend() == 'cpu'
     self.full: skip_masks.Mask = (
@@ -110,12 +110,12 @@ class Model:
 
   def clock(
     self, batch: int, shapes: DraftShapes, settings: SamplingConfig
-  ) -> costs.Clock:
+  ) -> clock.Clock:
     """What passes cost at today's capacity; `settings` are resolved."""
     key = batch, self.capacity, shapes, costs.sampling_work(settings)
     if key not in self._clocks:
       measured = costs.of_model(self, batch, shapes, settings, self.keeps_costs)
-      self._clocks[key] = costs.Clock(measured)
+      self._clocks[key] = clock.Clock(measured)
     return self._clocks[key]
 
   def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
@@ -331,6 +331,8 @@ class Session:
     if not count:
       return self.state
     mask, settings = self._drafts_by()
+    if self._clock is not None and self._clock.guard.is_closed:
+      settings = settings.replace(forced=model.number(policy.PLAIN))
     return rounds.speculative_rounds(
       model.graphdef,
       model.params,
@@ -387,14 +389,14 @@ class Session:
     """What passes cost by now, where the policy weighs it."""
     return self._clock.costs if self._clock else None
 
-  def _observe(self, work: np.ndarray, seconds: float) -> None:
-    """Lets the clock correct what passes cost; processes in step would differ."""
+  def _observe(self, work: np.ndarray, steps: int, seconds: float) -> None:
+    """Lets the clock correct what is believed; processes in step would differ."""
     if self._clock is None or sharding.spans_processes(self.model.mesh):
       return
     measured = self._clock.measured
     saved = (self._saved or 0) / measured.step_s
     draft = measured.draft(self.searcher.incumbent) - saved
-    self._clock.observe(work, draft, seconds)
+    self._clock.observe(work, draft, steps, seconds)
 
   def specialise(self, mask: skip_masks.SkipMask, waits: bool = False) -> None:
     """Drafts without gates once that is there, if it is cheaper.
@@ -422,7 +424,7 @@ class Session:
       per_dispatch *= policy.STRETCH
     searcher = self.searcher
     due, pass_guess = searcher.cfg.opt_interval, math.inf
-    longest, work = 0, 0
+    written, work = 0, 0
     while not all(row.done for row in self.rows):
       searching = (
         is_swift
@@ -443,10 +445,10 @@ class Session:
       seen = Seen.of(self.state, self.model)
       taken = time.perf_counter() - started
       self.seconds.decode += taken
-      self._pay(taken, max(self._longest(seen) - longest, 0))
-      longest = self._longest(seen)
-      self._observe(seen.work - work, taken)
-      work = seen.work
+      steps = self._plain_steps(seen) - written
+      self._pay(taken, steps)
+      self._observe(seen.work - work, steps, taken)
+      written, work = written + steps, seen.work
       pass_guess = self._pass_guess(taken / count)
       if not seen.finite:
         raise InputError(
@@ -460,10 +462,15 @@ class Session:
         self._search()
         due = searcher.cfg.opt_interval
 
-  def _longest(self, seen: Seen) -> int:
-    """New tokens of the longest row: steps that plain decoding would have taken."""
-    prompts = [len(row.prompt) for row in self.rows]
-    return int((seen.length[: len(prompts)] - prompts).max())
+  def _plain_steps(self, seen: Seen) -> int:
+    """Those that would have brought the batch as far.
+
+    Rows that are ahead bring its end no nearer.
+    """
+    prompts = np.array([len(row.prompt) for row in self.rows])
+    new = seen.length[: len(prompts)] - prompts
+    done = seen.done[: len(prompts)]
+    return int(new.max() if done.all() else new[~done].min())
 
   def _pass_guess(self, per_round: float) -> float:
     """Seconds of a scoring pass before there was one."""

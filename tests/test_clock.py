@@ -5,7 +5,8 @@ import pytest
 import tiny_model
 
 from swift_jax import skip_mask as skip_masks
-from swift_jax.costs import Clock, PassCosts
+from swift_jax.clock import Clock, Guard
+from swift_jax.costs import PassCosts
 
 MEASURED = PassCosts(1e-3, 0.1, 0.05, 0.05, (1.5, 2.0))
 DRAFT = 0.4  # of a token, in plain steps
@@ -24,7 +25,7 @@ def observed(rounds, works=(PLAIN, LAYERS, COPIES), clock=None, **ratios):
   clock = clock or Clock(MEASURED)
   for _ in range(rounds):
     for work in works:
-      clock.observe(work, DRAFT, seconds(work, **ratios))
+      clock.observe(work, DRAFT, 1, seconds(work, **ratios))
   return clock
 
 
@@ -62,11 +63,11 @@ def test_a_machine_that_is_slower_as_a_whole_changes_no_choice():
 
 def test_one_dispatch_that_was_disturbed_decides_little():
   clock = observed(30, (PLAIN,))
-  clock.observe(LAYERS, DRAFT, 1000 * seconds(LAYERS))
+  clock.observe(LAYERS, DRAFT, 9, 1000 * seconds(LAYERS))
   disturbed = clock.ratios[1]
   assert 1.0 < disturbed < 1.25
   assert clock.ratios[0] == pytest.approx(1, abs=0.02)
-  clock.observe(LAYERS, DRAFT, 0.0)
+  clock.observe(LAYERS, DRAFT, 9, 0.0)
   assert 0.8 < clock.ratios[1] < disturbed
 
 
@@ -95,11 +96,12 @@ class Seen(Clock):
 
   def __init__(self):
     super().__init__(PassCosts(1e-3, 0.2, 0.0, 0.0, (1.0, 1.0, 1.0)))
-    self.work, self.seconds = [], []
+    self.work, self.steps, self.seconds = [], [], []
 
-  def observe(self, work, draft, seconds):
+  def observe(self, work, draft, steps, seconds):
     assert draft == pytest.approx(0.2)
     self.work.append(work)
+    self.steps.append(steps)
     self.seconds.append(seconds)
 
 
@@ -115,6 +117,7 @@ def test_every_pass_is_counted_once(phases):
     batch_size=1, max_new_tokens=60, phase_interval=phases
   )
   results = engine.generate([[5], [7, 8, 9] * 6], decode)
+  assert sum(clock.steps) == 2 * 60
   assert len(clock.work) > 2 and min(clock.seconds) > 0
   steps, drafted, *verified = sum(clock.work)
   m = [r.metrics for r in results]
@@ -122,3 +125,75 @@ def test_every_pass_is_counted_once(phases):
   assert steps and drafted
   assert steps + sum(verified) == passes
   assert drafted == sum(x.drafted - x.copied for x in m)
+
+
+def test_a_batch_is_as_far_as_its_last_row():
+  """Rows of different lengths, and what they would have taken together."""
+  engine = tiny_model.engine(
+    skip_masks.uniform(tiny_model.CFG.num_hidden_layers, 0.5), adaptive=True
+  )
+  clock = Seen()
+  engine.model.clock = lambda *_: clock
+  decode = tiny_model.decode(max_new_tokens=30, rounds_per_dispatch=1)
+  engine.generate([[5], [7, 8, 9] * 6, list(range(20, 40))], decode)
+  assert sum(clock.steps) == 30
+  assert min(clock.steps) >= 0
+
+
+def dispatches(guard, number, steps, cost):
+  """Says when it was closed."""
+  seen = []
+  for _ in range(number):
+    seen.append(guard.is_closed)
+    guard.add(8 if guard.is_closed else steps, 8 if guard.is_closed else cost)
+  return seen
+
+
+def test_the_guard_stays_open_while_speculation_pays():
+  assert not any(dispatches(Guard(), 100, steps=9, cost=8))
+  assert not any(dispatches(Guard(), 100, steps=8, cost=8.05))
+
+
+@pytest.mark.parametrize('cost', [8.4, 12, 80])
+def test_the_guard_costs_little_where_it_does_not(cost):
+  """Tried again, and more and more rarely."""
+  guard, plain, taken = Guard(), 0, 0
+  closed = dispatches(guard, 3000, 8, cost)
+  for is_closed in closed:
+    plain += 8
+    taken += 8 if is_closed else cost
+  assert taken < 1.03 * plain
+  trials = [n for n in range(1, 3000) if closed[n - 1] and not closed[n]]
+  gaps = np.diff(trials)
+  assert len(trials) > 3 and (gaps[1:] > gaps[:-1]).all()
+
+
+def test_the_guard_opens_for_good_once_it_pays():
+  guard = Guard()
+  dispatches(guard, 40, 8, 80)
+  assert not any(dispatches(guard, 200, 16, 8)[60:])
+
+
+@pytest.mark.parametrize('step_s', [1e-12, 1e6])
+def test_drafts_end_where_the_clock_is_against_them(step_s):
+  """However good the policy thinks that they are; and the text is the same."""
+  engine = tiny_model.engine(
+    skip_masks.none_skipped(tiny_model.CFG.num_hidden_layers), adaptive=True
+  )
+
+  class Wrong(Clock):
+    """Of a machine on which all time is lost, or none."""
+
+    def observe(self, work, draft, steps, seconds):
+      self.guard.add(steps, seconds / step_s)
+
+  clock = Wrong(PassCosts(1e-3, 0.1, 0.0, 0.0, (1.0, 1.0, 1.0)))
+  engine.model.clock = lambda *_: clock
+  decode = tiny_model.decode(
+    batch_size=1, max_new_tokens=60, rounds_per_dispatch=2
+  )
+  results = engine.generate([[5], [9, 8, 7]], decode)
+  for result, prompt in zip(results, ([5], [9, 8, 7]), strict=True):
+    assert result.tokens == tiny_model.reference(prompt, 60)
+  drafted = sum(r.metrics.drafted for r in results)
+  assert drafted < 40 if step_s < 1 else drafted > 60

@@ -37,6 +37,7 @@ ORDER = {
   'weight_files': 4,
   'decoding': 4,
   'costs': 5,
+  'clock': 5,
   'specialised': 5,
   'search.matchness': 4,
   'search.acquisition': 4,

@@ -55,7 +55,8 @@ class DraftSettings:
     lookup_ngram: tokens that it compares at most, int32[].
     copies: whether the policy may copy, bool[].
     forced: the source of every draft, by `policy`'s numbers, at its full length;
-      -1: the policy's choice, int32[]. To measure costs with.
+      -1: the policy's choice, int32[]. To measure costs with, and where the
+      clock says that plain decoding is quicker.
     costs: what the policy weighs.
   """
 

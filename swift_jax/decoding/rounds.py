@@ -217,8 +217,9 @@ def _draft(
     is_forced = settings.forced >= 0
     source = jnp.where(is_forced, settings.forced, source)
     most = jnp.where(is_forced, settings.lookup_length, most)
-    matched = jnp.where(is_forced, jnp.maximum(matched, 1), matched)
+    looks_out &= ~is_forced
     is_copy = source == policy.COPY
+    matched = jnp.where(is_forced & is_copy, jnp.maximum(matched, 1), matched)
     copied = lookup.copy(state, start, matched, most, shapes)
     chain, cache = layers(wanted=source == policy.LAYERS)
     chain = jax.tree.map(lambda a, b: jnp.where(is_copy, a, b), copied, chain)
