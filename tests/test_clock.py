@@ -40,8 +40,8 @@ def test_wrong_costs_are_corrected():
   clock = observed(40, step=1.2, draft=0.9, verify=(1.2, 1.5))
   step, draft, narrow, wide = clock.ratios
   # Drafted tokens and the verify behind them are only ever seen together.
-  assert step == pytest.approx(1.2, abs=0.03)
-  assert wide == pytest.approx(1.5, abs=0.04)
+  assert step == pytest.approx(1.2, abs=0.02)
+  assert wide == pytest.approx(1.5, abs=0.1)
   made = seconds(LAYERS, step, draft, (narrow, wide))
   assert made == pytest.approx(seconds(LAYERS, 1, 0.9, (1.2, 1)), rel=0.02)
   costs = clock.costs
@@ -56,9 +56,9 @@ def test_wrong_costs_are_corrected():
 def test_a_machine_that_is_slower_as_a_whole_changes_no_choice():
   """Also of what is not observed."""
   clock = observed(40, (PLAIN,), step=2.0)
-  np.testing.assert_allclose(clock.ratios, 2, rtol=0.03)
-  assert clock.costs.step_s == pytest.approx(2e-3, rel=0.03)
-  np.testing.assert_allclose(clock.costs.verify, MEASURED.verify, rtol=0.03)
+  np.testing.assert_allclose(clock.ratios, 2, rtol=0.05)
+  assert clock.costs.step_s == pytest.approx(2e-3, rel=0.05)
+  np.testing.assert_allclose(clock.costs.verify, MEASURED.verify, rtol=0.05)
 
 
 def test_one_dispatch_that_was_disturbed_decides_little():
