@@ -174,12 +174,10 @@ def encode(
   given, longest = [], 0
   for prompt in prompts:
     try:
-      is_chat = not isinstance(prompt.text, str)
-      text = engine.encode_chat(prompt.text) if is_chat else prompt.text
-      (tokens,) = engine.encode([text])
+      (tokens,) = engine.encode([prompt.text])
     except InputError as error:
       raise InputError(f'{prompt.where}: {error}') from None
-    given.append(text)
+    given.append(prompt.text if isinstance(prompt.text, str) else tokens)
     longest = max(longest, len(tokens))
   return given, longest
 

@@ -16,7 +16,7 @@ def require(ok: bool, name: str, value: object, wanted: str) -> None:
     raise InputError(f'{name}={value!r}: expected {wanted}')
 
 
-def require_int(name: str, value: object, low: int) -> None:
+def require_int(name: str, value: Any, low: int) -> None:
   """Refuses what is no integer in [low, MAX_INT]."""
   is_int = isinstance(value, int) and not isinstance(value, bool)
   require(is_int and value >= low, name, value, f'an integer >= {low}')
@@ -31,7 +31,7 @@ def as_tuple(cfg: Any, section: str, name: str) -> None:
   object.__setattr__(cfg, name, tuple(value))
 
 
-def require_number(name: str, value: object, low: float, high: float) -> None:
+def require_number(name: str, value: Any, low: float, high: float) -> None:
   """Refuses what is no finite number in [low, high]."""
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   ok = is_number and math.isfinite(value) and low <= value <= high

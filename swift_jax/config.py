@@ -46,7 +46,7 @@ class RopeConfig:
   mscale_all_dim: float | None = None
   truncate: bool = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require(
       self.rope_type in ROPE_TYPES,
       'rope_parameters.rope_type',
@@ -116,7 +116,7 @@ class ModelConfig:
   dtype: str = 'float32'
   weights: str = ''
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in (
       'vocab_size',
       'hidden_size',
@@ -192,7 +192,7 @@ class DraftConfig:
   adaptive: bool = True
   copy: bool = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in ('tree_widths', 'tree_bounds', 'verify_widths'):
       as_tuple(self, 'draft', name)
     for name in ('max_draft_length', 'lookup_length', 'lookup_ngram'):
@@ -228,7 +228,7 @@ class DraftConfig:
     for width in self.verify_widths:
       require_int('draft.verify_widths', width, 1)
     require(
-      self.verify_widths
+      bool(self.verify_widths)
       and list(self.verify_widths) == sorted(set(self.verify_widths)),
       'draft.verify_widths',
       self.verify_widths,
@@ -301,7 +301,7 @@ class SearchConfig:
   record: str = ''
   seed: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in ('enabled', 'importance', 'restart'):
       require_bool(f'search.{name}', getattr(self, name))
     require(
@@ -347,7 +347,7 @@ class MeshConfig:
   tensor: int = 1
   across_processes: bool = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in ('data', 'tensor'):
       require_int(f'mesh.{name}', getattr(self, name), 1)
     require_bool('mesh.across_processes', self.across_processes)
@@ -377,7 +377,7 @@ class DecodeConfig:
   phase_interval: int = 0
   sampling: SamplingConfig = SamplingConfig()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require(
       self.method in METHODS,
       'decode.method',

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 import contextlib
 import dataclasses
 import datetime
 import functools
 import json
 import logging
+import reprlib
 from typing import Any
 import weakref
 
@@ -28,15 +29,14 @@ from swift_jax.config import (
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
 from swift_jax.metrics import Metrics, Round, ratio
+from swift_jax.prompts import Conversation, Prompt, as_list, encode, encode_chat
 from swift_jax.sampling_config import Resolved, SamplingConfig, resolve
 from swift_jax.search import atomic_file, cached_sets, paper, records
 from swift_jax.search.budget import Estimate
 from swift_jax.search.searcher import Searcher
 from swift_jax.session import Model, Piece, Row, Seen, Session
-from swift_jax.skip_mask import SkipMask
+from swift_jax.skip_mask import SkipMask, num_free
 
-Prompt = str | Sequence[int]
-Conversation = Sequence[Mapping[str, Any]]
 _LOGGER = logging.getLogger('swift_jax')
 _DEFAULT_NAME = 'default'  # of a set that is saved
 _STATE_FORMAT = 'swift_jax search state'
@@ -47,7 +47,7 @@ class Result:
   """What one prompt became.
 
   Attributes:
-    prompt: as it was given.
+    prompt: as it was given, an array as a list.
     text: the generated text, without end-of-text token and stop string.
     tokens: generated token ids, the one that ended the text included.
     finish_reason: `eos`, `stop` (a stop string) or `length`.
@@ -62,6 +62,17 @@ class Result:
   metrics: Metrics
   rounds: list[Round]
 
+  def __repr__(self) -> str:
+    """In short: the fields have all of it."""
+    speed = self.metrics.tokens_per_second
+    parts = [
+      reprlib.repr(self.text),
+      self.finish_reason,
+      f'{len(self.tokens)} tokens',
+      *([] if speed is None else [f'{speed:.1f} tokens/s']),
+    ]
+    return f'Result({", ".join(parts)})'
+
 
 class Engine:
   """Generates text, plainly or with SWIFT: the same text, drawn or not.
@@ -69,6 +80,7 @@ class Engine:
   The search goes on from call to call: what it found drafts the next prompt.
 
   Attributes:
+    name: the folder or hub id that it was loaded from, if it was.
     cfg: the model's shape.
     tokenizer: a transformers tokenizer; None where prompts are token ids.
     defaults: sampling settings of the model's `generation_config.json`.
@@ -99,6 +111,7 @@ class Engine:
         f'search.context_window={search.context_window}: the context holds only'
         f' max_position_embeddings={cfg.max_position_embeddings}'
       )
+    self.name = ''
     self.cfg = cfg
     self.tokenizer = tokenizer
     self.defaults = defaults or SamplingConfig()
@@ -106,6 +119,20 @@ class Engine:
     self._said: set[str] = set()  # settings that have been logged
     self.model = Model(cfg, graphdef, params, draft or DraftConfig(), mesh)
     self.searcher = self._make_searcher(search)
+
+  def __repr__(self) -> str:
+    cfg, skipped = self.cfg, self.skip_mask.num_skipped()
+    devices: list[Any] = list(sharding.replicated(self.model.mesh).device_set)
+    parts = [
+      self.name and repr(self.name),
+      f'{cfg.num_hidden_layers} layers of {cfg.hidden_size}',
+      cfg.dtype,
+      cfg.weights and f'{cfg.weights} weights',
+      f'{len(devices)} x {devices[0].device_kind}',
+      f'{DecodeConfig().method} by default',
+      f'skips {skipped} of {num_free(cfg.num_hidden_layers)} sublayers',
+    ]
+    return f'Engine({", ".join(filter(None, parts))})'
 
   def _make_searcher(self, search: SearchConfig) -> Searcher:
     _check_files(search)
@@ -173,7 +200,7 @@ class Engine:
     if weights:
       cfg, graphdef, params = quantised.quantise(cfg, params)
     made = cls(cfg, graphdef, params, tokenizer, defaults, draft, search, mesh)
-    made._refused = refused
+    made.name, made._refused = path, refused
     return made
 
   @property
@@ -208,7 +235,9 @@ class Engine:
     """Continues one or many prompts.
 
     Args:
-      prompts: strings, or token ids.
+      prompts: one, or a list of any kinds: a string; token ids; or a conversation,
+        `{'role': ..., 'content': ...}` in turn, which is put into the tokenizer's
+        chat template for the answer.
       decode: method, limits, batch size, sampling.
       on_text: called with a prompt's index and a piece of its text as it comes.
       streamer: a transformers `BaseStreamer`, for one prompt: gets the prompt's
@@ -217,15 +246,15 @@ class Engine:
         0, 1, ... if None.
 
     Returns:
-      A result a prompt, in order.
+      A result a prompt, in order: a list for one prompt too.
 
     Raises:
-      InputError: an empty prompt, one longer than the context, a token outside
-        the vocabulary, settings that contradict each other, or logits that are
-        not finite.
+      InputError: what is no prompt, an empty one, one longer than the context, a
+        token outside the vocabulary, a conversation that the chat template
+        refuses, settings that contradict each other, or logits that are not
+        finite.
     """
-    if _is_one(prompts):
-      prompts = [prompts]
+    prompts = as_list(prompts)
     if streamer is not None and len(prompts) != 1:
       raise InputError(f'streamer: expected one prompt, not {len(prompts)}')
     results: list[Result] = []
@@ -252,68 +281,41 @@ class Engine:
     """The text of one prompt, in pieces that split no character and hold no
     part of a stop string; to leave off early, drop the iterator.
 
+    Of many prompts at once, `on_text` of `generate` gets the pieces.
+
+    Args:
+      prompt: of a kind that `generate` takes.
+      decode: as there.
+      index: of the prompt in the run, as `indices` there.
+
     Raises:
       InputError: as `generate`, when the first piece is asked for.
     """
-    if not _is_one(prompt):
-      raise InputError(f'prompt={prompt!r:.80}: expected one prompt')
-    for step in self._write([prompt], decode, [index]):
+    prompts = as_list(prompt)
+    if len(prompts) != 1:
+      raise InputError(
+        f'prompt={prompts!r:.80}: expected one prompt, not {len(prompts)}'
+      )
+    for step in self._write(prompts, decode, [index]):
       if isinstance(step, Piece) and step.text:
         yield step.text
-
-  def chat(
-    self,
-    messages: Conversation | Sequence[Conversation],
-    decode: DecodeConfig | None = None,
-    **how: Any,
-  ) -> list[Result]:
-    """Answers one or many conversations, by the tokenizer's chat template.
-
-    Args:
-      messages: `{'role': ..., 'content': ...}` in turn, the last one to answer.
-      decode: as for `generate`.
-      **how: `on_text`, `streamer`, `indices`, as for `generate`.
-
-    Returns:
-      A result a conversation; its `prompt` are the token ids of the template.
-
-    Raises:
-      InputError: the tokenizer has no template, or it refuses the messages; and
-        as `generate`.
-    """
-    if messages and isinstance(messages[0], Mapping):
-      messages = [messages]
-    prompts = [self.encode_chat(conversation) for conversation in messages]
-    return self.generate(prompts, decode, **how)
 
   def encode_chat(self, messages: Conversation) -> list[int]:
     """Token ids of a conversation, up to where the answer begins.
 
+    However long it is: `encode` refuses one that the context does not hold.
+
     Raises:
       InputError: the tokenizer has no template, or it refuses the messages.
     """
-    if getattr(self.tokenizer, 'chat_template', None) is None:
-      raise InputError(
-        'the tokenizer has no chat template: this is no chat model'
-      )
-    try:
-      encoded = self.tokenizer.apply_chat_template(
-        list(messages), add_generation_prompt=True, return_dict=True
-      )
-    # Templates raise jinja's errors, and what their expressions run into.
-    except Exception as error:
-      kind = type(error).__name__
-      raise InputError(
-        f'the chat template refuses {messages!r:.80}: {kind}: {error}'
-      ) from error
-    return list(encoded['input_ids'])
+    return encode_chat(messages, self.tokenizer)
 
   def _write(
     self,
     prompts: Sequence[Prompt],
     decode: DecodeConfig | None,
     indices: Sequence[int] | None,
-  ) -> Iterator[Piece | Result]:
+  ) -> Generator[Piece | Result, None, None]:
     """Batch by batch: pieces as they come, then a result a prompt."""
     decode = decode or DecodeConfig()
     encoded = self.encode(prompts)
@@ -377,9 +379,9 @@ class Engine:
     skip_ratio = searcher.incumbent.skip_ratio()
     if not self._has_saved:
       rival = cached_sets.saved(search.save, name, self.fingerprint)
-      is_alike = rival is not None and rival.skip_ratio == skip_ratio
-      if is_alike and _low(rival) > searcher.estimate.low:
-        return
+      if rival is not None and rival.skip_ratio == skip_ratio:
+        if _low(rival) > searcher.estimate.low:
+          return
     found = cached_sets.CachedSet(
       name=name,
       model=self.fingerprint,
@@ -501,43 +503,24 @@ class Engine:
       indices,
     )
 
-  def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+  def encode(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
     """Token ids of each prompt.
 
     Raises:
       InputError: as `generate`; names the prompt by its index.
     """
-    return [self._encode(i, prompt) for i, prompt in enumerate(prompts)]
-
-  def _encode(self, index: int, prompt: Prompt) -> list[int]:
-    if isinstance(prompt, str) and prompt:
-      if self.tokenizer is None:
-        raise InputError(f'prompt {index}: the engine has no tokenizer')
-      ids = list(self.tokenizer(prompt)['input_ids'])
-    else:
-      ids = [int(token) for token in prompt]
-    if not ids:
-      raise InputError(f'prompt {index} is empty: {prompt!r}')
-    for token in ids:
-      if not 0 <= token < self.cfg.vocab_size:
-        raise InputError(
-          f'prompt {index}: token {token} is outside the vocabulary of'
-          f' {self.cfg.vocab_size}'
-        )
-    context = self.cfg.max_position_embeddings
-    if len(ids) > context:
-      raise InputError(
-        f'prompt {index} has {len(ids)} tokens, but the context holds'
-        f' max_position_embeddings={context}'
-      )
-    return ids
+    return [
+      encode(i, prompt, self.tokenizer, self.cfg)
+      for i, prompt in enumerate(as_list(prompts))
+    ]
 
   def _detokenize(self, tokens: Sequence[int]) -> str:
     if self.tokenizer is None:
       return ''
-    return self.tokenizer.decode(
+    text: str = self.tokenizer.decode(
       tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
+    return text
 
   def _result(
     self, prompt: Prompt, row: Row, session: Session, passes: list[Round]
@@ -572,13 +555,6 @@ class Engine:
         tokens_per_second=ratio(len(tokens), total),
       ),
     )
-
-
-def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
-  """A single prompt, not a sequence of them."""
-  if isinstance(prompts, str):
-    return True
-  return len(prompts) > 0 and isinstance(prompts[0], (int, np.integer))
 
 
 def _cached_mask(

@@ -63,7 +63,7 @@ class SamplingConfig:
   seed: int | None = None
   use_generation_config: bool = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     require_bool('sampling.use_generation_config', self.use_generation_config)
     for name in FIELDS:
       value = getattr(self, name)
@@ -74,7 +74,7 @@ class SamplingConfig:
   @property
   def samples(self) -> bool:
     """Tokens are drawn; of a resolved config."""
-    return bool(self.do_sample) and self.temperature > 0
+    return bool(self.do_sample and self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +198,9 @@ def from_generation_config(
         f'{where}: {name}={value!r} is not supported; with'
         ' sampling.use_generation_config=False the file is not used'
       )
-  known = {name: fields.get(name) for name in FIELDS if name != 'seed'}
+  known: dict[str, Any] = {
+    name: fields.get(name) for name in FIELDS if name != 'seed'
+  }
   for name in ('eos_token_id', 'stop_strings'):
     if isinstance(known[name], list):
       known[name] = tuple(known[name])
@@ -211,12 +213,12 @@ def from_generation_config(
 
 def _bool(name: str, value: Any) -> bool:
   require_bool(name, value)
-  return value
+  return bool(value)
 
 
 def _count(name: str, value: Any) -> int:
   require_int(name, value, 0)
-  return value
+  return int(value)
 
 
 def _penalty(name: str, value: Any) -> float:
@@ -261,7 +263,7 @@ def _seed(name: str, value: Any) -> int:
   is_int = isinstance(value, int) and not isinstance(value, bool)
   ok = is_int and 0 <= value <= _MAX_SEED
   require(ok, name, value, f'an integer in [0, {_MAX_SEED}]')
-  return value
+  return int(value)
 
 
 _CHECKS = {

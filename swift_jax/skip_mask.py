@@ -27,6 +27,22 @@ class SkipMask:
   attn: Bool[Array, '*c l']
   mlp: Bool[Array, '*c l']
 
+  def __repr__(self) -> str:
+    rows = self.attn, self.mlp
+    is_one = [
+      isinstance(row, np.ndarray) and row.ndim == 1 and row.dtype == bool
+      for row in rows
+    ]
+    if all(is_one):
+      layers = ', '.join(f'{k}={v}' for k, v in self.to_lists().items())
+      return f'SkipMask({layers}, num_layers={self.num_layers})'
+    # Several masks, or what stands for one: on a device, traced, a sharding.
+    attn, mlp = (
+      f'{row.dtype}{list(row.shape)}' if hasattr(row, 'shape') else repr(row)
+      for row in rows
+    )
+    return f'SkipMask(attn={attn}, mlp={mlp})'
+
   @property
   def num_layers(self) -> int:
     return self.attn.shape[-1]
@@ -200,4 +216,5 @@ def check(mask: SkipMask, num_layers: int) -> SkipMask:
 
 def stack(masks: Sequence[SkipMask]) -> SkipMask:
   """Masks with a leading candidate axis C."""
-  return jax.tree.map(lambda *rows: np.stack(rows), *masks)
+  stacked: SkipMask = jax.tree.map(lambda *rows: np.stack(rows), *masks)
+  return stacked

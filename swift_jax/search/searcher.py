@@ -94,6 +94,16 @@ class Searcher:
     if self.active and cfg.bayes_interval:
       _require_gpjax(cfg)
 
+  def __repr__(self) -> str:
+    state = 'active' if self.active else 'at rest'
+    score = (
+      '' if self.matchness is None else f', matchness={self.matchness:.3f}'
+    )
+    return (
+      f'{type(self).__name__}({state}, iterations={self.iterations}{score},'
+      f' source={self.source!r}, skip_ratio={self.incumbent.skip_ratio():.2f})'
+    )
+
   @property
   def num_candidates(self) -> int:
     """Masks scored in one pass, C."""
