@@ -1,8 +1,10 @@
 """Streams, streamers, chats and seeds, with tokenizers as models have them."""
 
+import re
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model
@@ -360,7 +362,7 @@ def template_ids(tokenizer, messages):
 
 
 def essence(results):
-  return [(r.prompt, r.tokens, r.text, r.finish_reason) for r in results]
+  return [(r.tokens, r.text, r.finish_reason) for r in results]
 
 
 @CASES
@@ -368,38 +370,41 @@ def test_a_chat_is_its_template_continued(engine, tokenizer, settings):
   several = [MESSAGES, MESSAGES[:1], tuple(MESSAGES[:2])]
   ids = [template_ids(tokenizer, list(messages)) for messages in several]
   wanted = essence(engine.generate(ids, decode(**settings)))
-  assert essence(engine.chat(several, decode(**settings))) == wanted
-  assert essence(engine.chat(MESSAGES, decode(**settings))) == wanted[:1]
-  assert [prompt for prompt, *_ in wanted] == ids
-  assert len({tuple(tokens) for _, tokens, *_ in wanted}) == 3
+  results = engine.generate(several, decode(**settings))
+  assert essence(results) == wanted
+  assert [result.prompt for result in results] == several
+  assert essence(engine.generate(MESSAGES, decode(**settings))) == wanted[:1]
+  assert len({tuple(tokens) for tokens, *_ in wanted}) == 3
+  streamed = engine.stream(MESSAGES, decode(**settings))
+  assert ''.join(streamed) == wanted[0][1]
 
 
 def test_a_chat_begins_once_and_ends_where_the_answer_begins(engine):
   (plain,) = engine.encode(['hi'])
   assert plain[0] == BOS  # the tokenizer adds it to a prompt
-  ids = engine.encode_chat(MESSAGES)
+  (ids,) = engine.encode(MESSAGES)
+  assert ids == engine.encode_chat(MESSAGES)
   assert ids.count(BOS) == 1 and ids[0] == BOS
   text = engine.tokenizer.decode(ids)
   assert text == '<s>user:hi é\nassistant:ab\nuser:cd\nassistant:'
 
 
-def test_a_chat_takes_what_generate_does(engine):
+def test_a_chat_goes_wherever_a_prompt_does(engine):
   spy, shown = Spy(), []
-  results = engine.chat(
+  results = engine.generate(
     MESSAGES,
     decode(**DRAWN),
     on_text=lambda row, piece: shown.append((row, piece)),
     streamer=spy,
     indices=[2],
   )
-  assert spy.puts[0] == results[0].prompt
+  assert spy.puts[0] == engine.encode_chat(MESSAGES)
   assert sum(spy.puts[1:], []) == results[0].tokens
   assert ''.join(piece for _, piece in shown) == results[0].text
-  third = engine.chat([MESSAGES] * 3, decode(**DRAWN))[2]
+  third = engine.generate([MESSAGES] * 3, decode(**DRAWN))[2]
   assert essence(results) == essence([third])
   with pytest.raises(InputError, match='expected one prompt, not 2'):
-    engine.chat([MESSAGES] * 2, streamer=Spy())
-  assert engine.chat([]) == []
+    engine.generate([MESSAGES] * 2, streamer=Spy())
 
 
 @pytest.mark.parametrize('tokenizer', [None, make_tokenizer()])
@@ -407,7 +412,7 @@ def test_without_a_template_there_is_no_chat(tokenizer):
   engine = tiny_model.engine(HALF, tokenizer=tokenizer)
   for messages in (MESSAGES, [MESSAGES]):
     with pytest.raises(InputError, match='no chat template'):
-      engine.chat(messages)
+      engine.generate(messages)
   with pytest.raises(InputError, match='no chat template'):
     engine.encode_chat(MESSAGES)
 
@@ -423,9 +428,92 @@ def test_without_a_template_there_is_no_chat(tokenizer):
 )
 def test_a_template_that_refuses_is_quoted(engine, messages, said):
   for given in (messages, [MESSAGES, messages]):
-    with pytest.raises(InputError, match='the chat template refuses') as error:
-      engine.chat(given)
-    assert said in str(error.value)
+    index = len(given) - 1 if given[0] is MESSAGES else 0
+    refusal = f'prompt {index}: the chat template refuses'
+    with pytest.raises(InputError, match=refusal) as error:
+      engine.generate(given)
+    assert said in str(error.value) and '\n' not in str(error.value)
+
+
+# ---- what a prompt may be
+
+
+def test_prompts_of_all_kinds_go_together(engine):
+  mixed = ['ab', [1, 5, 9], MESSAGES, (1, 5), 'd', np.arange(2, 9)]
+  wanted = [engine.generate(prompt, decode()) for prompt in mixed]
+  assert [len(results) for results in wanted] == [1] * len(mixed)
+  results = engine.generate(mixed, decode())
+  assert essence(results) == essence(result for (result,) in wanted)
+  assert [result.prompt for result in results] == [
+    *mixed[:-1],
+    list(range(2, 9)),
+  ]
+  assert engine.encode(mixed) == [engine.encode(one)[0] for one in mixed]
+  assert engine.generate([]) == []
+
+
+@pytest.mark.parametrize(
+  'ids',
+  [
+    np.array([3, 4, 5], np.uint8),
+    jnp.array([3, 4, 5]),
+    list(np.array([3, 4, 5])),
+    list(jnp.array([3, 4, 5])),
+    range(3, 6),
+  ],
+  ids=lambda ids: type(ids).__name__,
+)
+def test_token_ids_are_whatever_holds_integers(engine, ids):
+  assert engine.encode(ids) == engine.encode([ids]) == [[3, 4, 5]]
+  assert engine.encode(np.array([[3, 4], [5, 6]])) == [[3, 4], [5, 6]]
+
+
+@pytest.mark.parametrize(
+  'prompt, said',
+  [
+    (None, 'None: expected a string, token ids or messages'),
+    (True, 'True: expected'),
+    (7.5, '7.5: expected'),
+    (b'ab', "b'ab': expected"),
+    (MESSAGES[0], "{'role': 'user', 'content': 'hi é'}: expected"),
+    ({3, 4}, '{3, 4}: expected'),
+    (np.zeros((2, 2)), '[0.0, 0.0] is no token id'),
+    ([1, 0.5], '0.5 is no token id'),
+    ([1, True], 'True is no token id'),
+    ([1, '2'], "'2' is no token id"),
+    ([1, None], 'None is no token id'),
+    ([MESSAGES[0], 'hi'], "message 'hi': expected role and content"),
+    ([1, -1], 'token -1 is outside the vocabulary'),
+    ([1, CFG.vocab_size], 'token 101 is outside the vocabulary'),
+    ([1] * 91, 'has 91 tokens, but the context holds'),
+    ('', "is empty: ''"),
+    ([], 'is empty: []'),
+    ((), 'is empty: ()'),
+  ],
+  ids=repr,
+)
+def test_what_is_no_prompt_is_named_with_its_index(engine, prompt, said):
+  for taker in (engine.encode, engine.generate):
+    with pytest.raises(InputError) as error:
+      taker(['ab', [1, 2], prompt])
+    line = str(error.value)
+    assert line.startswith('prompt 2') and said in line and '\n' not in line
+
+
+@pytest.mark.parametrize('prompt', [None, True, 5, 0.5, b'ab', MESSAGES[0]])
+def test_what_is_no_prompt_is_refused_alone_too(engine, prompt):
+  refusal = re.escape(f'prompt 0: {prompt!r}: expected a string')
+  with pytest.raises(InputError, match=refusal):
+    engine.generate(prompt)
+  with pytest.raises(InputError, match=refusal):
+    next(engine.stream(prompt))
+
+
+@pytest.mark.parametrize('prompts', [[], ['ab', 'cd'], [MESSAGES, 'cd']])
+def test_a_stream_is_of_one_prompt(engine, prompts):
+  said = rf'prompt=\[.*: expected one prompt, not {len(prompts)}'
+  with pytest.raises(InputError, match=said):
+    next(engine.stream(prompts))
 
 
 # ---- what fixes a draw

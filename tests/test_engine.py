@@ -18,10 +18,11 @@ from swift_jax.engine import Engine
 from swift_jax.errors import InputError
 from swift_jax.search import cached_sets, records
 
+HALF = skip_mask.uniform(CFG.num_hidden_layers, 0.5)
+
 
 def test_metrics_are_what_their_names_say():
-  mask = skip_mask.uniform(CFG.num_hidden_layers, 0.5)
-  engine = tiny_model.engine(mask, confidence_threshold=0.0, max_draft_length=4)
+  engine = tiny_model.engine(HALF, confidence_threshold=0.0, max_draft_length=4)
   (result,) = engine.generate([[5, 6]], tiny_model.decode(batch_size=1))
   m = result.metrics
   assert m.method == 'swift'
@@ -102,6 +103,47 @@ def test_float32_products_are_float32_on_every_backend(dtype, wanted):
   products = text.count('dot_general[')
   assert products == 6 + 1  # layers are traced as one, behind them the head
   assert text.count('Precision.HIGHEST, Precision.HIGHEST') == wanted * products
+
+
+# ---- how things show
+
+
+def test_an_engine_shows_as_one_line(tmp_path, monkeypatch):
+  mask = skip_mask.from_lists([1], [1, 2], 5)
+  engine = tiny_model.engine(mask)
+  line = '5 layers of 22, float32, 1 x cpu, swift by default, skips 3 of 6'
+  assert repr(engine) == f'Engine({line} sublayers)'
+  monkeypatch.setattr(checkpoint, 'load_tokenizer', lambda *_: None)
+  folder = str(cases.write('gqa', tmp_path / 'model'))
+  assert repr(Engine.from_pretrained(folder)).startswith(f'Engine({folder!r}, ')
+  rounded = Engine.from_pretrained(folder, weights='int8')
+  assert ', float32, int8 weights, 1 x cpu, ' in repr(rounded)
+
+
+def test_a_result_shows_in_short():
+  engine = tiny_model.engine(HALF, tokenizer=Words())
+  (result,) = engine.generate([[5, 6]], tiny_model.decode())
+  speed = result.metrics.tokens_per_second
+  begin, end = result.text[:12], result.text[-13:]
+  assert repr(result) == (
+    f"Result('{begin}...{end}', length, 40 tokens, {speed:.1f} tokens/s)"
+  )
+  (nothing,) = engine.generate([[5]], tiny_model.decode(max_new_tokens=0))
+  unknown = dataclasses.replace(nothing.metrics, tokens_per_second=None)
+  odd = dataclasses.replace(nothing, text='a\nb', metrics=unknown)
+  assert repr(odd) == "Result('a\\nb', length, 0 tokens)"
+
+
+def test_a_search_shows_as_one_line():
+  engine = tiny_model.engine(search={'max_iterations': 3})
+  start = "iterations=0, source='start', skip_ratio=0.50"
+  assert repr(engine.searcher) == f'Searcher(active, {start})'
+  write(engine)
+  searcher = engine.searcher
+  score = f'iterations=3, matchness={engine.matchness:.3f}'
+  assert repr(searcher) == (
+    f'Searcher(at rest, {score}, source={searcher.source!r}, skip_ratio=0.50)'
+  )
 
 
 # ---- what a search leaves behind

@@ -1,11 +1,15 @@
 """Imports go one way: from a higher number to a lower one, never in a circle."""
 
 import ast
+import importlib
 import pathlib
 import subprocess
 import sys
+import tomllib
 
 import pytest
+
+import swift_jax
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / 'swift_jax'
@@ -175,3 +179,34 @@ def test_importing_the_package_stays_cheap():
     [sys.executable, '-c', code], capture_output=True, text=True, check=True
   )
   assert done.stdout.split('\n') == ['[]', 'False', '']
+
+
+def test_what_is_public_is_what_type_checkers_see():
+  """The names are looked up by one table and checked by other lines."""
+  tree = ast.parse((PACKAGE / '__init__.py').read_text(encoding='utf-8'))
+  seen = {
+    alias.asname: node.module
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+    if alias.asname
+  }
+  assert sorted(seen) == swift_jax.__all__
+  for name, module in seen.items():
+    found = getattr(swift_jax, name)
+    assert found is getattr(importlib.import_module(module), name)
+  with pytest.raises(AttributeError, match="has no attribute 'Engin'"):
+    _ = swift_jax.Engin
+
+
+def test_the_package_says_that_it_is_typed():
+  with (ROOT / 'pyproject.toml').open('rb') as file:
+    tools = tomllib.load(file)['tool']
+  data = tools['setuptools']['package-data']['swift_jax']
+  assert 'py.typed' in data and (PACKAGE / 'py.typed').is_file()
+  # Where the public names live is checked, and so is how they are used.
+  checked = {ROOT / name for name in tools['mypy']['files']}
+  homes = map(importlib.import_module, set(swift_jax._PUBLIC.values()))
+  assert {pathlib.Path(home.__file__) for home in homes} < checked
+  used = imported(ROOT / 'tests' / 'typed_use.py')
+  assert {f'swift_jax.{name}' for name in swift_jax.__all__} <= used

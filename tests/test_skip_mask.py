@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+import jax
 import numpy as np
 import pytest
 
@@ -111,3 +112,24 @@ def test_bad_lists_are_named(lists, said):
 def test_masks_that_do_not_fit_are_named(attn, mlp, said):
   with pytest.raises(InputError, match=said):
     skip_masks.check(SkipMask(attn, mlp), 7)
+
+
+def test_a_mask_shows_its_layers_in_one_line():
+  mask = skip_masks.from_lists([1, 3], [2], 5)
+  assert repr(mask) == 'SkipMask(attention=[1, 3], mlp=[2], num_layers=5)'
+  several = skip_masks.stack([mask, mask])
+  assert repr(several) == 'SkipMask(attn=bool[2, 5], mlp=bool[2, 5])'
+
+
+def test_what_stands_for_a_mask_shows_too():
+  """On a device, in shares, traced, with anything else for leaves."""
+  mask = skip_masks.none_skipped(40)
+  rows = 'SkipMask(attn={0}[40], mlp={0}[40])'
+  assert repr(jax.device_put(mask)) == rows.format('bool')
+  shares = SkipMask(mask.attn.astype('f4'), mask.mlp.astype('f4'))
+  assert repr(shares) == rows.format('float32')
+  seen = []
+  jax.eval_shape(lambda mask: seen.append(repr(mask)), mask)
+  assert seen == [rows.format('bool')]
+  names = jax.tree.map(lambda _: None, mask)
+  assert repr(names) == 'SkipMask(attn=None, mlp=None)'
