@@ -91,7 +91,8 @@ def encode_chat(messages: Conversation, tokenizer: Any) -> list[int]:
     InputError: the tokenizer has no template, or it refuses the messages.
   """
   for message in messages:
-    if not isinstance(message, Mapping):
+    # What else a message needs is its template's to say.
+    if not isinstance(message, Mapping) or 'role' not in message:
       raise InputError(f'message {message!r:.80}: expected role and content')
   if getattr(tokenizer, 'chat_template', None) is None:
     raise InputError(
@@ -116,7 +117,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_list(value: Any) -> bool:
-  is_bytes = isinstance(value, (bytes, bytearray, memoryview))
+  is_bytes = isinstance(value, (bytes, bytearray))
   return isinstance(value, Sequence) and not is_bytes
 
 

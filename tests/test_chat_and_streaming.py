@@ -483,6 +483,7 @@ def test_token_ids_are_whatever_holds_integers(engine, ids):
     ([1, '2'], "'2' is no token id"),
     ([1, None], 'None is no token id'),
     ([MESSAGES[0], 'hi'], "message 'hi': expected role and content"),
+    ([{'content': 'hi'}], "message {'content': 'hi'}: expected role"),
     ([1, -1], 'token -1 is outside the vocabulary'),
     ([1, CFG.vocab_size], 'token 101 is outside the vocabulary'),
     ([1] * 91, 'has 91 tokens, but the context holds'),
