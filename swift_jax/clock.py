@@ -84,7 +84,9 @@ class Clock:
       head=cost.head * draft / step,
       attn=cost.attn * draft / step,
       mlp=cost.mlp * draft / step,
-      verify=costs.rising(np.array(cost.verify) * verify / step),
+      verify=costs.rising(
+        [w * v / step for w, v in zip(cost.verify, verify, strict=True)]
+      ),
     )
 
 
@@ -94,7 +96,7 @@ class Guard:
   Whatever the policy expects, this goes by what came and how long it took.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._behind, self._left, self._rest = 0.0, 0.0, _REST
 
   @property
