@@ -6,7 +6,8 @@
 A RUN is a folder that launch/evaluate.py wrote, or an answers file in
 Spec-Bench's format, of any method; --candidate may come several times. DIR,
 made if it is not there, then holds report.json, report.md, speedup.png,
-accepted_lengths.png and speedup_over_stream.png; with --export_answers also
+accepted_lengths.png and speedup_over_stream.png, and where the answers say enough
+acceptance_by_position.png and time_budget.png; with --export_answers also
 answers/NAME.jsonl for each run, which Spec-Bench's scripts take. Of a search it
 holds search.json, matchness_over_evaluations.png, matchness_over_seconds.png,
 skip_set.png and sources.png.
@@ -143,6 +144,7 @@ def report_search(path: str, folder: str) -> None:
 def report_runs(folder: str) -> None:
   """Figures, report.json, report.md and the table of all runs."""
   run_plots = load_drawing('run_plots')
+  round_plots = load_drawing('round_plots')
   paths = [_BASELINE.value, *_CANDIDATES.value]
   named = ['--baseline', *['--candidate'] * len(_CANDIDATES.value)]
   found = [
@@ -160,6 +162,7 @@ def report_runs(folder: str) -> None:
     'speedup_over_stream.png': run_plots.speedup_over_stream(
       by_name[baseline].answers, candidates
     ),
+    **round_plots.pictures(summary),
   }
   files = {name: png(figure) for name, figure in figures.items()}
   # Half a character, which JSON can hold and no file can, is written as such.

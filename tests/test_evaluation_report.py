@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import answer_files
+from matplotlib.colors import to_rgba
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from swift_jax.evaluation import (
   report,
   report_markdown,
   report_text,
+  round_plots,
   run_plots,
   scores,
 )
@@ -26,11 +28,13 @@ from swift_jax.evaluation.runs import Run
 LAUNCHER = pathlib.Path(__file__).parent.parent / 'launch' / 'report.py'
 PLAIN, SWIFT = answer_files.plain(), answer_files.swift()
 FILES = {
+  'acceptance_by_position.png',
   'accepted_lengths.png',
   'report.json',
   'report.md',
   'speedup.png',
   'speedup_over_stream.png',
+  'time_budget.png',
 }
 near = pytest.approx
 
@@ -442,6 +446,78 @@ def test_the_stream_is_in_the_order_of_the_answers():
   assert last.get_label() == 'swift, last 20'
 
 
+def test_acceptance_is_drawn_along_the_draft():
+  found = build()
+  (name,) = round_plots.places(found)  # plain decoding drafts nothing
+  assert name == 'swift'
+  upper, lower = round_plots.acceptance_by_position(found).axes
+  for axes, expected in (
+    (upper, [5 / 7, 4 / 5, 2 / 4, 1 / 2]),
+    (lower, [7, 5, 4, 2]),
+  ):
+    (line,) = axes.lines
+    assert line.get_xdata().tolist() == [1, 2, 3, 4]
+    assert line.get_ydata() == near(expected)
+    assert line.get_label() == 'swift'
+
+
+def test_a_run_looks_the_same_in_each_figure():
+  runs = {'_base': run_of(SWIFT), 'a': run_of(PLAIN), '$b': run_of(SWIFT)}
+  found = report.build(runs)
+  (axes,) = run_plots.speedup_bars(found).axes
+  bars = dict(zip(['a', '$b'], axes.containers, strict=True))
+  upper, _ = round_plots.acceptance_by_position(found).axes
+  base, b = upper.lines
+  assert bars['$b'][0].get_facecolor() == to_rgba(b.get_color())
+  looks = {(line.get_color(), line.get_marker()) for line in (base, b)}
+  assert len(looks) == 2
+
+
+def test_the_time_budget_adds_up_to_a_pass():
+  found = build()
+  (axes,) = round_plots.time_budget(found).axes
+  assert [label.get_text() for label in axes.get_yticklabels()] == [
+    'plain',
+    'swift',
+  ]
+  # Ten seconds and 20 passes, four seconds and 8.
+  drawn = {
+    bars.get_label(): [bar.get_width() for bar in bars]
+    for bars in axes.containers
+  }
+  assert drawn == {
+    'prefill': near([125, 125]),
+    'decode': near([350, 0]),
+    'draft': near([0, 62.5]),
+    'verify': near([0, 187.5]),
+    'search': near([0, 78.125]),
+    'other': near([25, 46.875]),
+  }
+  for row in range(2):
+    bars = sorted(
+      (bars[row].get_x(), bars[row].get_x() + bars[row].get_width())
+      for bars in axes.containers
+      if bars[row].get_width()
+    )
+    assert bars[0][0] == 0 and bars[-1][1] == near(500)
+    assert [end for _, end in bars[:-1]] == near([at for at, _ in bars[1:]])
+  tokens = [text.get_text() for text in axes.texts]
+  assert tokens == ['1.00 tokens', '2.50 tokens']
+
+
+def test_what_answers_do_not_say_is_not_drawn():
+  theirs = [
+    dataclasses.replace(
+      answer,
+      turns=tuple(dataclasses.replace(t, detail=None) for t in answer.turns),
+    )
+    for answer in PLAIN
+  ]
+  assert round_plots.pictures(build(run_of(theirs), run_of(theirs))) == {}
+  found = build(run_of(PLAIN))
+  assert set(round_plots.pictures(found)) == {'time_budget.png'}
+
+
 def test_pictures_are_drawn_without_a_warning():
   runs = {'$plain': PLAIN, '_$s$wift': SWIFT[:1]}
   found = report.build(
@@ -451,6 +527,7 @@ def test_pictures_are_drawn_without_a_warning():
     run_plots.speedup_bars(found),
     run_plots.accepted_lengths(runs),
     run_plots.speedup_over_stream(PLAIN, runs),
+    *round_plots.pictures(found).values(),
   ):
     figure.savefig(io.BytesIO(), format='png')
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
@@ -23,8 +24,15 @@ from swift_jax.evaluation.plots import (
 from swift_jax.evaluation.report import Report
 
 ROLLING = 20  # questions under the rolling speedup
-# Okabe and Ito's without black and yellow.
-_COLORS = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00')
+# Okabe and Ito's without black and yellow; hatches and markers do in grey.
+_STYLES = (
+  ('#0072B2', '', 'o'),
+  ('#E69F00', '///', 's'),
+  ('#009E73', '...', '^'),
+  ('#CC79A7', 'xxx', 'D'),
+  ('#56B4E9', '\\\\\\', 'v'),
+  ('#D55E00', '++', 'P'),
+)
 
 Answers = Sequence[Answer]
 
@@ -120,16 +128,14 @@ def speedup_bars(report: Report) -> Figure:
   for i, name in enumerate(candidates):
     found = bars(report, name)
     x = places + (i - (len(candidates) - 1) / 2) * width
-    axes.bar(
-      x, found.speedups, width * 0.9, color=_color(i), label=_label(name)
-    )
+    _draw_bars(axes, x, found.speedups, width * 0.9, i, name)
     axes.vlines(x, found.low, found.high, color='black')
   axes.axhline(1, color='#555555', linestyle='--')
-  axes.set_xticks(places, map(_label, names), rotation=30, ha='right')
+  axes.set_xticks(places, map(run_label, names), rotation=30, ha='right')
   axes.set_ylabel('speedup')
   share = f'{report["confidence"]:.0%}'
   title = f'Tokens/s against {report["baseline"]}, with {share} intervals'
-  axes.set_title(_label(title))
+  axes.set_title(run_label(title))
   legend_beside(figure, *axes.get_legend_handles_labels())
   return figure
 
@@ -142,7 +148,7 @@ def accepted_lengths(runs: Mapping[str, Answers]) -> Figure:
   for i, (name, answers) in enumerate(runs.items()):
     lengths, shares = length_shares(answers)
     x = lengths + (i - (len(runs) - 1) / 2) * width
-    axes.bar(x, shares, width, color=_color(i), label=_label(name))
+    _draw_bars(axes, x, shares, width, i, name)
   axes.set(xlabel='tokens that a pass returned', ylabel='share of passes')
   axes.set_title('Accepted lengths')
   whole_numbers(axes.xaxis)
@@ -158,14 +164,15 @@ def speedup_over_stream(
   axes = plain_axes(figure.subplots())
   for i, (name, answers) in enumerate(runs.items()):
     found = stream(baseline, answers, ROLLING)
+    color, _, marker = run_style(i)
     x = np.arange(1, len(found.cumulative) + 1)
     for kind, y, style in (
       ('so far', found.cumulative, '-'),
       (f'last {ROLLING}', found.rolling, ':'),
     ):
-      label = f'{_label(name)}, {kind}'
+      label = f'{run_label(name)}, {kind}'
       axes.plot(
-        x, y, style, marker='.', markersize=3, color=_color(i), label=label
+        x, y, style, marker=marker, markersize=4, color=color, label=label
       )
   axes.axhline(1, color='#555555', linestyle='--')
   axes.set(xlabel='questions answered', ylabel='speedup')
@@ -175,11 +182,33 @@ def speedup_over_stream(
   return figure
 
 
-def _color(number: int) -> str:
-  return _COLORS[number % len(_COLORS)]
+def _draw_bars(
+  axes: Axes,
+  x: np.ndarray,
+  heights: np.ndarray,
+  width: float,
+  number: int,
+  name: str,
+) -> None:
+  """The bars of one run."""
+  color, hatch, _ = run_style(number)
+  axes.bar(
+    x,
+    heights,
+    width,
+    color=color,
+    hatch=hatch,
+    edgecolor='white',
+    label=run_label(name),
+  )
 
 
-def _label(name: str) -> str:
+def run_style(number: int) -> tuple[str, str, str]:
+  """Colour, hatch and marker of a run."""
+  return _STYLES[number % len(_STYLES)]
+
+
+def run_label(name: str) -> str:
   """Neither a formula, nor left out of a legend as `_name` is."""
   name = name.replace('$', r'\$')
   return f' {name}' if name.startswith('_') else name
