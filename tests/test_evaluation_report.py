@@ -439,11 +439,20 @@ def test_the_stream_is_in_the_order_of_the_answers():
   # The last two: 12 tokens over 5 and 2, then 12 over 6 and 3 seconds.
   assert found.rolling == near([4.0, 2.5, 2.0])
   assert run_plots.stream(PLAIN, SWIFT, window=1).rolling == near([4, 1, 2.5])
+
+
+def test_the_last_questions_are_drawn_where_there_are_more(monkeypatch):
   (axes,) = run_plots.speedup_over_stream(PLAIN, {'swift': SWIFT}).axes
-  so_far, last = axes.lines[:2]
+  so_far, one = axes.lines
   assert so_far.get_ydata() == near([4.0, 2.5, 2.5])
   assert so_far.get_xdata().tolist() == [1, 2, 3]
-  assert last.get_label() == 'swift, last 20'
+  assert one.get_ydata() == [1, 1]
+  monkeypatch.setattr(run_plots, 'ROLLING', 2)
+  (axes,) = run_plots.speedup_over_stream(PLAIN, {'swift': SWIFT}).axes
+  so_far, last = axes.lines[:2]
+  assert last.get_ydata() == near([4.0, 2.5, 2.0])
+  assert last.get_label() == 'swift, last 2'
+  assert last.get_linestyle() != so_far.get_linestyle()
 
 
 def test_acceptance_is_drawn_along_the_draft():

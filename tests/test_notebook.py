@@ -139,7 +139,7 @@ def test_a_run_from_top_to_bottom(tmp_path):
     known = [share for share in parts.values() if share is not None]
     assert sum(known) == pytest.approx(1)
   assert computed['shares']['swift']['verify'] > 0
-  for name, count in (('search', 2), ('pictures', 3)):
+  for name, count in (('search', 2), ('pictures', 3), ('time', 2)):
     pictures = [o for o in outputs[name] if 'image/png' in o.get('data', ())]
     assert len(pictures) == count, name
 

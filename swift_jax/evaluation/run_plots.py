@@ -132,7 +132,7 @@ def speedup_bars(report: Report) -> Figure:
     axes.vlines(x, found.low, found.high, color='black')
   axes.axhline(1, color='#555555', linestyle='--')
   axes.set_xticks(places, map(run_label, names), rotation=30, ha='right')
-  axes.set_ylabel('speedup')
+  axes.set_ylabel('speedup (1: as the baseline)')
   share = f'{report["confidence"]:.0%}'
   title = f'Tokens/s against {report["baseline"]}, with {share} intervals'
   axes.set_title(run_label(title))
@@ -166,16 +166,16 @@ def speedup_over_stream(
     found = stream(baseline, answers, ROLLING)
     color, _, marker = run_style(i)
     x = np.arange(1, len(found.cumulative) + 1)
-    for kind, y, style in (
-      ('so far', found.cumulative, '-'),
-      (f'last {ROLLING}', found.rolling, ':'),
-    ):
+    curves = [('so far', found.cumulative, '-')]
+    if len(x) > ROLLING:  # else they are the same
+      curves.append((f'last {ROLLING}', found.rolling, ':'))
+    for kind, y, style in curves:
       label = f'{run_label(name)}, {kind}'
       axes.plot(
         x, y, style, marker=marker, markersize=4, color=color, label=label
       )
   axes.axhline(1, color='#555555', linestyle='--')
-  axes.set(xlabel='questions answered', ylabel='speedup')
+  axes.set(xlabel='questions answered', ylabel='speedup (1: as the baseline)')
   axes.set_title('Speedup over the stream of questions')
   whole_numbers(axes.xaxis)
   legend_beside(figure, *axes.get_legend_handles_labels())
