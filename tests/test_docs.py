@@ -14,7 +14,7 @@ from swift_jax.config import SearchConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = [ROOT / 'README.md', ROOT / 'BUILD.md', *sorted(ROOT.glob('docs/*.md'))]
-FOLDERS = ('swift_jax', 'launch', 'configs', 'tests', 'docs')
+FOLDERS = ('swift_jax', 'launch', 'configs', 'notebooks', 'tests', 'docs')
 SECTIONS = (evaluate.SECTIONS, train_demo.SECTIONS)
 # What may stand behind a section's name and a dot, and is no field.
 EXTENSIONS = {'json', 'jsonl', 'md', 'py', 'safetensors'}
