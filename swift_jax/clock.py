@@ -36,6 +36,7 @@ class Clock:
     measured: where it starts from, and what is not observed goes back to.
     ratios: seconds over measured seconds: of a plain step, of a drafted token, of
       verify by width.
+    costs: in plain steps as they are by now.
     guard: told of the same dispatches.
   """
 
@@ -45,7 +46,7 @@ class Clock:
     prior = _COMMON**2 + _APART**2 * np.eye(size)
     self._prior = np.linalg.inv(prior)
     self._precision, self._shift = np.zeros((size, size)), np.zeros(size)
-    self.ratios = np.ones(size)
+    self.ratios, self.costs = np.ones(size), measured
     self.guard = Guard()
 
   def observe(
@@ -73,11 +74,10 @@ class Clock:
     self._shift = _KEPT * self._shift + features * rest
     moved = np.linalg.solve(self._prior + self._precision, self._shift)
     self.ratios = np.maximum(1 + moved, _SMALLEST_RATIO)
+    self.costs = self._corrected()
     self.guard.add(steps, seconds / self.costs.step_s)
 
-  @property
-  def costs(self) -> costs.PassCosts:
-    """In plain steps as they are by now."""
+  def _corrected(self) -> costs.PassCosts:
     cost, (step, draft, *verify) = self.measured, self.ratios.tolist()
     return costs.PassCosts(
       step_s=cost.step_s * step,
