@@ -16,6 +16,7 @@ from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
 from swift_jax import costs as costs_module
 from swift_jax import hub
 from swift_jax import skip_mask as skip_masks
+from swift_jax.clock import Clock
 from swift_jax.config import MAX_NGRAM
 from swift_jax.costs import PassCosts
 from swift_jax.decoding import policy
@@ -196,7 +197,7 @@ def test_evidence_fades_with_time_and_a_source_is_tried_again():
   assert float(again.tokens) < float(seen.tokens)
 
 
-class Still(costs_module.Clock):
+class Still(Clock):
   """Costs that stay as they are, whatever the clock says."""
 
   def observe(self, *_):
