@@ -119,7 +119,8 @@ def load_engine(config: ConfigDict, sizes: Sizes) -> Engine:
   from swift_jax.evaluation import wide_model
 
   try:
-    return wide_model.widened(engine, sizes.widen)
+    draft = common.section(config, 'draft')
+    return wide_model.widened(engine, sizes.widen, draft)
   except InputError as error:
     raise InputError(f'--widen={error}') from None
 
@@ -158,7 +159,7 @@ def peers(config: ConfigDict, sizes: Sizes) -> Outcome:
   if not peers_suite.is_there():
     raise InputError("--suite='peers': torch is not there (the extra parity)")
   peers_suite.calm_threads()
-  config.model.dtype = 'float32'
+  config.model.dtype, config.model.weights = 'float32', ''  # as theirs are
   folder = checkpoint.resolve(config.model.path)
   return peers_suite.peers(make_bench(config, sizes), folder, say)
 

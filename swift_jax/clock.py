@@ -8,29 +8,34 @@ import math
 import numpy as np
 
 from swift_jax import costs
+from swift_jax.decoding import policy
+from swift_jax.skip_mask import SkipMask
 
-# Of ratios to measured seconds: how far all of them are off together, and each beside
-# that (standard deviations).
-_COMMON, _APART = 1.0, 0.15
+# Of ratios to measured seconds, standard deviations: how far all of them are off
+# together to begin with, by how much that moves from one dispatch to the next, and
+# how far each is off beside it.
+_COMMON, _DRIFT, _APART = 1.0, 0.05, 0.3
+_KEPT = 0.995  # of what is off apart, from one dispatch to the next
 _NOISE = 0.1  # of a dispatch's seconds
-_OUTLIER = 1.3  # a dispatch that takes longer by more counts as if by this
-_KEPT = 0.98  # of what was observed, from one dispatch to the next
+_OUTLIER = 1.2  # a dispatch that takes longer by more counts as if by this
 _SMALLEST_RATIO = 0.1
+_UNSEEN = 512.0  # plain steps' time without one, after which some are made
+_FIRST_LOOK = 128.0  # the first time
 _ALLOWED = 3.0  # plain steps that a run may fall behind plain decoding
 _BANKED = (
   8.0  # those that it may be ahead for it: what was won long ago counts little
 )
 _MEMORY = 256.0  # plain steps after which they count 1/e
-_REST = 64.0  # plain steps that it then takes at least
+_REST, _LONGEST_REST = 64.0, 4096.0  # plain steps that it then takes
 
 
 class Clock:
   """Costs as the clock corrects them while text is written.
 
-  A dispatch's seconds are compared with what its passes were measured to take. The
-  ratios of plain steps, drafted tokens and verify by width are fitted by Bayesian
-  linear regression with forgetting: all may be off by a common factor, since a
-  machine is busier at times, and each by a little of its own.
+  A dispatch's seconds are compared with what its passes were measured to take. A
+  Kalman filter follows the ratios of plain steps, drafted tokens and verify by width:
+  all are off by a common factor, which wanders as a machine is busier or less, and
+  each by something of its own, which stays for long.
 
   Attributes:
     measured: where it starts from, and what is not observed goes back to.
@@ -43,11 +48,31 @@ class Clock:
   def __init__(self, measured: costs.PassCosts):
     self.measured = measured
     size = 2 + len(measured.verify)
-    prior = _COMMON**2 + _APART**2 * np.eye(size)
-    self._prior = np.linalg.inv(prior)
-    self._precision, self._shift = np.zeros((size, size)), np.zeros(size)
+    # What is common, then what is apart.
+    self._off = np.zeros(1 + size)
+    self._covariance = np.diag([_COMMON**2, *size * [_APART**2]])
     self.ratios, self.costs = np.ones(size), measured
     self.guard = Guard()
+    self._unseen = _UNSEEN - _FIRST_LOOK
+
+  @property
+  def wants_plain_steps(self) -> bool:
+    """Without any, a machine on which drafts are dearer than they were looks like
+    one that is slower as a whole, and the guard would believe it."""
+    return self._unseen >= _UNSEEN
+
+  def for_policy(self, skip_mask: SkipMask, saved_s: float) -> policy.Costs:
+    """As host arrays, in plain steps as they are by now.
+
+    Args:
+      saved_s: as in `PassCosts.draft`.
+    """
+    step, draft, *_ = self.ratios
+    draft *= self.measured.draft(skip_mask, saved_s) / step
+    return policy.Costs(
+      np.asarray(draft, np.float32),
+      np.asarray(self.costs.verify, np.float32),
+    )
 
   def observe(
     self, work: np.ndarray, draft: float, steps: int, seconds: float
@@ -62,20 +87,28 @@ class Clock:
     """
     cost = self.measured
     passes = work * np.array([1, draft, *cost.verify])
-    expected = cost.step_s * float(passes @ self.ratios)
-    if expected <= 0:
+    self._unseen = 0.0 if work[0] else self._unseen + float(passes.sum())
+    if not passes.any():
       return
-    # Somebody else's seconds, or a compilation's.
-    seconds = min(max(seconds, expected / _OUTLIER), expected * _OUTLIER)
-    weight = cost.step_s / (_NOISE * expected)
-    features = passes * weight
-    rest = (seconds / cost.step_s - passes.sum()) * weight
-    self._precision = _KEPT * self._precision + np.outer(features, features)
-    self._shift = _KEPT * self._shift + features * rest
-    moved = np.linalg.solve(self._prior + self._precision, self._shift)
-    self.ratios = np.maximum(1 + moved, _SMALLEST_RATIO)
+    kept = np.array([1.0, *len(work) * [_KEPT]])
+    moved = [_DRIFT**2, *len(work) * [(1 - _KEPT**2) * _APART**2]]
+    off = kept * self._off
+    covariance = np.outer(kept, kept) * self._covariance + np.diag(moved)
+    expected = float(passes @ self._ratios(off))
+    # What is longer has somebody else's seconds in it, or a compilation's.
+    taken = min(seconds / cost.step_s, expected * _OUTLIER)
+    seen = np.array([passes.sum(), *passes])
+    shared = covariance @ seen
+    gain = shared / (seen @ shared + (_NOISE * expected) ** 2)
+    self._off = off + gain * (taken - expected)
+    self._covariance = covariance - np.outer(gain, shared)
+    self.ratios = self._ratios(self._off)
     self.costs = self._corrected()
-    self.guard.add(steps, seconds / self.costs.step_s)
+    self.guard.add(steps, taken / float(self.ratios[0]))
+
+  def _ratios(self, off: np.ndarray) -> np.ndarray:
+    ratios: np.ndarray = np.maximum(1 + off[0] + off[1:], _SMALLEST_RATIO)
+    return ratios
 
   def _corrected(self) -> costs.PassCosts:
     cost, (step, draft, *verify) = self.measured, self.ratios.tolist()
@@ -93,7 +126,7 @@ class Clock:
 class Guard:
   """Plain decoding for a while where speculation has fallen behind it.
 
-  Whatever the policy expects, this goes by what came and how long it took.
+  Whatever the policy expects, this goes by what came and how long that took.
   """
 
   def __init__(self) -> None:
@@ -121,4 +154,4 @@ class Guard:
     if self._behind > _ALLOWED:
       # Half of it is left to try again with, after a longer rest each time.
       self._behind, self._left = _ALLOWED / 2, self._rest
-      self._rest *= 2
+      self._rest = min(2 * self._rest, _LONGEST_REST)

@@ -40,7 +40,7 @@ _FILLED = 0.5  # of the cache, about what a text has on average
 _FORMAT = 2  # to be raised with what a round or a layer does
 _DEAR = 1e3  # so that no leaf pays while drafting is timed
 _SMALLEST = 1e-3  # of a cost: rounding must not make anything free
-_SAME = 0.01  # costs that differ by less are the same to the policy
+_SHORTEST_S = 1e-12  # that a step may be said to take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +62,22 @@ class PassCosts:
 
   def __post_init__(self):
     object.__setattr__(self, 'verify', tuple(self.verify))
-    for name in ('step_s', 'head', 'attn', 'mlp'):
+    require_number('step_s', self.step_s, _SHORTEST_S, float('inf'))
+    for name in ('head', 'attn', 'mlp'):
       require_number(name, getattr(self, name), 0, float('inf'))
     for cost in self.verify:
       require_number('verify', cost, 0, float('inf'))
 
-  def draft(self, skip_mask: SkipMask) -> float:
-    """One token drafted with this mask."""
+  def draft(self, skip_mask: SkipMask, saved_s: float = 0.0) -> float:
+    """One token drafted with this mask.
+
+    Args:
+      saved_s: seconds that it takes less; see `specialised`.
+    """
     attn = (~np.asarray(skip_mask.attn)).sum()
     mlp = (~np.asarray(skip_mask.mlp)).sum()
-    return float(self.head + attn * self.attn + mlp * self.mlp)
+    gated = float(self.head + attn * self.attn + mlp * self.mlp)
+    return max(gated - saved_s / self.step_s, _SMALLEST)
 
   def highest_speed(
     self, num_layers: int, num_skipped: int, widths: Sequence[int]
@@ -88,25 +94,6 @@ class PassCosts:
     draft = whole - saved
     pairs = zip(widths, self.verify, strict=True)
     return max(w / ((w - 1) * draft + cost) for w, cost in pairs)
-
-  def is_near(self, other: PassCosts) -> bool:
-    """Within what makes no difference to the policy."""
-    mine, others = (
-      [cost.head, cost.attn, cost.mlp, *cost.verify] for cost in (self, other)
-    )
-    return np.allclose(mine, others, rtol=_SAME)
-
-  def for_policy(self, skip_mask: SkipMask, saved_s: float) -> policy.Costs:
-    """As host arrays.
-
-    Args:
-      saved_s: seconds that a drafted token takes less; see `specialised`.
-    """
-    draft = max(self.draft(skip_mask) - saved_s / self.step_s, _SMALLEST)
-    return policy.Costs(
-      np.asarray(draft, np.float32),
-      np.asarray(self.verify, np.float32),
-    )
 
 
 def sampling_work(settings: SamplingConfig) -> tuple[bool, ...]:
@@ -262,16 +249,23 @@ class Bench:
     batch: int,
     shapes: DraftShapes,
     settings: SamplingConfig,
+    capacity: int | None = None,
   ):
+    """Makes a cache.
+
+    Args:
+      capacity: its slots; None: as many as the model's have by now.
+    """
     self._model, self._shapes = model, shapes
-    room = model.capacity - shapes.max_width - 2
+    capacity = capacity or model.capacity
+    room = capacity - shapes.max_width - 2
     needed = max(_ROUNDS * shapes.max_width, _STEPS) + 1
-    filled = max(min(int(_FILLED * model.capacity), room - needed), 0)
-    tokens = np.zeros((batch, model.capacity), np.int32)
+    filled = max(min(int(_FILLED * capacity), room - needed), 0)
+    tokens = np.zeros((batch, capacity), np.int32)
     ones = np.ones(batch, np.int32)
     indices = np.arange(batch, dtype=np.uint32)
     arrays = (tokens, ones, room * ones, np.uint32(0), indices)
-    cache = model.empty_cache(batch, model.capacity)
+    cache = model.empty_cache(batch, capacity)
     evidence = model.put(policy.start())
     widths = shapes.verify_widths
     self._state = rounds.start(
@@ -317,13 +311,15 @@ class Bench:
       np.asarray(1, np.float32),
       _DEAR * np.arange(1, widths + 1, dtype=np.float32),
     )
-    length = np.int32(length)
-    forced = model.put((np.int32(source), length, length, dear))
+    forced, longest, threshold, prices = model.put(
+      (np.int32(source), np.int32(length), np.float32(0), dear)
+    )
     settings = model.settings.replace(
-      forced=forced[0],
-      max_length=forced[1],
-      lookup_length=forced[2],
-      costs=forced[3],
+      forced=forced,
+      max_length=longest,
+      lookup_length=longest,
+      threshold=threshold,  # no draft ends before
+      costs=prices,
     )
     state, count = self._fresh(), model.number(_ROUNDS)
     started = time.perf_counter()

@@ -341,6 +341,7 @@ class Engine:
           yield piece._replace(row=at + piece.row)
         self._save_set()
         parts = zip(prompts[rows], session.rows, session.rounds(), strict=True)
+        del session.state  # its cache makes room for the next batch's
         for prompt, row, passes in parts:
           yield self._result(prompt, row, session, passes)
     except BaseException:  # what was found is kept, whatever ends the text

@@ -50,6 +50,7 @@ class Model:
       that are timed in halves come from anywhere in a text.
     evidence: what drafting brought in the texts so far, on the host.
     keeps_costs: what passes cost is read from and written to the user's folder.
+    measured: what they cost, by batch, capacity, shapes and kind of sampling.
     full: skips nothing; with gates only where they are quick.
     gates_are_quick: quicker than a program without them, and never the host's
       business: on a CPU.
@@ -73,6 +74,7 @@ class Model:
     self.scorer = Scorer(self)
     self.evidence = policy.start()
     self.keeps_costs = True
+    self.measured: dict[tuple[Any, ...], costs.PassCosts] = {}
     self._clocks: dict[tuple[Any, ...], clock.Clock] = {}
     full = skip_masks.none_skipped(cfg.num_hidden_layers)
     self.gates_are_quick = jax.default_backend() == 'cpu'
@@ -113,9 +115,12 @@ class Model:
   ) -> clock.Clock:
     """What passes cost at today's capacity; `settings` are resolved."""
     key = batch, self.capacity, shapes, costs.sampling_work(settings)
+    if key not in self.measured:
+      self.measured[key] = costs.of_model(
+        self, batch, shapes, settings, self.keeps_costs
+      )
     if key not in self._clocks:
-      measured = costs.of_model(self, batch, shapes, settings, self.keeps_costs)
-      self._clocks[key] = clock.Clock(measured)
+      self._clocks[key] = clock.Clock(self.measured[key])
     return self._clocks[key]
 
   def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
@@ -231,10 +236,11 @@ class Session:
     is_lookup = decode.method == 'prompt_lookup'
     self._shapes = drafting.for_lookup(shapes) if is_lookup else shapes
     self.seconds = Seconds()
-    # The incumbent, what it saves as a known mask, and what passes cost; what all
-    # of it is on the device.
-    self._drafting: tuple[Any, ...] | None = None
-    self._uploaded: tuple[skip_masks.Mask, DraftSettings] | None = None
+    # The incumbent and what it saves as a known mask; that and what passes cost, on
+    # the device.
+    self._drafting: tuple[skip_masks.SkipMask, float | None] | None = None
+    self._mask: skip_masks.Mask | None = None
+    self._settings, self._told = model.settings, None
     self._saved: float | None = None
     names = [f.name for f in dataclasses.fields(states.Counts)]
     self.rows = [
@@ -325,14 +331,17 @@ class Session:
       )
     interval = self.decode.phase_interval
     model.dispatches += 1
-    if interval and model.dispatches % interval == 0:
+    mask, settings = self._drafts_by()
+    if self._clock is not None and self._clock.guard.is_closed:
+      settings = settings.replace(forced=model.number(policy.PLAIN))
+    elif self._clock is not None and self._clock.wants_plain_steps:
+      settings = settings.replace(forced=model.number(policy.PLAIN))
+      count = 1
+    elif interval and model.dispatches % interval == 0:
       self.state = self.in_halves()
       count -= 1
     if not count:
       return self.state
-    mask, settings = self._drafts_by()
-    if self._clock is not None and self._clock.guard.is_closed:
-      settings = settings.replace(forced=model.number(policy.PLAIN))
     return rounds.speculative_rounds(
       model.graphdef,
       model.params,
@@ -368,21 +377,23 @@ class Session:
     return state
 
   def _drafts_by(self) -> tuple[skip_masks.Mask, DraftSettings]:
-    """The incumbent on the device, and settings that know what it costs; both are
-    uploaded when it changes, or what passes cost does."""
-    incumbent, model, costs = self.searcher.incumbent, self.model, self._costs
-    before, saved, cost = self._drafting or (None, None, None)
-    is_same = before is incumbent and saved == self._saved
-    if not is_same or (costs and not costs.is_near(cost)):
-      self._drafting = incumbent, self._saved, costs
-      settings, mask = model.settings, model.put(incumbent)
-      if costs is not None:
-        its_costs = costs.for_policy(incumbent, self._saved or 0)
-        settings = settings.replace(costs=model.put(its_costs))
-      if self._saved is not None:
-        mask = skip_masks.KnownMask.of(incumbent)
-      self._uploaded = mask, settings
-    return self._uploaded
+    """The incumbent on the device, and settings that know what it costs; each is
+    uploaded when it changes."""
+    incumbent, model, saved = self.searcher.incumbent, self.model, self._saved
+    before = self._drafting or (None, None)
+    if before[0] is not incumbent or before[1] != saved:
+      self._drafting = incumbent, saved
+      self._mask = (
+        model.put(incumbent)
+        if saved is None
+        else skip_masks.KnownMask.of(incumbent)
+      )
+    if self._clock is not None:
+      its_costs = self._clock.for_policy(incumbent, saved or 0)
+      if self._told is None or not its_costs.is_near(self._told):
+        self._told = its_costs
+        self._settings = model.settings.replace(costs=model.put(its_costs))
+    return self._mask, self._settings
 
   @property
   def _costs(self) -> PassCosts | None:
@@ -393,9 +404,8 @@ class Session:
     """Lets the clock correct what is believed; processes in step would differ."""
     if self._clock is None or sharding.spans_processes(self.model.mesh):
       return
-    measured = self._clock.measured
-    saved = (self._saved or 0) / measured.step_s
-    draft = measured.draft(self.searcher.incumbent) - saved
+    incumbent, saved = self.searcher.incumbent, self._saved or 0
+    draft = self._clock.measured.draft(incumbent, saved)
     self._clock.observe(work, draft, steps, seconds)
 
   def specialise(self, mask: skip_masks.SkipMask, waits: bool = False) -> None:
@@ -406,7 +416,8 @@ class Session:
       waits: for the program.
     """
     saves = self.model.specialised.saves
-    how = self.decode.batch_size, self._shapes, self.decode.sampling
+    batch, capacity = self.state.tokens.shape
+    how = batch, capacity, self._shapes, self.decode.sampling
     self._saved = saves(mask, *how, waits=waits)
 
   def run(self) -> Iterator[Piece]:

@@ -41,24 +41,26 @@ class Specialised:
     """
     self._model = model
     self._saved: dict[_Key, float | None] = {}
-    self._jobs: dict[_Key, futures.Future[costs.Bench]] = {}
+    self._jobs: dict[_Key, futures.Future[None]] = {}
     self._compiler = futures.ThreadPoolExecutor(1)
 
   def saves(
     self,
     mask: SkipMask,
     batch: int,
+    capacity: int,
     shapes: DraftShapes,
     settings: SamplingConfig,
     waits: bool = False,
   ) -> float | None:
     """Seconds by which a drafted token is cheaper than behind gates; None where it
-    is not, or not yet.
+    is not, or not yet (on several devices: not without waiting).
 
     The first call starts compiling, and one after its end takes the times.
 
     Args:
       mask: drafts until further notice.
+      capacity: slots of the text's cache.
       settings: resolved.
       waits: for the program.
     """
@@ -67,19 +69,24 @@ class Specialised:
       return None  # processes in step would not change over at once
     known = KnownMask.of(mask)
     work = costs.sampling_work(settings)
-    key = _Key(known, batch, model.capacity, shapes, work)
+    key = _Key(known, batch, capacity, shapes, work)
     if key in self._saved:
       return self._saved[key]
+    if not waits and model.mesh is not None and model.mesh.size > 1:
+      return None  # two threads might start a program on devices in two orders
+    how = batch, shapes, settings, capacity
     if key not in self._jobs:
-      self._jobs[key] = self._compiler.submit(
-        _compiled, model, known, batch, shapes, settings
-      )
+      for job in self._jobs.values():  # what drafted before is not waited for
+        job.cancel()
+      job = self._compiler.submit(_compile, model, known, *how)
+      self._jobs = {key: job}
     job = self._jobs[key]
     if not waits and not job.done():
       return None
     del self._jobs[key]
     try:
-      saved = _measured(job.result(), model.put(mask), known)
+      job.result()
+      saved = _measured(costs.Bench(model, *how), model.put(mask), known)
     except Exception as error:  # no room for it, say: the text goes on
       _LOGGER.warning('no program for the skip set alone: %s', error)
       saved = None
@@ -87,16 +94,9 @@ class Specialised:
     return saved
 
 
-def _compiled(
-  model: Any,
-  known: KnownMask,
-  batch: int,
-  shapes: DraftShapes,
-  settings: SamplingConfig,
-) -> costs.Bench:
-  bench = costs.Bench(model, batch, shapes, settings)
-  bench.layers(known)
-  return bench
+def _compile(model: Any, known: KnownMask, *how: Any) -> None:
+  """In the other thread, which leaves nothing but the program."""
+  costs.Bench(model, *how).layers(known)
 
 
 def _measured(

@@ -29,10 +29,16 @@ def observed(rounds, works=(PLAIN, LAYERS, COPIES), clock=None, **ratios):
   return clock
 
 
+def is_near(clock):
+  """The policy is told what was measured."""
+  none = skip_masks.none_skipped(2)
+  return clock.for_policy(none, 0).is_near(Clock(MEASURED).for_policy(none, 0))
+
+
 def test_what_is_as_measured_stays():
   clock = observed(5)
   np.testing.assert_allclose(clock.ratios, 1)
-  assert clock.costs.is_near(MEASURED)
+  assert is_near(clock)
 
 
 def test_wrong_costs_are_corrected():
@@ -45,20 +51,27 @@ def test_wrong_costs_are_corrected():
   made = seconds(LAYERS, step, draft, (narrow, wide))
   assert made == pytest.approx(seconds(LAYERS, 1, 0.9, (1.2, 1)), rel=0.02)
   costs = clock.costs
-  assert not costs.is_near(MEASURED)
+  assert not is_near(clock)
   assert costs.step_s == pytest.approx(1e-3 * step)
   assert costs.verify[1] == pytest.approx(2 * wide / step)
   none = skip_masks.none_skipped(2)
-  whole = MEASURED.draft(none) * draft / step
-  assert costs.draft(none) == pytest.approx(whole)
+  for saved_s in (0, 1e-4):  # of a program without gates
+    wanted = MEASURED.draft(none, saved_s) * draft / step
+    told = clock.for_policy(none, saved_s)
+    assert float(told.draft) == pytest.approx(wanted)
+    np.testing.assert_allclose(told.verify, costs.verify, rtol=1e-6)
 
 
 def test_a_machine_that_is_slower_as_a_whole_changes_no_choice():
   """Also of what is not observed."""
   clock = observed(40, (PLAIN,), step=2.0)
-  np.testing.assert_allclose(clock.ratios, 2, rtol=0.05)
-  assert clock.costs.step_s == pytest.approx(2e-3, rel=0.05)
-  np.testing.assert_allclose(clock.costs.verify, MEASURED.verify, rtol=0.05)
+  np.testing.assert_allclose(clock.ratios, 2, rtol=0.07)
+  assert clock.costs.step_s == pytest.approx(2e-3, rel=0.07)
+  np.testing.assert_allclose(clock.costs.verify, MEASURED.verify, rtol=0.07)
+  none = skip_masks.none_skipped(2)
+  told = clock.for_policy(none, 1e-4)
+  wanted = MEASURED.draft(none, 1e-4)
+  assert float(told.draft) == pytest.approx(wanted, rel=0.07)
 
 
 def test_one_dispatch_that_was_disturbed_decides_little():
@@ -67,15 +80,15 @@ def test_one_dispatch_that_was_disturbed_decides_little():
   disturbed = clock.ratios[1]
   assert 1.0 < disturbed < 1.25
   assert clock.ratios[0] == pytest.approx(1, abs=0.02)
-  clock.observe(LAYERS, DRAFT, 9, 0.0)
-  assert 0.8 < clock.ratios[1] < disturbed
+  clock.observe(LAYERS, DRAFT, 9, seconds(LAYERS))
+  assert 1.0 < clock.ratios[1] < disturbed
 
 
 def test_what_is_not_seen_again_is_as_measured_again():
   clock = observed(30, (PLAIN, LAYERS), draft=1.6)
   dear = clock.ratios[1]
   assert dear > 1.2
-  observed(250, (PLAIN,), clock)
+  observed(500, (PLAIN,), clock)
   assert 1 <= clock.ratios[1] < 1 + (dear - 1) / 5
 
 
@@ -156,16 +169,49 @@ def test_the_guard_stays_open_while_speculation_pays():
 
 @pytest.mark.parametrize('cost', [8.4, 12, 80])
 def test_the_guard_costs_little_where_it_does_not(cost):
-  """Tried again, and more and more rarely."""
+  """Tried again, and more and more rarely up to a limit."""
   guard, plain, taken = Guard(), 0, 0
   closed = dispatches(guard, 3000, 8, cost)
   for is_closed in closed:
     plain += 8
     taken += 8 if is_closed else cost
-  assert taken < 1.03 * plain
+  assert taken < 1.035 * plain
   trials = [n for n in range(1, 3000) if closed[n - 1] and not closed[n]]
   gaps = np.diff(trials)
-  assert len(trials) > 3 and (gaps[1:] > gaps[:-1]).all()
+  assert len(trials) > 3 and (gaps[1:4] > gaps[:3]).all()
+
+
+@pytest.mark.parametrize('dear', [1.0, 1.3, 1.8])
+@pytest.mark.parametrize(
+  ('speed', 'closed'), [(0.6, True), (0.8, True), (1.05, False), (1.6, False)]
+)
+def test_drafts_that_were_thought_cheaper_are_found_out(dear, speed, closed):
+  """Where the policy sees no reason to make a plain step, some are made: else all
+  would look like a machine that is slower as a whole."""
+  clock, shut = Clock(MEASURED), 0
+  believed = float(LAYERS @ [1, DRAFT, *MEASURED.verify])
+  brought = speed * dear * believed  # plain steps
+  for _ in range(600):
+    is_closed = clock.guard.is_closed
+    shut += is_closed
+    if is_closed or clock.wants_plain_steps:
+      clock.observe(PLAIN, DRAFT, 16, seconds(PLAIN))
+    else:
+      cost = seconds(LAYERS, 1, dear, (dear, dear))
+      clock.observe(LAYERS, DRAFT, brought, cost)
+  assert (shut > 500) if closed else shut == 0
+
+
+def test_plain_steps_are_made_rarely():
+  clock, made = Clock(MEASURED), 0
+  for _ in range(2000):
+    if clock.wants_plain_steps:
+      made += 1
+      clock.observe(PLAIN, DRAFT, 16, seconds(PLAIN))
+    else:
+      clock.observe(LAYERS, DRAFT, 12, seconds(LAYERS))
+  spent = 2000 * float(LAYERS @ [1, DRAFT, *MEASURED.verify])
+  assert 2 < made and 16 * made < 0.05 * spent
 
 
 def test_the_guard_opens_for_good_once_it_pays():

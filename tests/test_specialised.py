@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from test_compilation import Compilations
 import tiny_model
 from tiny_model import PROMPTS_OF_DIFFERENT_LENGTH as PROMPTS
 
@@ -132,9 +133,37 @@ def test_the_text_does_not_wait_for_the_program(drafted_by, clock, monkeypatch):
   may_compile.set()
   engine.model.specialised._compiler.shutdown()  # waits
   drafted_by.clear()
+  compilations = Compilations()
   second = engine.generate(PROMPTS, tiny_model.decode())
+  assert compilations.count == 0
   assert all(isinstance(mask, KnownMask) for mask, _ in drafted_by)
   assert [r.tokens for r in first] == [r.tokens for r in second]
+
+
+def test_what_drafted_before_is_not_compiled_for(
+  drafted_by, clock, monkeypatch
+):
+  """Nor kept: a job holds a cache while it runs, and nothing then."""
+  may_compile = threading.Event()
+  compiled = []
+
+  def slow(model, known, *_):
+    assert may_compile.wait(60)
+    compiled.append(known)
+
+  monkeypatch.setattr(specialised, '_compile', slow)
+  engine = make_engine()
+  others = [skip_mask.from_lists([n], [2], LAYERS) for n in (1, 2, 3)]
+  for mask in (MASK, *others):
+    engine.set_skip_mask(mask)
+    engine.searcher.rest()
+    engine.generate(PROMPTS, tiny_model.decode(max_new_tokens=4))
+  programs = engine.model.specialised
+  (key,) = programs._jobs
+  assert key.mask == KnownMask.of(others[-1])
+  may_compile.set()
+  programs._compiler.shutdown()  # waits
+  assert compiled == [KnownMask.of(MASK), KnownMask.of(others[-1])]
 
 
 def test_a_program_that_fails_is_said_and_done_without(
@@ -164,7 +193,10 @@ def test_real_programs_by_the_real_clock(said):
   """Compiled and timed; what fails would be a warning."""
   engine = make_engine(adaptive=True)
   engine.warmup(tiny_model.decode())
-  how = 3, engine.model.shapes, engine.resolve().config
-  saved = engine.model.specialised.saves(MASK, *how, waits=True)
+  model = engine.model
+  how = 3, model.capacity, model.shapes, engine.resolve().config
+  compilations = Compilations()
+  saved = model.specialised.saves(MASK, *how, waits=True)
+  assert compilations.count == 0  # it is there
   assert saved is None or 0 < saved < 1
   assert not said

@@ -100,9 +100,10 @@ def learn(
   is_plain = source == policy.PLAIN
   widths = shapes.verify_widths
   at = policy.width_index(widths, nodes.num_nodes.max())
-  verified = ~is_plain & (jnp.arange(len(widths)) == at)
-  steps, drafted = is_plain * written.max(), by_layers * draft.length
-  work = jnp.stack([steps, drafted.max(), *verified]).astype(jnp.int32)
+  by_width = ~is_plain & (jnp.arange(len(widths)) == at)
+  num_drafted = (by_layers * draft.length).max()
+  work = jnp.stack([is_plain * written.max(), num_drafted, *by_width])
+  work = work.astype(jnp.int32)
   costs = settings.costs
   cost = work @ jnp.stack([1.0, costs.draft, *costs.verify])
   weight = policy.weights(start.end - start.length, live)

@@ -26,6 +26,7 @@ _WORTH_WAITING = (
   1.3  # tokens a cost of a copy that stretches are kept short for
 )
 _LAG = 2.0  # tokens by which a row that is behind others counts e times
+_SAME = 0.03  # costs that differ by less decide alike
 _MEMORY = 128.0  # plain steps after which evidence counts 1/e
 _BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
 _MIDDLES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.925, 0.965, 0.99)
@@ -49,6 +50,11 @@ class Costs:
 
   draft: Float[Array, '']
   verify: Float[Array, ' w']
+
+  def is_near(self, other: Costs) -> bool:
+    """On the host: what is between them makes no difference."""
+    pairs = (self.draft, other.draft), (self.verify, other.verify)
+    return all(np.allclose(*pair, rtol=_SAME) for pair in pairs)
 
 
 @flax.struct.dataclass
@@ -174,8 +180,11 @@ def progress(tokens: Array, weight: Float[Array, ' b']) -> Array:
   and those that put a row ahead of the others, bring little. For one row they count
   as they are.
   """
-  left = jnp.tensordot(weight, jnp.exp(-tokens / _LAG), axes=1)
-  return -_LAG * jnp.log(left)
+  counts = (weight > 0).reshape(-1, *[1] * (tokens.ndim - 1))
+  # So that the exponential of the row that counts most is 1, however long it is.
+  least = jnp.where(counts, tokens, tokens.max(0)).min(0)
+  left = jnp.tensordot(weight, jnp.exp((least - tokens) / _LAG), axes=1)
+  return jnp.where(left > 0, least - _LAG * jnp.log(left), 0.0)
 
 
 def _mean(values: Array, weight: Float[Array, ' b']) -> Array:

@@ -71,6 +71,7 @@ class Bench:
       model.mesh,
     )
     made.model.keeps_costs = False  # what another run measured is its own
+    made.model.measured = model.measured  # the same for all methods of this one
     return made
 
   def with_set(self, mask: SkipMask, **draft: Any) -> Engine:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from swift_jax import llama
-from swift_jax.config import ModelConfig
+from swift_jax.config import DraftConfig, ModelConfig
 from swift_jax.engine import Engine
 from swift_jax.errors import InputError
 from swift_jax.typing import Array
@@ -40,8 +40,13 @@ def widened_config(cfg: ModelConfig, factor: int) -> ModelConfig:
   )
 
 
-def widened(engine: Engine, factor: int) -> Engine:
+def widened(
+  engine: Engine, factor: int, draft: DraftConfig | None = None
+) -> Engine:
   """An engine whose first hidden units are those of the one given.
+
+  Args:
+    draft: how it drafts.
 
   Raises:
     InputError: the factor, and what is wrong with it.
@@ -62,5 +67,5 @@ def widened(engine: Engine, factor: int) -> Engine:
   tokenizer, defaults = engine.tokenizer, engine.defaults
   search = engine.searcher.cfg
   return Engine(
-    cfg, graphdef, padded, tokenizer, defaults, search=search, mesh=model.mesh
+    cfg, graphdef, padded, tokenizer, defaults, draft, search, model.mesh
   )
