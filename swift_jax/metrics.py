@@ -30,8 +30,9 @@ class Metrics:
     new_tokens: tokens returned, an end-of-text token included.
     prefill_s: seconds until the prompt was in the cache.
     decode_s: seconds of plain steps or of drafting and verifying.
-    draft_s, verify_s: seconds of the rounds that ran in two halves, a sample of
+    draft_s: seconds of drafting in the rounds that ran in two halves, a sample of
       decode_s: see `DecodeConfig.phase_interval`.
+    verify_s: seconds of verifying in the same rounds.
     search_s: seconds of scoring candidates and choosing among them.
     verify_passes: passes of the whole model after prefill.
     drafted: drafted tokens that were verified on the chain.

@@ -12,9 +12,10 @@ from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.hf_config import one_line
 
-# `{'role': ..., 'content': ...}` in turn, the last one to answer.
 Conversation = Sequence[Mapping[str, Any]]
+"""`{'role': ..., 'content': ...}` in turn, the last one to answer."""
 Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]] | Conversation
+"""A string, token ids or a conversation."""
 
 
 def as_list(given: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -45,9 +45,11 @@ class SkipMask:
 
   @property
   def num_layers(self) -> int:
+    """L, the layers of the model."""
     return self.attn.shape[-1]
 
   def num_skipped(self) -> int:
+    """Sublayers that are skipped, attention and MLP together."""
     return int(np.sum(np.asarray(self.attn)) + np.sum(np.asarray(self.mlp)))
 
   def skip_ratio(self) -> float:

@@ -10,10 +10,15 @@ import evaluate
 import pytest
 import train_demo
 
+import swift_jax
 from swift_jax.config import SearchConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCS = [ROOT / 'README.md', ROOT / 'BUILD.md', *sorted(ROOT.glob('docs/*.md'))]
+DOCS = [
+  ROOT / 'README.md',
+  ROOT / 'BUILD.md',
+  *sorted(ROOT.glob('docs/**/*.md')),
+]
 FOLDERS = ('swift_jax', 'launch', 'configs', 'notebooks', 'tests', 'docs')
 SECTIONS = (evaluate.SECTIONS, train_demo.SECTIONS)
 # What may stand behind a section's name and a dot, and is no field.
@@ -135,3 +140,10 @@ def test_the_search_table_has_each_field_and_its_default():
   rows = re.findall(r'^\| `(\w+)` \| `(.*?)` \| \S.* \|$', table, re.M)
   fields = dataclasses.fields(SearchConfig)
   assert rows == [(field.name, repr(field.default)) for field in fields]
+
+
+def test_the_reference_has_every_public_name():
+  pages = [page.read_text() for page in ROOT.glob('docs/reference/*.md')]
+  named = re.findall(r'^::: (\S+)\.(\w+)$', '\n'.join(pages), re.M)
+  public = swift_jax._PUBLIC.items()
+  assert sorted(named) == sorted((module, name) for name, module in public)
