@@ -43,7 +43,12 @@ _BASELINE = flags.DEFINE_string(
 _CANDIDATES = flags.DEFINE_multi_string(
   'candidate', [], 'run to compare; may come several times'
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'folder that the report goes to')
+_OUTPUT = flags.DEFINE_string(
+  'output',
+  None,
+  'folder that the report goes to',
+  allow_override=True,  # other launchers have one, and tests import several
+)
 _EXPORT = flags.DEFINE_boolean(
   'export_answers', False, "write each run's answers for Spec-Bench's scripts"
 )

@@ -48,7 +48,10 @@ settings.load_profile('swift_jax')
 
 @pytest.fixture
 def launch(monkeypatch, capsys):
-  """Runs a launcher's main with arguments; (status, stdout, stderr)."""
+  """Runs a launcher's main with arguments; (status, stdout, stderr).
+
+  Without sections for one that has no config.
+  """
   from absl import app
   from absl.testing import flagsaver
   import common
@@ -62,6 +65,8 @@ def launch(monkeypatch, capsys):
     monkeypatch.setattr(compilation_cache, 'switch_on', lambda folder: None)
     monkeypatch.setattr(app, 'run', call)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+      if sections is None:
+        common.run_plain(main)
       common.run(main, sections=sections)
     out, err = capsys.readouterr()
     return end.value.code or 0, out, err
