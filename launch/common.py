@@ -27,7 +27,7 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 
 from absl import app, flags, logging
-import compilation_cache
+import help_text
 from ml_collections import ConfigDict, config_dict, config_flags
 
 from swift_jax.config import (
@@ -81,8 +81,13 @@ SECTIONS: Sections = {
   'sampling': SamplingConfig,
   'search': SearchConfig,
 }
-# What stands in no section, by its type; None where nobody sets it.
-FIELDS: Mapping[str, type] = {'compilation_cache_dir': str}
+# What stands in no section: its type and meaning; None where nobody sets it.
+FIELDS: Mapping[str, tuple[type, str]] = {
+  'compilation_cache_dir': (
+    str,
+    'where compiled programs are kept, may be gs://; empty: nowhere',
+  )
+}
 
 
 def read_config(path: str) -> ConfigDict:
@@ -126,7 +131,7 @@ def merge(overrides: ConfigDict, sections: Sections) -> ConfigDict:
     InputError: a section, field or type that does not exist.
   """
   merged = ConfigDict({name: _defaults(cls) for name, cls in sections.items()})
-  for name, kind in FIELDS.items():
+  for name, (kind, _) in FIELDS.items():
     merged[name] = config_dict.placeholder(kind)
   for name, fields in overrides.items():
     if name in FIELDS:
@@ -278,12 +283,16 @@ def run(
     path, argv = _take_config(sys.argv)
     path = path or str(_CONFIGS / f'{default_config}.py')
     config = merge(read_config(path), sections)
+    if help_text.is_asked(argv):
+      _help(main, config, sections)
     _check_fields(argv, config)
     config_flags.DEFINE_config_dict('config', config, sys_argv=argv)
   except InputError as error:
     _refuse(error)
 
   def main_with_cache() -> int | None:
+    import compilation_cache
+
     missing = compilation_cache.switch_on(config.compilation_cache_dir)
     if missing:
       say(missing)
@@ -296,6 +305,8 @@ def run_plain(
   main: Callable[[], int | None], argv: Sequence[str] | None = None
 ) -> NoReturn:
   """Runs a `main()` that has no config; bad input ends with status 2."""
+  if help_text.is_asked(argv or sys.argv):
+    _help(main)
 
   def parse(args: Sequence[str]) -> list[str]:
     try:
@@ -321,6 +332,20 @@ def run_plain(
   app.run(guarded, argv=argv or sys.argv, flags_parser=parse)
 
 
+def _help(
+  main: Callable[..., Any],
+  config: ConfigDict | None = None,
+  sections: Sections = SECTIONS,
+) -> NoReturn:
+  launcher = sys.modules[main.__module__]
+  lines = help_text.of_flags(launcher)
+  if config is not None:
+    fields = {name: meaning for name, (_, meaning) in FIELDS.items()}
+    lines += help_text.of_config(config, sections, fields)
+  write('\n'.join([*lines, '']))
+  sys.exit()
+
+
 def _quiet() -> None:
   """No warnings of libraries, unless a flag asks; text of any kind prints."""
   if not flags.FLAGS['verbosity'].present:
@@ -338,6 +363,8 @@ def hide_torch() -> None:
   It imports torch wherever that is installed, which takes two seconds. It asks
   once whether it is; others, scipy for one, may find it again.
   """
+  if help_text.is_asked(sys.argv):  # which wants neither
+    return
   sys.modules['torch'] = None
   try:
     from transformers.utils import is_torch_available

@@ -32,7 +32,6 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from swift_jax import distributed
 from swift_jax.errors import InputError
 from swift_jax.evaluation import tasks
 from swift_jax.evaluation.tasks import Question, TaskConfig
@@ -80,6 +79,8 @@ def main(config: ConfigDict) -> None:
   if not decode.phase_interval:
     decode = dataclasses.replace(decode, phase_interval=_PHASE_INTERVAL)
   questions = tasks.load(task)
+  from swift_jax import distributed
+
   in_step = common.section(config, 'mesh').across_processes
   distributed.start(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, in_step
@@ -194,6 +195,8 @@ def answered(
   workdir: Workdir, asked: Sequence[Question], in_step: bool
 ) -> frozenset[int]:
   """Indices of the questions that need not be asked any more."""
+  from swift_jax import distributed
+
   have = np.array([q.question_id in workdir.answered for q in asked], bool)
   if in_step:
     have = distributed.any_of(have)
@@ -203,6 +206,8 @@ def answered(
 
 def resume_search(engine: Engine, workdir: Workdir, in_step: bool) -> None:
   """Goes on with what the search had learnt; processes in step with the same."""
+  from swift_jax import distributed
+
   state = workdir.read_search()
   if in_step:
     state = distributed.of_the_first(state)

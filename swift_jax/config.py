@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-
-import jax.numpy as jnp
+from typing import TYPE_CHECKING
 
 from swift_jax.checks import (
   as_tuple,
@@ -18,6 +17,9 @@ from swift_jax.checks import (
   require_number,
 )
 from swift_jax.sampling_config import SamplingConfig
+
+if TYPE_CHECKING:
+  import jax.numpy as jnp
 
 DTYPES = ('bfloat16', 'float16', 'float32')
 WEIGHTS = ('', 'int8')
@@ -151,6 +153,8 @@ class ModelConfig:
 
   @property
   def jax_dtype(self) -> jnp.dtype:
+    import jax.numpy as jnp  # settings alone, --help for one, do without jax
+
     return jnp.dtype(self.dtype)
 
 

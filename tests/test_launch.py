@@ -5,10 +5,12 @@ Most cases run in this process: `launch` is what a shell would see of one.
 
 import dataclasses
 import errno
+import importlib
 import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -17,7 +19,7 @@ import demo
 import generate
 import pytest
 
-from swift_jax.config import DecodeConfig
+from swift_jax.config import DecodeConfig, SearchConfig
 from swift_jax.engine import Result
 from swift_jax.errors import InputError
 from swift_jax.metrics import Metrics
@@ -96,6 +98,47 @@ def test_fields_of_every_kind_can_be_set(launch):
 def test_without_a_config_it_is_the_demo(launch):
   config = configured(launch)
   assert common.section(config, 'model').path == 'demo'
+
+
+@pytest.mark.parametrize('name', ['generate', 'evaluate', 'benchmark', 'demo'])
+def test_help_is_short_and_quick(name):
+  """All flags and fields on two screens, and jax is not even imported."""
+  file = ROOT / 'launch' / f'{name}.py'
+  code = (
+    'import runpy, sys\n'
+    f"sys.argv = ['{file}', '--config.decode.batch_size=3', '--help']\n"
+    f"sys.path.insert(0, '{file.parent}')\n"
+    f"try: runpy.run_path('{file}', run_name='__main__')\n"
+    "finally: print('jax' in sys.modules, 'transformers' in sys.modules)"
+  )
+  command = [sys.executable, '-c', code]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, '')
+  *lines, imported = done.stdout.splitlines()
+  assert imported == 'False False'
+  assert len(lines) < 100 and max(map(len, lines)) < 100
+  launcher = importlib.import_module(name)
+  assert lines[0] == launcher.__doc__.splitlines()[0]
+  sections = getattr(launcher, 'SECTIONS', common.SECTIONS)
+  names = {line.split('=')[0].split()[0] for line in lines if line.strip()}
+  for section, cls in sections.items():
+    assert f'--config.{section}.' in names
+    # A section in a section is none: it is `--config.sampling.`.
+    assert {f.name for f in dataclasses.fields(cls)} - {'sampling'} <= names
+  text = done.stdout
+  assert '--verbosity' in names and '--config.compilation_cache_dir' in names
+  assert re.search(r'^  method=.swift. +`plain` \(a token a pass\)', text, re.M)
+
+
+def test_help_has_the_flags_and_what_the_config_file_says(launch):
+  status, out, err = launch('--config=configs/tiny.py', '--help')
+  assert (status, err) == (0, '')
+  assert re.search(r'^--prompt +one prompt$', out, re.M)
+  assert re.search(r'^--\[no\]chat +prompts are a user', out, re.M)
+  assert re.search(r'^  max_new_tokens=8 +tokens written at most', out, re.M)
+  for field in dataclasses.fields(SearchConfig):
+    # Each has a meaning, so that none was lost on the way from the docstring.
+    assert re.search(rf'^  {field.name}=\S+ +\S', out, re.M)
 
 
 def write(tmp_path, name, content):

@@ -1,0 +1,87 @@
+"""What --help prints: a launcher's flags, then the config's fields by section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import inspect
+import re
+import textwrap
+import types
+
+from absl import flags
+from ml_collections import ConfigDict
+
+_NAMES = ('--help', '-help', '-h', '--helpshort', '-?', '--?')
+_WIDTH, _COLUMN = 98, 30
+
+
+def is_asked(argv: Sequence[str]) -> bool:
+  """Whether the arguments ask for help."""
+  return any(argument in _NAMES for argument in argv[1:])
+
+
+def of_flags(launcher: types.ModuleType) -> list[str]:
+  """A launcher's docstring, up to the end of its commands, and its flags."""
+  summary, _, rest = inspect.getdoc(launcher).partition('\n\n')
+  return [
+    summary,
+    '',
+    rest.partition('\n\n')[0],
+    '',
+    *(_line(*flag) for flag in _flags(launcher)),
+    _line('--verbosity=-1', 'only what is wrong goes to standard error'),
+    _line('--helpfull', "the libraries' flags too"),
+  ]
+
+
+def of_config(
+  config: ConfigDict, sections: Mapping[str, type], fields: Mapping[str, str]
+) -> list[str]:
+  """The values that hold without further flags.
+
+  Args:
+    config: holds them.
+    sections: a dataclass by the name of its section.
+    fields: the meaning of what stands in no section.
+  """
+  lines = [_line('--config=FILE', 'a Python file that sets what follows')]
+  lines += [_line(f'--config.{k}', meaning) for k, meaning in fields.items()]
+  for name, cls in sections.items():
+    said = meanings(cls)
+    summary = inspect.getdoc(cls).partition('\n')[0]
+    lines += ['', _line(f'--config.{name}.', summary)]
+    values = config[name].to_dict()
+    for field in filter(values.__contains__, cls.__dataclass_fields__):
+      line = f'  {field}={values[field]!r}'
+      lines.append(_line(line, said.get(field, '')))
+  return lines
+
+
+def _flags(module: types.ModuleType) -> Iterator[tuple[str, str]]:
+  for flag in flags.FLAGS.get_key_flags_for_module(module):
+    no = '[no]' if flag.boolean else ''
+    # False and nothing are what a flag is without one.
+    value = f'={flag.default_as_str}' if flag.default else ''
+    yield f'--{no}{flag.name}{value}'.replace("'", ''), flag.help
+
+
+def meanings(cls: type) -> dict[str, str]:
+  """What the docstring of a class says of each attribute."""
+  _, _, attributes = inspect.getdoc(cls).partition('\nAttributes:\n')
+  # Names, text, names, text; what comes with the first names is empty.
+  parts = re.split(r'^  (\w[\w, ]*): ', attributes, flags=re.MULTILINE)[1:]
+  return {
+    name: text
+    for names, text in zip(parts[::2], parts[1::2], strict=True)
+    for name in names.split(', ')
+  }
+
+
+def _line(name: str, meaning: str) -> str:
+  """A name and its meaning: the first sentence, or what has room of it."""
+  start = f'{name:<{_COLUMN}} '
+  room = _WIDTH - len(start)
+  text = ' '.join(meaning.split()).partition('. ')[0].removesuffix('.')
+  if len(text) > room:
+    text = text.partition('; ')[0]
+  return (start + textwrap.shorten(text, room, placeholder=' ...')).rstrip()
