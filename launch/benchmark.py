@@ -27,8 +27,10 @@ what they were, and which of them by more than their spread.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import contextlib
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,13 +41,15 @@ from absl import flags
 from benchmark_suites import SUITES, Sizes
 from benchmark_tables import print_figures, print_tables, say
 import common
+import console
 from ml_collections import ConfigDict
 
 from swift_jax.errors import InputError
 from swift_jax.search import atomic_file
 
 _ALL = 'all'
-_BAD_INPUT, _INTERRUPTED = 2, 130
+_BAD_INPUT = 2
+_UNHEARD = 5.0  # seconds of going on that mean that Ctrl-C was not heard
 _SUITE = flags.DEFINE_string('suite', 'decode', f'{", ".join(SUITES)} or all')
 _OUTPUT = flags.DEFINE_string(
   'output',
@@ -112,6 +116,8 @@ def main(config: ConfigDict) -> int:
   started, status = time.perf_counter(), 0
   if _SUITE.value == _ALL:
     figures, status = run_all()
+    if status == console.INTERRUPTED and not figures['suites']:
+      return status  # the file, if there is one, stays as it is
   else:
     figures = run_one(config, sizes)
   facts = {**environment(config), 'seconds': time.perf_counter() - started}
@@ -119,6 +125,8 @@ def main(config: ConfigDict) -> int:
   text = json.dumps({**facts, **figures}, indent=1, allow_nan=False)
   if target:
     atomic_file.replace(target, f'{text}\n', where)
+    if status == console.INTERRUPTED:
+      say(f'{_OUTPUT.value} has {", ".join(figures["suites"])}')
   print_figures('summary', figures['summary'])
   if old:
     print_tables(benchmark_report.comparison(old, json.loads(text)))
@@ -205,8 +213,12 @@ def set_apart(config: ConfigDict) -> None:
 def run_one(config: ConfigDict, sizes: Sizes) -> dict[str, Any]:
   """One suite: prints its tables; headline figures and all others."""
   name = _SUITE.value
-  with config.unlocked():
-    outcome = SUITES[name](config, sizes)
+  try:
+    with config.unlocked():
+      outcome = SUITES[name](config, sizes)
+  except KeyboardInterrupt as error:
+    error.add_note(f'{name} is not finished, and of it nothing is written')
+    raise
   print_tables(outcome.tables)
   return {
     'summary': outcome.summary,
@@ -222,16 +234,16 @@ def run_all() -> tuple[dict[str, Any], int]:
 
   figures: dict[str, Any] = {'summary': {}, 'spread': {}, 'suites': {}}
   status = 0
-  for name in SUITES:
+  for number, name in enumerate(SUITES, 1):
     if name == 'peers' and not peers_suite.is_there():
       say('peers is left out: torch is not there (the extra parity)')
       continue
-    say(f'suite {name}')
+    say(f'suite {name}, {number} of {len(SUITES)}')
     found, code = run_child(name)
     for part in figures:
       figures[part].update(found.get(part, {}))
     status = code or status
-    if code in (_BAD_INPUT, _INTERRUPTED):
+    if code in (_BAD_INPUT, console.INTERRUPTED):
       break
   return figures, status
 
@@ -242,10 +254,21 @@ def run_child(name: str) -> tuple[dict[str, Any], int]:
     output = pathlib.Path(folder) / 'figures.json'
     command = [sys.executable, '-W', 'ignore', str(pathlib.Path(__file__))]
     flags_of_it = [f'--suite={name}', f'--output={output}', '--compare=']
-    code = subprocess.run([*command, *arguments(), *flags_of_it]).returncode
+    code = finish(subprocess.Popen([*command, *arguments(), *flags_of_it]))
     if code:
       return {}, code
     return json.loads(output.read_text(encoding='utf-8')), 0
+
+
+def finish(process: subprocess.Popen) -> int:
+  """The status that it ends with; Ctrl-C is heard by it too."""
+  try:
+    return process.wait()
+  except KeyboardInterrupt:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      return process.wait(_UNHEARD)
+    process.send_signal(signal.SIGINT)  # we alone were told
+    return process.wait()
 
 
 def arguments() -> Sequence[str]:
@@ -264,4 +287,4 @@ def environment(config: ConfigDict) -> dict[str, Any]:
 
 
 if __name__ == '__main__':
-  common.run(main)
+  common.run(main, torch=True)  # of peers

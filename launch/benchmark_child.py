@@ -96,5 +96,4 @@ def swift(config: ConfigDict, new_tokens: int) -> DecodeConfig:
 
 
 if __name__ == '__main__':
-  common.hide_torch()  # as generate.py
   common.run(main)

@@ -27,6 +27,8 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 
 from absl import app, flags, logging
+import console
+from console import say
 import help_text
 from ml_collections import ConfigDict, config_dict, config_flags
 
@@ -43,6 +45,8 @@ from swift_jax.sampling_config import SamplingConfig
 
 if typing.TYPE_CHECKING:
   from swift_jax import Engine
+
+console.heed_interrupts()  # what launchers import now takes a second
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 
@@ -277,6 +281,7 @@ def run(
   main: Callable[[ConfigDict], int | None],
   default_config: str = 'demo',
   sections: Sections = SECTIONS,
+  torch: bool = False,
 ) -> NoReturn:
   """Declares the flags and runs `main(config)`; bad input ends with status 2."""
   try:
@@ -298,15 +303,26 @@ def run(
       say(missing)
     return main(config)
 
-  run_plain(main_with_cache, argv)
+  run_plain(main_with_cache, argv, torch)
 
 
 def run_plain(
-  main: Callable[[], int | None], argv: Sequence[str] | None = None
+  main: Callable[[], int | None],
+  argv: Sequence[str] | None = None,
+  torch: bool = False,
 ) -> NoReturn:
-  """Runs a `main()` that has no config; bad input ends with status 2."""
+  """Runs a `main()` that has no config; bad input ends with status 2.
+
+  Args:
+    main: gives the exit status; None: 0.
+    argv: the arguments, if they are not all of the command line's.
+    torch: `main` may import it.
+  """
   if help_text.is_asked(argv or sys.argv):
     _help(main)
+  console.end_at_second_interrupt()
+  if not torch:
+    _hide_torch()
 
   def parse(args: Sequence[str]) -> list[str]:
     try:
@@ -322,9 +338,6 @@ def run_plain(
       return main()
     except InputError as error:
       _refuse(error)
-    except KeyboardInterrupt:
-      print('interrupted', file=sys.stderr)
-      return 130
     except BrokenPipeError:
       _drop_output()  # Whoever read our text has gone.
       return 1
@@ -357,14 +370,12 @@ def _quiet() -> None:
       stream.reconfigure(errors='backslashreplace')
 
 
-def hide_torch() -> None:
+def _hide_torch() -> None:
   """For a process that wants a config and a tokenizer of transformers, no more.
 
   It imports torch wherever that is installed, which takes two seconds. It asks
   once whether it is; others, scipy for one, may find it again.
   """
-  if help_text.is_asked(sys.argv):  # which wants neither
-    return
   sys.modules['torch'] = None
   try:
     from transformers.utils import is_torch_available
@@ -408,12 +419,6 @@ def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
       rest.append(argv[at])
     at += 1
   return path, rest
-
-
-def say(message: object) -> None:
-  """One line on standard error, at once."""
-  name, line = pathlib.Path(sys.argv[0]).name, ' '.join(str(message).split())
-  print(f'{name}: {line}', file=sys.stderr, flush=True)
 
 
 def _refuse(error: Exception) -> NoReturn:

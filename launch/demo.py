@@ -138,5 +138,4 @@ def main(config: ml_collections.ConfigDict) -> int:
 
 
 if __name__ == '__main__':
-  common.hide_torch()
   common.run(main)

@@ -30,8 +30,8 @@ from absl import flags
 import common
 from ml_collections import ConfigDict
 import numpy as np
-from tqdm import tqdm
 
+from swift_jax import progress
 from swift_jax.errors import InputError
 from swift_jax.evaluation import tasks
 from swift_jax.evaluation.tasks import Question, TaskConfig
@@ -91,9 +91,9 @@ def main(config: ConfigDict) -> None:
   except Terminated:
     common.say('terminated; the same command goes on where this one stopped')
     os._exit(128 + signal.SIGTERM)  # the others may never come to part from
-  except KeyboardInterrupt:
-    common.say('interrupted; the same command goes on where this one stopped')
-    os._exit(128 + signal.SIGINT)
+  except KeyboardInterrupt as error:
+    error.add_note('the same command goes on where this one stopped')
+    raise
   except InputError as error:
     if distributed.is_alone():
       raise
@@ -155,7 +155,7 @@ def evaluate(
       resume_search(engine, workdir, in_step)
     if len(done) < len(asked):
       runner.warm_up()
-    with progress(len(asked), len(done)) as show:
+    with show_progress(len(asked), len(done)) as show:
       runner.run(done, show)
   before = sum(question.index in done for question in mine)
   common.write(
@@ -216,17 +216,13 @@ def resume_search(engine: Engine, workdir: Workdir, in_step: bool) -> None:
 
 
 @contextlib.contextmanager
-def progress(
+def show_progress(
   total: int, done: int
 ) -> Iterator[Callable[[Sequence[Answer]], None]]:
   """A bar on standard error: questions, time left, tokens/s and acceptance."""
-  # In a log each look at the bar is a line.
-  seconds = 0.1 if sys.stderr is not None and sys.stderr.isatty() else 30
   tokens, wall_s, drafted, accepted = 0, 0.0, 0, 0
 
-  with tqdm(
-    total=total, initial=done, unit='question', mininterval=seconds
-  ) as bar:
+  with progress.bar(total=total, done=done, unit='question') as bar:
 
     def show(batch: Sequence[Answer]) -> None:
       nonlocal tokens, wall_s, drafted, accepted
@@ -246,5 +242,4 @@ def progress(
 
 
 if __name__ == '__main__':
-  common.hide_torch()
   common.run(main, sections=SECTIONS)

@@ -15,7 +15,7 @@ standard error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import errno
@@ -29,6 +29,7 @@ from absl import flags
 import common
 from ml_collections import ConfigDict
 
+from swift_jax import progress
 from swift_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class JsonLines:
     self._path = pathlib.Path(path)
     self._partial = pathlib.Path(f'{path}.partial')
     self._file: IO[str] | None = None
+    self._count = 0
 
   def __enter__(self) -> JsonLines:
     with self._named_errors():
@@ -208,14 +210,21 @@ class JsonLines:
     with self._named_errors():
       self._file.write(line)
       self._file.flush()
+    self._count += 1
 
-  def __exit__(self, kind: type | None, *_: object) -> None:
+  def __exit__(
+    self, kind: type | None, error: BaseException | None, _: object
+  ) -> None:
     with self._named_errors():
       self._file.close()
       if kind is None:
         os.replace(self._partial, self._path)
-      elif not self._partial.stat().st_size:
+      elif not self._count:
         self._partial.unlink()
+      else:
+        error.add_note(
+          f'{self._count} prompts are in {self._partial}, until the next run'
+        )
 
   @contextlib.contextmanager
   def _named_errors(self) -> Iterator[None]:
@@ -262,6 +271,13 @@ def _title(index: int, count: int) -> None:
     common.write(f'--- prompt {index + 1} of {count}\n')
 
 
+def show_progress(work: Iterable[Any], count: int) -> Iterable[Any]:
+  """A bar, unless there are texts to watch or just one to wait for."""
+  is_watched = sys.stdout is not None and sys.stdout.isatty()
+  disable = is_watched or count == 1
+  return progress.bar(work, total=count, unit='prompt', disable=disable)
+
+
 def main(config: ConfigDict) -> None:
   prompts = read_prompts(_PROMPT.value, _PROMPTS_FILE.value, _CHAT.value)
   decode = common.decode_config(config)
@@ -275,13 +291,12 @@ def main(config: ConfigDict) -> None:
     engine.warmup(decode, longest)  # so that the times are those of writing
     if applied.is_remarkable:
       print(applied.describe(), file=sys.stderr)
-    results = write_texts(engine, given, decode)
-    for prompt, result in zip(prompts, results, strict=True):
+    pairs = zip(prompts, write_texts(engine, given, decode), strict=True)
+    for prompt, result in show_progress(pairs, len(prompts)):
       if output is not None:
         result = dataclasses.replace(result, prompt=prompt.text)
         output.write(record(result))
 
 
 if __name__ == '__main__':
-  common.hide_torch()
   common.run(main)

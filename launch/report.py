@@ -226,5 +226,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  common.hide_torch()
   common.run_plain(main)

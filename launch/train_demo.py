@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import flags
 import common
+import console
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -101,6 +102,15 @@ counts pauses.
 
 
 def main(config: ConfigDict) -> None:
+  try:
+    train(config)
+  except KeyboardInterrupt as error:
+    error.add_note('the same command goes on where this one stopped')
+    raise
+
+
+def train(config: ConfigDict) -> None:
+  """Trains, and writes the model out."""
   model_cfg = common.section(config, 'model', ModelConfig)
   cfg = common.section(config, 'train', TrainConfig)
   cpu = common.section(config, 'cpu', CpuConfig)
@@ -120,9 +130,15 @@ def main(config: ConfigDict) -> None:
     'train': corpus.encode(tokenizer, held_out=False),
     'held_out': corpus.encode(tokenizer, held_out=True),
   }
-  _, params, figures = training.train(
-    model_cfg, cfg, text['train'], text['held_out'], workdir / 'ckpt'
-  )
+  with console.interrupts_wait() as must_stop:
+    _, params, figures = training.train(
+      model_cfg,
+      cfg,
+      text['train'],
+      text['held_out'],
+      workdir / 'ckpt',
+      must_stop,
+    )
   print(f'held-out figures: {figures}')
   if _OUTPUT.value:
     found = _skip_set(model_cfg, cfg, params, text['train'])
@@ -255,5 +271,4 @@ def _export(
 
 
 if __name__ == '__main__':
-  common.hide_torch()
   common.run(main, 'train_demo', SECTIONS)

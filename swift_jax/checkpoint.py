@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from orbax.checkpoint.experimental import v1 as ocp
 
-from swift_jax import fused, llama, sharding, weight_files
+from swift_jax import fused, llama, progress, sharding, weight_files
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.export import export_hf
@@ -120,7 +120,10 @@ def load_params(
   context = ocp.Context()
   _choose_processes(context, mesh)
   context.checkpoint_layout = ocp.options.CheckpointLayout.SAFETENSORS
-  for file, names in by_file.items():
+  files = progress.bar(
+    by_file.items(), unit='file', leave=False, disable=len(by_file) == 1
+  )
+  for file, names in files:
     abstract = {
       name: jax.ShapeDtypeStruct(
         weights[name].shape, cfg.jax_dtype, sharding=weights[name].in_file

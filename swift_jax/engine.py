@@ -344,9 +344,11 @@ class Engine:
         del session.state  # its cache makes room for the next batch's
         for prompt, row, passes in parts:
           yield self._result(prompt, row, session, passes)
-    except BaseException:  # what was found is kept, whatever ends the text
+    except BaseException as error:  # what was found is kept, whatever ends it
       with contextlib.suppress(InputError):
         self._save_set()
+      if self._has_saved:
+        error.add_note(f'the skip set is in {self.searcher.cfg.save}')
       raise
 
   def _resolved(self, decode: DecodeConfig) -> DecodeConfig:

@@ -26,9 +26,8 @@ import numpy as np
 import optax
 import optax.contrib
 from orbax.checkpoint.experimental import v1 as ocp
-import tqdm
 
-from swift_jax import fused, llama, skip_mask
+from swift_jax import fused, llama, progress, skip_mask
 from swift_jax.checks import require_int, require_number
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
@@ -229,7 +228,7 @@ def find_skip_set(
 
   best = skip_mask.uniform(num_layers, skip_ratio)
   best_score = score(best)
-  for _ in range(evaluations):
+  for _ in progress.bar(range(evaluations), unit='mask'):
     mask = skip_mask.neighbour(rng, best)
     new_score = score(mask)
     if new_score > best_score:
@@ -243,6 +242,7 @@ def train(
   tokens: np.ndarray,
   held_out: np.ndarray,
   directory: pathlib.Path,
+  must_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[llama.GraphDef, Any, dict[str, Any]]:
   """Trains, or goes on where the checkpoints in `directory` stopped.
 
@@ -255,6 +255,7 @@ def train(
     tokens: training text, int[n].
     held_out: text for evaluation, int[m].
     directory: Orbax checkpoints.
+    must_stop: asked after each step.
 
   Returns:
     graphdef, parameters as a nested dict, and the figures of the last
@@ -263,6 +264,7 @@ def train(
   Raises:
     InputError: the batch cannot be split over the devices, or the loss is no
       longer finite.
+    KeyboardInterrupt: `must_stop` said so; the step is saved.
   """
   if cfg.batch_size % jax.device_count():
     raise InputError(
@@ -313,7 +315,7 @@ def train(
       step = checkpointer.latest.step
       state = checkpointer.load(step, state)
       logging.info('going on at step %d', step)
-    bar = tqdm.tqdm(total=cfg.steps, initial=step, unit='step', mininterval=5)
+    bar = progress.bar(total=cfg.steps, done=step, unit='step', mininterval=5)
     started = time.perf_counter() - float(state['seconds'])
     batches = rows(tokens, cfg, step)
     while step < cfg.steps:
@@ -339,9 +341,12 @@ def train(
           for name, mask in masks.items()
         }
         bar.write(f'step {step}: held-out {figures}')
-      if step % cfg.save_every == 0 or step == cfg.steps:
+      stopped = must_stop()
+      if stopped or step % cfg.save_every == 0 or step == cfg.steps:
         state['seconds'] = np.float64(time.perf_counter() - started)
         checkpointer.save(step, state, overwrite=True)
+      if stopped:
+        raise KeyboardInterrupt
     if not figures:
       figures = {
         name: evaluate(eval_loss, state['params'], held_rows, mask)

@@ -56,12 +56,15 @@ def launch(monkeypatch, capsys):
   from absl.testing import flagsaver
   import common
   import compilation_cache
+  import console
   import generate
 
   def run(*arguments, main=generate.main, sections=common.SECTIONS):
     monkeypatch.setattr(sys, 'argv', ['generate.py', *map(str, arguments)])
     # What would outlast the test in this process.
     monkeypatch.setattr(common, '_quiet', lambda: None)
+    monkeypatch.setattr(common, '_hide_torch', lambda: None)
+    monkeypatch.setattr(console, 'end_at_second_interrupt', lambda: None)
     monkeypatch.setattr(compilation_cache, 'switch_on', lambda folder: None)
     monkeypatch.setattr(app, 'run', call)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:

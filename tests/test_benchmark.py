@@ -628,10 +628,14 @@ def test_a_suite_of_all_is_this_command_again(monkeypatch):
     assert flags[1] == '--suite=verify' and flags[3] == '--compare='
     with open(flags[2].removeprefix('--output='), 'w') as file:
       json.dump({'summary': {'x': 1}}, file)
-    return subprocess.CompletedProcess(command, 0)
+    return Ended()
+
+  class Ended:
+    def wait(self):
+      return 0
 
   monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--suite=all', '--seeds=3'])
-  monkeypatch.setattr(subprocess, 'run', run)
+  monkeypatch.setattr(subprocess, 'Popen', run)
   assert benchmark.run_child('verify') == ({'summary': {'x': 1}}, 0)
 
 

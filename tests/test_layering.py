@@ -18,6 +18,7 @@ PACKAGE = ROOT / 'swift_jax'
 # A folder's number holds for all its files, unless a file has its own.
 ORDER = {
   'errors': 0,
+  'progress': 0,
   'typing': 0,
   'checks': 0,
   'config': 0,

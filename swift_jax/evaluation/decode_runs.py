@@ -13,6 +13,7 @@ import dataclasses
 import time
 from typing import Any
 
+from swift_jax import progress
 from swift_jax.config import DecodeConfig, DraftConfig, SearchConfig
 from swift_jax.engine import Engine, Result
 from swift_jax.evaluation.measuring import Compilations, in_turn
@@ -167,7 +168,8 @@ def write(
     engine.warmup(calls[name], max(map(len, bench.timed)))
   written = {name: Writing() for name in engines}
   count = Compilations()
-  for number, at in enumerate(range(0, len(bench.timed), batch)):
+  places = range(0, len(bench.timed), batch)
+  for number, at in enumerate(progress.bar(places, unit='batch', leave=False)):
     group = list(bench.timed[at : at + batch])
     indices = range(at, at + len(group))
     for name in in_turn(list(engines), number):

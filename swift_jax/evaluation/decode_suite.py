@@ -65,7 +65,8 @@ def decode(
   cells, compiled = [], 0
   for batch in batches:
     for temperature in bench.temperatures:
-      progress(f'batch {batch}, temperature {temperature}')
+      number = f'{len(cells) + 1} of {len(batches) * len(bench.temperatures)}'
+      progress(f'batch {batch}, temperature {temperature}, {number}')
       written, count = write(bench, mask, batch, temperature)
       compiled += count
       cells.append(
