@@ -7,6 +7,7 @@ status 130. The second ends it at once.
 
 from __future__ import annotations
 
+import _thread
 from collections.abc import Callable, Iterator
 import contextlib
 import os
@@ -39,11 +40,11 @@ def heed_interrupts() -> None:
     os._exit(INTERRUPTED)
 
   def on_unraisable(lost: Any) -> None:
-    """What came while JAX collected garbage, say, would be forgotten."""
+    """Python drops what comes while garbage is collected, say: once more."""
     if lost.exc_type is not KeyboardInterrupt:
       return unraisable(lost)
     _count.heard -= 1
-    signal.raise_signal(signal.SIGINT)
+    threading.Timer(0.01, _thread.interrupt_main).start()
 
   sys.excepthook, sys.unraisablehook = on_exception, on_unraisable
 
@@ -76,7 +77,8 @@ def end_at_second_interrupt() -> None:
 
   def wait() -> None:
     while _count.heard < 2:
-      _count.heard += os.read(reads, 1) == bytes([signal.SIGINT])
+      is_interrupt = os.read(reads, 1) == bytes([signal.SIGINT])
+      _count.heard += is_interrupt
     os._exit(INTERRUPTED)
 
   threading.Thread(target=wait, daemon=True).start()

@@ -21,6 +21,9 @@ class Lines(tqdm):
       print(line, file=self.fp, flush=True)
     return False  # nothing that is to be cleared
 
+  def clear(self, nolock: bool = False) -> None:
+    """Before others write: lines stay."""
+
 
 def bar(
   iterable: Iterable[Any] | None = None,
