@@ -134,6 +134,7 @@ def prepare(config: ConfigDict) -> Bench:
     )
     for method in ('plain', 'swift')
   )
+  common.announce(engine.describe())
   return Bench(make_engine, plain, swift, code, prose)
 
 

@@ -98,7 +98,9 @@ def verify(config: ConfigDict, sizes: Sizes) -> Outcome:
 def _model(config: ConfigDict, sizes: Sizes) -> Model:
   """Whose passes are measured."""
   if sizes.shape is None:
-    return load_engine(config, sizes).model
+    engine = load_engine(config, sizes)
+    common.announce(engine.describe())
+    return engine.model
   from swift_jax.evaluation import random_model
 
   if sizes.shape not in random_model.SHAPES:
@@ -191,6 +193,7 @@ def make_bench(config: ConfigDict, sizes: Sizes) -> Bench:
     raise InputError(
       f'--prompts={sizes.prompts}: the standard library gives {most}'
     )
+  common.announce(engine.describe())
   return Bench(
     engine=engine,
     draft=common.section(config, 'draft'),

@@ -215,6 +215,19 @@ def load_engine(config: ConfigDict) -> Engine:
   )
 
 
+def announce(what: str) -> None:
+  """Says what now begins, and where its programs are kept.
+
+  Once the input is known to be good: what is refused stays one line.
+  """
+  import jax
+
+  flag = flags.FLAGS['verbosity']
+  if not flag.present or flag.value >= logging.INFO:
+    kept = jax.config.jax_compilation_cache_dir or 'off'
+    say(f'{what}; compilation cache: {kept}')
+
+
 def environment() -> dict[str, Any]:
   """What figures depend on beside the config."""
   import jax

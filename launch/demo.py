@@ -101,6 +101,7 @@ def main(config: ml_collections.ConfigDict) -> int:
   prompts = read_prompts()
   longest = max(map(len, engine.encode(prompts)))
   print(f'loaded {config.model.path} in {time.perf_counter() - started:.1f} s')
+  common.announce(engine.describe())
   started = time.perf_counter()
   engine.warmup(plain_cfg, longest)
   engine.warmup(swift_cfg, longest)

@@ -154,6 +154,7 @@ def evaluate(
     if done and decode.method == 'swift':
       resume_search(engine, workdir, in_step)
     if len(done) < len(asked):
+      common.announce(engine.describe())
       runner.warm_up()
     with show_progress(len(asked), len(done)) as show:
       runner.run(done, show)

@@ -288,6 +288,7 @@ def main(config: ConfigDict) -> None:
     # Refuses a bad prompt before any text is written.
     given, longest = encode(engine, prompts)
     applied = engine.resolve(decode.sampling)
+    common.announce(engine.describe())
     engine.warmup(decode, longest)  # so that the times are those of writing
     if applied.is_remarkable:
       print(applied.describe(), file=sys.stderr)

@@ -130,6 +130,8 @@ def train(config: ConfigDict) -> None:
     'train': corpus.encode(tokenizer, held_out=False),
     'held_out': corpus.encode(tokenizer, held_out=True),
   }
+  shape = f'{model_cfg.num_hidden_layers} layers of {model_cfg.hidden_size}'
+  common.announce(f'{shape}, {model_cfg.dtype}, {_devices()}')
   with console.interrupts_wait() as must_stop:
     _, params, figures = training.train(
       model_cfg,
@@ -244,9 +246,13 @@ def _facts(
     'held_out_tokens': len(text['held_out']),
     'bits_per_byte': bits / num_bytes,
     'hours': figures['seconds'] / 3600,
-    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'devices': _devices(),
     'swaps': SWAPS,
   }
+
+
+def _devices() -> str:
+  return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
 
 
 def _export(

@@ -121,7 +121,16 @@ class Engine:
     self.searcher = self._make_searcher(search)
 
   def __repr__(self) -> str:
-    cfg, skipped = self.cfg, self.skip_mask.num_skipped()
+    skipped = self.skip_mask.num_skipped()
+    free = num_free(self.cfg.num_hidden_layers)
+    return (
+      f'Engine({self.describe()}, {DecodeConfig().method} by default,'
+      f' skips {skipped} of {free} sublayers)'
+    )
+
+  def describe(self) -> str:
+    """Which model it is, in which numbers and on which devices."""
+    cfg = self.cfg
     devices: list[Any] = list(sharding.replicated(self.model.mesh).device_set)
     parts = [
       self.name and repr(self.name),
@@ -129,10 +138,8 @@ class Engine:
       cfg.dtype,
       cfg.weights and f'{cfg.weights} weights',
       f'{len(devices)} x {devices[0].device_kind}',
-      f'{DecodeConfig().method} by default',
-      f'skips {skipped} of {num_free(cfg.num_hidden_layers)} sublayers',
     ]
-    return f'Engine({", ".join(filter(None, parts))})'
+    return ', '.join(filter(None, parts))
 
   def _make_searcher(self, search: SearchConfig) -> Searcher:
     _check_files(search)

@@ -35,6 +35,9 @@ METRICS = Metrics(
 class FakeEngine:
   """Echoes prompts, so that only the launcher is under test."""
 
+  def describe(self):
+    return 'an echo'
+
   def encode(self, prompts):
     return [list(prompt) for prompt in prompts]
 
@@ -54,6 +57,9 @@ class FakeEngine:
       on_text(row, prompt.upper())
       results.append(Result(prompt, prompt.upper(), [1, 2], 'eos', METRICS, []))
     return results
+
+
+ANNOUNCED = 'generate.py: an echo; compilation cache: off\n'
 
 
 @pytest.fixture
@@ -272,7 +278,7 @@ def test_texts_come_in_order_and_records_a_line_each(launch, engine, tmp_path):
     f'--output_json={output}',
     '--config.decode.batch_size=2',
   )
-  assert (status, err) == (0, '')
+  assert (status, err) == (0, ANNOUNCED)
   shown = [
     f'--- prompt {i} of 5\n{p.upper()}' for i, p in enumerate(prompts, 1)
   ]
@@ -287,7 +293,12 @@ def test_texts_come_in_order_and_records_a_line_each(launch, engine, tmp_path):
 
 
 def test_one_prompt_is_written_bare(launch, engine):
-  assert launch('--prompt=a') == (0, 'A\n', '')
+  assert launch('--prompt=a') == (0, 'A\n', ANNOUNCED)
+
+
+@pytest.mark.parametrize('level, said', [(-1, ''), (0, ANNOUNCED)])
+def test_the_first_line_goes_with_the_verbosity(launch, engine, level, said):
+  assert launch('--prompt=a', f'--verbosity={level}') == (0, 'A\n', said)
 
 
 def test_a_run_that_fails_leaves_the_old_file(launch, engine, tmp_path):
