@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import difflib
 import importlib.metadata
 import importlib.util
 import os
@@ -92,6 +93,15 @@ FIELDS: Mapping[str, tuple[type, str]] = {
     'where compiled programs are kept, may be gs://; empty: nowhere',
   )
 }
+# What a run's memory grows with, beside the model.
+_TAKE_MEMORY = (
+  ('decode', 'batch_size'),
+  ('sampling', 'max_new_tokens'),
+  ('decode', 'prefill_chunk'),
+  ('search', 'num_candidates'),
+  ('train', 'batch_size'),
+  ('train', 'seq_len'),
+)
 
 
 def read_config(path: str) -> ConfigDict:
@@ -314,9 +324,32 @@ def run(
     missing = compilation_cache.switch_on(config.compilation_cache_dir)
     if missing:
       say(missing)
-    return main(config)
+    try:
+      return main(config)
+    except RuntimeError as error:  # XLA's is one
+      if 'RESOURCE_EXHAUSTED' not in str(error):
+        raise
+      raise InputError(_out_of_memory(config, error)) from error
 
   run_plain(main_with_cache, argv, torch)
+
+
+def _out_of_memory(config: ConfigDict, error: Exception) -> str:
+  """What to lower, of what this config has."""
+  sizes = {
+    f'{name}.{field}': config[name][field]
+    for name, field in _TAKE_MEMORY
+    if name in config
+  }
+  advice = ', '.join(f'{path}={value}' for path, value in sizes.items())
+  smaller = ''
+  if 'mesh' in config:
+    smaller = (
+      ', or have smaller weights (--config.model.dtype=bfloat16,'
+      ' --config.model.weights=int8) or more devices (--config.mesh.tensor)'
+    )
+  what = str(error).partition('\n')[0]
+  return f'out of memory: lower {advice}{smaller}: {what}'
 
 
 def run_plain(
@@ -413,7 +446,20 @@ def _check_fields(argv: Sequence[str], config: ConfigDict) -> None:
     else:
       is_known = name in config and field in config[name]
     if not is_known:
-      raise InputError(f'{argument}: the config has no such field')
+      near = difflib.get_close_matches(path, _paths(config), 1)
+      advice = f'did you mean {near[0]}?' if near else '--help lists them'
+      raise InputError(f'{argument}: the config has no such field; {advice}')
+
+
+def _paths(config: ConfigDict) -> list[str]:
+  """All fields, as in `draft.tree`."""
+  sections = config.to_dict().items()
+  return [*FIELDS] + [
+    f'{name}.{field}'
+    for name, of in sections
+    if name not in FIELDS
+    for field in of
+  ]
 
 
 def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:

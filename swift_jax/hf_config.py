@@ -83,6 +83,10 @@ def load_config(folder: pathlib.Path, dtype: str | None = None) -> ModelConfig:
   if dtype is not None and dtype not in DTYPES:
     raise InputError(f'dtype={dtype!r}: expected one of {", ".join(DTYPES)}')
   path = pathlib.Path(folder) / 'config.json'
+  if not path.exists():
+    raise InputError(
+      f'{path}: no such file; expected the folder of a Hugging Face checkpoint'
+    )
   raw = read_json(path)
   try:
     return _model_config(raw, dtype)

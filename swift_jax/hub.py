@@ -21,6 +21,10 @@ from swift_jax.hf_config import one_line
 _HUB_FILES = ('*.json', '*.safetensors', 'tokenizer.model', '*.txt', '*.jinja')
 _HUB_COPIES = ('original/*', 'consolidated*')
 _HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*')
+_WANTED = (
+  'expected the folder of a Hugging Face checkpoint, a hub id as in'
+  ' meta-llama/Llama-3.2-1B, or demo'
+)
 
 
 def resolve(path: str) -> pathlib.Path:
@@ -45,9 +49,9 @@ def resolve(path: str) -> pathlib.Path:
   if path == 'demo':
     return demo.MODEL_DIR
   if is_file:
-    raise InputError(f'{path}: a file; expected a folder or a hub id')
+    raise InputError(f'{path}: a file; {_WANTED}')
   if not _HUB_ID.fullmatch(path):
-    raise InputError(f'{path}: no such folder')
+    raise InputError(f'{path}: no such folder; {_WANTED}')
   import huggingface_hub
 
   try:
@@ -60,8 +64,30 @@ def resolve(path: str) -> pathlib.Path:
   except Exception as error:
     raise InputError(
       f'{path}: no such folder, and not to be had from the hub:'
-      f' {one_line(error)}'
+      f' {_advice(path, error)}'
     ) from error
+
+
+def _advice(path: str, error: Exception) -> str:
+  """What to do about an error of the hub."""
+  from huggingface_hub import errors
+
+  if isinstance(error, errors.GatedRepoError):  # a RepositoryNotFoundError too
+    return (
+      f'it is gated: ask for access on https://huggingface.co/{path}, then'
+      ' `hf auth login` or set HF_TOKEN'
+    )
+  if isinstance(error, errors.RepositoryNotFoundError):
+    return (
+      'it has none of this name; if it is private, `hf auth login` or set'
+      ' HF_TOKEN'
+    )
+  if isinstance(error, errors.LocalEntryNotFoundError):
+    return (
+      'it cannot be reached (no network, or HF_HUB_OFFLINE is set); give the'
+      f' path of a folder with the model instead: {one_line(error)}'
+    )
+  return one_line(error)
 
 
 def cache_folder() -> pathlib.Path:

@@ -173,6 +173,7 @@ def shell(folder, *arguments):
       '--prompt=x',
       '--config.decode.method=plain',
       '--config.sampling.max_new_tokens=4',
+      '--verbosity=-1',
       *arguments,
     ],
     capture_output=True,

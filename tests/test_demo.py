@@ -107,6 +107,7 @@ def test_generate_writes_text_and_a_record(tmp_path):
       f'--config={ROOT}/configs/tiny.py',
       f'--prompt={TEXT}',
       f'--output_json={output}',
+      '--verbosity=-1',
     ],
     capture_output=True,
     text=True,

@@ -14,7 +14,8 @@ from swift_jax.demo import MODEL_DIR
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEMPLATE = '{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}'
-TINY = ['--config=configs/tiny.py', '--config.model.dtype=float32']
+QUIET = '--verbosity=-1'  # not the line that each start begins with
+TINY = ['--config=configs/tiny.py', '--config.model.dtype=float32', QUIET]
 
 
 @pytest.fixture(scope='module')
@@ -161,7 +162,10 @@ def test_a_chat_is_its_template_continued(
   ]
   file = lines(tmp_path, {'prompt': 'class A:'}, {'messages': talk})
   output = tmp_path / 'out.jsonl'
-  flags = ['--config.decode.method=plain', '--config.sampling.max_new_tokens=8']
+  flags = [
+    *('--config.decode.method=plain', '--config.sampling.max_new_tokens=8'),
+    QUIET,
+  ]
   status, out, err = launch(
     '--chat',
     f'--prompts_file={file}',
@@ -187,7 +191,10 @@ def test_a_chat_is_its_template_continued(
 
 
 def test_what_was_not_asked_for_is_said(launch, loaded):
-  plain = ['--config.decode.method=plain', '--config.sampling.max_new_tokens=2']
+  plain = [
+    *('--config.decode.method=plain', '--config.sampling.max_new_tokens=2'),
+    QUIET,
+  ]
   drawn = ['--prompt=x', *plain, '--config.sampling.temperature=0.6']
   status, _, err = launch(*drawn)
   assert status == 0 and err.count('\n') == 1
