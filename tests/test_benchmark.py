@@ -622,6 +622,30 @@ def test_all_suites_end_at_bad_input(launch, monkeypatch):
   assert (status, asked) == (2, ['decode'])
 
 
+def test_what_is_done_when_all_are_interrupted_is_written(
+  launch, monkeypatch, tmp_path
+):
+  def found(name):
+    if name == interrupted:
+      return {}, 130
+    return {'summary': {'x': 1}, 'spread': {}, 'suites': {name: {}}}, 0
+
+  def output():
+    flags = '--suite=all', f'--output={file}'
+    monkeypatch.setattr(benchmark, 'run_child', found)
+    status, _, err = launch(*flags, main=benchmark.main)
+    assert status == 130
+    return err
+
+  file = tmp_path / 'all.json'
+  interrupted = 'decode'
+  output()
+  assert not file.exists()
+  interrupted = 'verify'
+  assert output().endswith(f'{file} has decode, draft\n')
+  assert json.loads(file.read_text())['suites'] == {'decode': {}, 'draft': {}}
+
+
 def test_a_suite_of_all_is_this_command_again(monkeypatch):
   def run(command):
     flags = command[command.index('--seeds=3') :]

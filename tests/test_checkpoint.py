@@ -680,3 +680,28 @@ def test_resolve(folder, tmp_path, monkeypatch):
 def test_hub_that_does_not_answer():
   with refused('no-such-org/no-such-model', 'no such folder', 'hub'):
     checkpoint.resolve('no-such-org/no-such-model')
+
+
+@pytest.mark.parametrize(
+  'kind, said',
+  [
+    ('GatedRepoError', 'ask for access on https://huggingface.co/some/model'),
+    ('RepositoryNotFoundError', 'if it is private, `hf auth login`'),
+    ('LocalEntryNotFoundError', 'give the path of a folder with the model'),
+  ],
+)
+def test_what_to_do_about_the_hub(monkeypatch, kind, said):
+  from huggingface_hub import errors
+
+  def download(*_, **__):
+    error = getattr(errors, kind)
+    raise error.__new__(error)  # some are made from a response of the hub
+
+  monkeypatch.setattr('huggingface_hub.snapshot_download', download)
+  with refused('some/model', 'not to be had from the hub', said):
+    checkpoint.resolve('some/model')
+
+
+def test_a_folder_without_a_checkpoint(tmp_path):
+  with refused(tmp_path / 'config.json', 'no such file', 'Hugging Face check'):
+    checkpoint.load_config(tmp_path)

@@ -127,20 +127,24 @@ def test_two_turns_of_spec_bench(evaluate, tmp_path):
   assert [len(turns) for turns in found.values()] == [2, 1]
 
 
-def test_sigterm_ends_with_a_line_and_goes_on(tmp_path, asked):
+@pytest.mark.parametrize(
+  'number, said',
+  [(signal.SIGTERM, 'terminated'), (signal.SIGINT, 'interrupted')],
+)
+def test_a_signal_ends_with_a_line_and_goes_on(tmp_path, asked, number, said):
   prompts = er.make_prompts(tmp_path / 'prompts.jsonl', 400)
   plain = '--config.decode.method=plain'
   command = er.command(asked[0], prompts, tmp_path / 'run', plain)
   process = er.start(command, tmp_path / 'log')
   try:
     assert er.wait_for_lines(tmp_path / 'run' / 'answers.jsonl', 3, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
   finally:
     process.kill()
     process.wait()
-  said = (tmp_path / 'log').read_text().splitlines()[-1]
-  assert 'terminated; the same command goes on' in said
+  last = (tmp_path / 'log').read_text().splitlines()[-1]
+  assert f'{said}; the same command goes on' in last
   status, out, err = er.finish(command)
   assert status == 0, err
   assert '400 questions answered' in out and ' 0 of them' not in out

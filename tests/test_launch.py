@@ -157,6 +157,7 @@ REFUSED_FLAGS = [
   (['--promt=x'], ["'promt'", 'prompt']),
   (['--config.draft.nope=3'], ['--config.draft.nope=3', 'no such field']),
   (['--config.nope=3'], ['--config.nope=3']),
+  (['--config.draft.max_lenght=3'], ['did you mean draft.max_draft_length?']),
   (['--noconfig.draft.nope'], ['--noconfig.draft.nope']),
   (
     ['--config.draft.max_draft_length=many'],
@@ -247,6 +248,23 @@ def test_bad_prompts_files(launch, tmp_path, content, said):
 def test_bad_config_files(launch, tmp_path, text, said):
   file = write(tmp_path, 'config.py', text)
   assert_refused(launch(f'--config={file}'), [f'--config={file}', *said])
+
+
+def test_out_of_memory_says_what_to_lower(launch):
+  def main(config):
+    raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory: 7 bytes\nmore')
+
+  ended = launch('--config.decode.batch_size=64', main=main)
+  said = ['lower decode.batch_size=64, sampling.max_new_tokens=', '7 bytes']
+  assert_refused(ended, [*said, '--config.model.weights=int8'])
+
+
+def test_another_error_of_xla_keeps_its_traceback(launch):
+  def main(config):
+    raise RuntimeError('INTERNAL: a bug')
+
+  with pytest.raises(RuntimeError, match='a bug'):
+    launch(main=main)
 
 
 def test_prompts_files_are_read_as_they_are(tmp_path, monkeypatch):

@@ -47,9 +47,9 @@ def compile_once(tmp_path_factory):
     jax.config.update(name, value)
 
 
-def train(directory, **changes):
+def train(directory, must_stop=lambda: False, **changes):
   cfg = TrainConfig(**{**SETTINGS, 'steps': 4, **changes})
-  return training.train(MODEL, cfg, TOKENS, TOKENS, directory)[1:]
+  return training.train(MODEL, cfg, TOKENS, TOKENS, directory, must_stop)[1:]
 
 
 @pytest.mark.parametrize('optimizer', ['muon', 'adamw'])
@@ -80,6 +80,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
   again, same = train(tmp_path / 'stopped')
   jax.tree.map(np.testing.assert_array_equal, again, straight)
   assert same == figures and figures['seconds'] > 0
+
+
+def test_a_run_that_is_told_to_stop_saves_its_step(tmp_path):
+  straight, _ = train(tmp_path / 'straight')
+  answers = iter([False, False, True])
+  with pytest.raises(KeyboardInterrupt):
+    train(tmp_path / 'told', lambda: next(answers))
+  # Not the second step, which is saved anyway.
+  assert (tmp_path / 'told' / '3').is_dir()
+  resumed, _ = train(tmp_path / 'told')
+  jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
 
 def test_drops_follow_depth_and_spare_the_ends():
