@@ -407,7 +407,8 @@ def _help(
 
 def _quiet() -> None:
   """No warnings of libraries, unless a flag asks; text of any kind prints."""
-  if not flags.FLAGS['verbosity'].present:
+  flag = flags.FLAGS['verbosity']
+  if not flag.present or flag.value < logging.INFO:
     logging.set_verbosity(logging.ERROR)
   if not sys.warnoptions:
     warnings.simplefilter('ignore')
