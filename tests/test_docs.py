@@ -60,7 +60,8 @@ def flags_of(launcher: pathlib.Path) -> set[str]:
   """What a launcher's source declares beside the config's fields."""
   source = launcher.read_text()
   if launcher.suffix == '.py':
-    return {'config', *re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source)}
+    everywhere = {'config', 'help', 'verbosity'}
+    return {*everywhere, *re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source)}
   lists = re.findall(r"""^(?:flags|switches)=['"](.*)['"]$""", source, re.M)
   return {'dry_run', *' '.join(lists).split()}
 
