@@ -80,6 +80,7 @@ def decode(config: ConfigDict, sizes: Sizes) -> Outcome:
     model = engine.fingerprint if sizes.widen == 1 else None
     found = cached_sets.load(cache, search.cache_name, layers, model)
     bench = dataclasses.replace(bench, warm_set=found)
+  common.announce(bench.engine.describe())
   return decode_suite.decode(bench, sizes.batches, sizes.repeats, say)
 
 
@@ -163,7 +164,9 @@ def peers(config: ConfigDict, sizes: Sizes) -> Outcome:
   peers_suite.calm_threads()
   config.model.dtype, config.model.weights = 'float32', ''  # as theirs are
   folder = checkpoint.resolve(config.model.path)
-  return peers_suite.peers(make_bench(config, sizes), folder, say)
+  bench = make_bench(config, sizes)
+  common.announce(bench.engine.describe())
+  return peers_suite.peers(bench, folder, say)
 
 
 SUITES: Mapping[str, Callable[[ConfigDict, Sizes], Outcome]] = {
@@ -193,7 +196,6 @@ def make_bench(config: ConfigDict, sizes: Sizes) -> Bench:
     raise InputError(
       f'--prompts={sizes.prompts}: the standard library gives {most}'
     )
-  common.announce(engine.describe())
   return Bench(
     engine=engine,
     draft=common.section(config, 'draft'),

@@ -22,6 +22,10 @@ INTERRUPTED = 128 + signal.SIGINT
 
 def say(message: object) -> None:
   """One line on standard error, at once."""
+  if (
+    sys.stderr is None
+  ):  # closed by whoever started us; print would take stdout
+    return
   name, line = pathlib.Path(sys.argv[0]).name, ' '.join(str(message).split())
   print(f'{name}: {line}', file=sys.stderr, flush=True)
 

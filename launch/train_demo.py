@@ -123,6 +123,7 @@ def train(config: ConfigDict) -> None:
     # Now, not after hours of training; the folder itself appears when complete.
     _check_writable('--output', output if output.exists() else output.parent)
   _split_cpu(cpu.devices)
+  training.check_batch(cfg)
 
   tokenizer_file = workdir / 'tok.json'
   tokenizer = _tokenizer(tokenizer_file, model_cfg.vocab_size)

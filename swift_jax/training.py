@@ -236,6 +236,15 @@ def find_skip_set(
   return best
 
 
+def check_batch(cfg: TrainConfig) -> None:
+  """Refuses a batch that cannot be split over all devices."""
+  if cfg.batch_size % jax.device_count():
+    raise InputError(
+      f'train.batch_size={cfg.batch_size}: expected a multiple of the'
+      f' {jax.device_count()} devices'
+    )
+
+
 def train(
   model_cfg: ModelConfig,
   cfg: TrainConfig,
@@ -266,11 +275,7 @@ def train(
       longer finite.
     KeyboardInterrupt: `must_stop` said so; the step is saved.
   """
-  if cfg.batch_size % jax.device_count():
-    raise InputError(
-      f'train.batch_size={cfg.batch_size}: expected a multiple of the'
-      f' {jax.device_count()} devices'
-    )
+  check_batch(cfg)
   graphdef, params = llama.init_model(model_cfg, cfg.seed)
   # Separate: Muon makes each matrix orthogonal, not q, k and v as one.
   params = fused.split(nnx.to_pure_dict(params))
