@@ -22,9 +22,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 def say(message: object) -> None:
   """One line on standard error, at once."""
-  if (
-    sys.stderr is None
-  ):  # closed by whoever started us; print would take stdout
+  if sys.stderr is None:  # closed: print would take standard output
     return
   name, line = pathlib.Path(sys.argv[0]).name, ' '.join(str(message).split())
   print(f'{name}: {line}', file=sys.stderr, flush=True)
