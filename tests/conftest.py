@@ -59,8 +59,13 @@ def launch(monkeypatch, capsys):
   import console
   import generate
 
-  def run(*arguments, main=generate.main, sections=common.SECTIONS):
-    monkeypatch.setattr(sys, 'argv', ['generate.py', *map(str, arguments)])
+  def run(
+    *arguments,
+    main=generate.main,
+    sections=common.SECTIONS,
+    name='generate.py',
+  ):
+    monkeypatch.setattr(sys, 'argv', [name, *map(str, arguments)])
     # What would outlast the test in this process.
     monkeypatch.setattr(common, '_quiet', lambda: None)
     monkeypatch.setattr(common, '_hide_torch', lambda: None)

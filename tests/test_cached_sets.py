@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -12,9 +13,6 @@ import subprocess
 import sys
 import tempfile
 
-from absl import app
-from absl.testing import flagsaver
-import common
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
@@ -667,21 +665,10 @@ def shell(*arguments):
 
 
 @pytest.fixture
-def launch(monkeypatch, capsys):
+def launch(launch):
   """The same without the seconds that a process takes to start."""
-
-  def call(main, argv, flags_parser):
-    sys.exit(main(flags_parser(argv)))
-
-  def run(*arguments):
-    monkeypatch.setattr(sys, 'argv', ['skip_sets.py', *map(str, arguments)])
-    monkeypatch.setattr(common, '_quiet', lambda: None)
-    monkeypatch.setattr(app, 'run', call)
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-      common.run_plain(skip_sets.main)
-    return end.value.code or 0, *capsys.readouterr()
-
-  return run
+  how = {'sections': None, 'name': 'skip_sets.py'}
+  return functools.partial(launch, main=skip_sets.main, **how)
 
 
 TABLE = """\
