@@ -11,12 +11,12 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
-# A shell's background process is deaf to Ctrl-C, and so is all that it starts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 import pytest
+
+# A shell's background process is deaf to Ctrl-C, and so is all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Nothing goes into the real one; and what a launcher compiles, the next one that
 # the tests start need not.
