@@ -135,9 +135,10 @@ def _parse_line(where: str, line: bytes, is_chat: bool) -> Prompt:
   if is_chat and isinstance(value, dict) and 'messages' in value:
     return Prompt(where, _messages(where, value['messages']))
   if not isinstance(value, dict) or not isinstance(value.get('prompt'), str):
-    raise InputError(
-      f'{where}: expected an object with a string "prompt", found {value!r:.80}'
-    )
+    wanted = 'expected an object with a string "prompt"'
+    if isinstance(value, dict) and 'messages' in value:
+      wanted += ', or --chat for "messages"'
+    raise InputError(f'{where}: {wanted}, found {value!r:.80}')
   return _checked(where, value['prompt'])
 
 
@@ -223,7 +224,8 @@ class JsonLines:
         self._partial.unlink()
       else:
         error.add_note(
-          f'{self._count} prompts are in {self._partial}, until the next run'
+          f'{self._count} answers are in {self._partial}: keep them by moving'
+          ' that, for the next run begins anew'
         )
 
   @contextlib.contextmanager

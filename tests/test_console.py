@@ -89,7 +89,10 @@ def test_lines_that_are_complete_outlast_an_interrupt(tmp_path):
       lines.write({'a': 1})
       raise KeyboardInterrupt
   (note,) = caught.value.__notes__
-  assert note == f'1 prompts are in {path}.partial, until the next run'
+  assert note == (
+    f'1 answers are in {path}.partial: keep them by moving that, for the next'
+    ' run begins anew'
+  )
   assert (tmp_path / 'out.jsonl.partial').read_text() == '{"a": 1}\n'
   assert path.read_text() == 'old\n'
 
@@ -115,7 +118,7 @@ def test_generate_in_the_middle(tmp_path):
   finally:
     process.kill()
     process.wait()
-  said = f'generate.py: interrupted; {er.lines(partial)} prompts are in'
+  said = f'generate.py: interrupted; {er.lines(partial)} answers are in'
   assert (tmp_path / 'log').read_text().startswith(f'{said} {partial}')
   assert (tmp_path / 'log').read_text().count('\n') == 1
   assert partial.read_bytes().endswith(b'\n')
