@@ -324,7 +324,11 @@ class Engine:
     indices: Sequence[int] | None,
   ) -> Generator[Piece | Result, None, None]:
     """Batch by batch: pieces as they come, then a result a prompt."""
-    decode = decode or DecodeConfig()
+    decode = DecodeConfig() if decode is None else decode
+    if not isinstance(decode, DecodeConfig):
+      raise InputError(
+        f'decode={decode!r:.80}: expected a DecodeConfig, which has `sampling`'
+      )
     encoded = self.encode(prompts)
     if indices is None:
       indices = range(len(encoded))

@@ -16,6 +16,7 @@ from swift_jax import checkpoint, llama, sharding, skip_mask
 from swift_jax.config import DraftConfig, SearchConfig
 from swift_jax.engine import Engine
 from swift_jax.errors import InputError
+from swift_jax.sampling_config import SamplingConfig
 from swift_jax.search import cached_sets, records
 
 HALF = skip_mask.uniform(CFG.num_hidden_layers, 0.5)
@@ -363,3 +364,11 @@ def test_a_better_set_of_another_run_stays(tmp_path, share, positions, stays):
     write(engine)
   (kept,) = cached_sets.read(path)
   assert (kept == rival) == stays
+
+
+def test_settings_of_another_kind_are_refused():
+  engine = tiny_model.engine()
+  with pytest.raises(
+    InputError, match=r'^decode=SamplingConfig\(.*DecodeConfig'
+  ):
+    engine.generate([5], SamplingConfig(max_new_tokens=3))
