@@ -225,11 +225,23 @@ class Engine:
     self.searcher.start_from(mask)
 
   def resolve(self, sampling: SamplingConfig | None = None) -> Resolved:
-    """The settings that `generate` applies, and where each comes from."""
+    """The settings that `generate` applies, and where each comes from.
+
+    Raises:
+      InputError: settings that contradict each other, or an end of text that is no
+        token of the model.
+    """
     sampling = sampling or SamplingConfig()
     if self._refused is not None and sampling.use_generation_config:
       raise self._refused
-    return resolve(sampling, self.defaults)
+    resolved = resolve(sampling, self.defaults)
+    for token in sampling.eos_token_id or ():
+      if token >= self.cfg.vocab_size:
+        raise InputError(
+          f'sampling.eos_token_id={resolved.config.eos_token_id}: token {token}'
+          f' is outside the vocabulary of {self.cfg.vocab_size}'
+        )
+    return resolved
 
   def generate(
     self,
@@ -365,18 +377,11 @@ class Engine:
   def _resolved(self, decode: DecodeConfig) -> DecodeConfig:
     """The settings without a gap."""
     resolved = self.resolve(decode.sampling)
-    cfg = resolved.config
-    for token in decode.sampling.eos_token_id or ():
-      if token >= self.cfg.vocab_size:
-        raise InputError(
-          f'sampling.eos_token_id={cfg.eos_token_id}: token {token} is outside'
-          f' the vocabulary of {self.cfg.vocab_size}'
-        )
     line = resolved.describe()
     if resolved.is_remarkable and line not in self._said:
       self._said.add(line)
       _LOGGER.warning(line)
-    return dataclasses.replace(decode, sampling=cfg)
+    return dataclasses.replace(decode, sampling=resolved.config)
 
   def _save_set(self) -> None:
     """Writes the set that drafts, if it was scored since the last time.
