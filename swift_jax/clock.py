@@ -26,7 +26,7 @@ _BANKED = (
   8.0  # those that it may be ahead for it: what was won long ago counts little
 )
 _MEMORY = 256.0  # plain steps after which they count 1/e
-_REST, _LONGEST_REST = 64.0, 4096.0  # plain steps that it then takes
+_REST, _LONGEST_REST = 64.0, 16384.0  # plain steps that it then takes
 
 
 class Clock:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from swift_jax import clock, costs, kv_cache, sampling, sharding
+from swift_jax import clock as clocks
+from swift_jax import costs, kv_cache, sampling, sharding
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import DecodeConfig, DraftConfig, ModelConfig
 from swift_jax.costs import PassCosts
@@ -75,7 +76,7 @@ class Model:
     self.evidence = policy.start()
     self.keeps_costs = True
     self.measured: dict[tuple[Any, ...], costs.PassCosts] = {}
-    self._clocks: dict[tuple[Any, ...], clock.Clock] = {}
+    self._clocks: dict[tuple[Any, ...], clocks.Clock] = {}
     full = skip_masks.none_skipped(cfg.num_hidden_layers)
     self.gates_are_quick = jax.default_backend() == 'cpu'
     self.full: skip_masks.Mask = (
@@ -112,7 +113,7 @@ class Model:
 
   def clock(
     self, batch: int, shapes: DraftShapes, settings: SamplingConfig
-  ) -> clock.Clock:
+  ) -> clocks.Clock:
     """What passes cost at today's capacity; `settings` are resolved."""
     key = batch, self.capacity, shapes, costs.sampling_work(settings)
     if key not in self.measured:
@@ -120,7 +121,7 @@ class Model:
         self, batch, shapes, settings, self.keeps_costs
       )
     if key not in self._clocks:
-      self._clocks[key] = clock.Clock(self.measured[key])
+      self._clocks[key] = clocks.Clock(self.measured[key])
     return self._clocks[key]
 
   def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
@@ -332,11 +333,10 @@ class Session:
     interval = self.decode.phase_interval
     model.dispatches += 1
     mask, settings = self._drafts_by()
-    if self._clock is not None and self._clock.guard.is_closed:
+    clock = self._clock
+    if clock is not None and (clock.guard.is_closed or clock.wants_plain_steps):
       settings = settings.replace(forced=model.number(policy.PLAIN))
-    elif self._clock is not None and self._clock.wants_plain_steps:
-      settings = settings.replace(forced=model.number(policy.PLAIN))
-      count = 1
+      count = count if clock.guard.is_closed else 1
     elif interval and model.dispatches % interval == 0:
       self.state = self.in_halves()
       count -= 1
