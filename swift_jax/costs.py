@@ -35,6 +35,7 @@ from swift_jax.search import atomic_file
 from swift_jax.skip_mask import Mask, SkipMask
 
 _REPEATS = 7
+_LONGEST_S = 10.0  # of repetitions: where passes are slow, few will do
 _STEPS, _ROUNDS = 8, 2  # of one dispatch
 _FILLED = 0.5  # of the cache, about what a text has on average
 _FORMAT = 2  # to be raised with what a round or a layer does
@@ -212,7 +213,11 @@ def measure(
   for run in kinds.values():
     run()  # compiles, and warms
   times = {name: [] for name in kinds}
+  started = time.perf_counter()
   for number in range(_REPEATS):
+    late = time.perf_counter() - started > _LONGEST_S
+    if number and sharding.agreed(late, model.mesh):
+      break
     # To and fro: what comes first may find the machine in another mood.
     for name in list(kinds)[:: -1 if number % 2 else 1]:
       times[name].append(kinds[name]())

@@ -1,7 +1,9 @@
 """What drafts and how far: the policy against loops, and the text it never changes."""
 
+import dataclasses
 import itertools
 import json
+import types
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -362,6 +364,44 @@ def test_costs_are_measured_once_a_machine_and_model(cache, monkeypatch):
   assert len(made) == 2 and '"mlp"' in file.read_text()
   adaptive().generate([[5]], tiny_model.decode(batch_size=1))
   assert len(made) == 3 and len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize('step_s, repeats', [(1e-3, 7), (1.0, 1)])
+def test_slow_passes_are_timed_less_often(monkeypatch, step_s, repeats):
+  now, begun = [0.0], []
+
+  class Bench:
+    draft_length = 7
+
+    def __init__(self, *_):
+      pass
+
+    def plain(self):
+      begun.append(now[0])
+      now[0] += 8 * step_s
+      return step_s
+
+    def round(self, source, length, mask=None):
+      passes = 1.5
+      if source == LAYERS:
+        runs = (~mask.attn).sum() * 0.02 + (~mask.mlp).sum() * 0.05
+        passes += length * (0.1 + runs)
+      now[0] += passes * step_s
+      return passes * step_s
+
+    def layers(self, mask):
+      return self.round(LAYERS, 7, mask)
+
+  monkeypatch.setattr(costs_module, 'Bench', Bench)
+  clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+  monkeypatch.setattr(costs_module, 'time', clock)
+  model = types.SimpleNamespace(cfg=CFG, mesh=None, put=lambda mask: mask)
+  shapes = types.SimpleNamespace(verify_widths=WIDTHS)
+  found = costs_module.measure(model, 1, shapes, SETTINGS)
+  assert len(begun) == 1 + repeats  # the first compiles
+  wanted = PassCosts(step_s, 0.1, 0.02, 0.05, (1.5, 1.5, 1.5))
+  for name, value in dataclasses.asdict(wanted).items():
+    assert getattr(found, name) == pytest.approx(value), name
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(cache):

@@ -15,7 +15,7 @@ import pytest
 from test_compilation import Compilations
 from tokenizers.processors import TemplateProcessing
 
-from swift_jax.clock import Clock
+from swift_jax import clock as clock_module
 from swift_jax.config import DecodeConfig, SearchConfig
 from swift_jax.engine import Engine
 from swift_jax.errors import InputError
@@ -418,8 +418,9 @@ def test_a_batchs_seconds_are_split_over_its_rows(
 
 @pytest.mark.parametrize('method', ['swift', 'plain', 'prompt_lookup'])
 def test_what_is_written_adds_up(tmp_path, engine, method, monkeypatch):
-  # No round runs in halves where its guard is closed.
-  monkeypatch.setattr(Clock, 'observe', lambda *_: None)
+  # No round runs in halves where plain steps are forced.
+  monkeypatch.setattr(clock_module.Guard, 'is_closed', False)
+  monkeypatch.setattr(clock_module.Clock, 'wants_plain_steps', False)
   decode = dataclasses.replace(
     decoding(method), phase_interval=2, rounds_per_dispatch=2
   )
