@@ -274,11 +274,15 @@ class Bench:
     evidence = model.put(policy.start())
     widths = shapes.verify_widths
     self._state = rounds.start(
-      cache, *model.put(arrays), evidence, num_widths=len(widths)
+      cache,
+      *model.put(arrays),
+      evidence,
+      num_widths=len(widths),
+      mesh=model.mesh,
     )
     done = np.zeros(batch, bool)
     length = np.full(batch, filled, np.int32)
-    self._begin = model.put((length, done, policy.start()))
+    self._begin = *model.put_rows((length, done)), model.put(policy.start())
     self.draft_length = next((w for w in widths if w >= 8), widths[-1]) - 1
     self._sampling = model.put(sampling.from_config(settings, ()))
     layers = model.cfg.num_hidden_layers

@@ -98,8 +98,12 @@ class Model:
       )
 
   def put(self, tree: Any) -> Any:
-    """Arrays on the device, replicated over a mesh. Every upload goes here."""
+    """Arrays on the device, replicated over a mesh. Uploads go here."""
     return sharding.put(tree, self.mesh)
+
+  def put_rows(self, tree: Any) -> Any:
+    """Arrays of a line for each row, where the state has them."""
+    return sharding.put(tree, self.mesh, sharding.rows(self.mesh))
 
   def get(self, tree: Any) -> Any:
     """Arrays on the host, in one transfer. Every download goes here."""
@@ -309,7 +313,9 @@ class Session:
     seed = np.asarray(self.decode.sampling.seed, np.uint32)
     arrays = (tokens, lengths, limits, seed, indices, model.evidence)
     num_widths = len(self._shapes.verify_widths)
-    state = rounds.start(cache, *model.put(arrays), num_widths=num_widths)
+    state = rounds.start(
+      cache, *model.put(arrays), num_widths=num_widths, mesh=model.mesh
+    )
     for i in range(chunks):
       at = model.number(i * chunk)
       state = rounds.prefill(
@@ -542,7 +548,7 @@ class Session:
     if stopped and not all(row.done for row in self.rows):
       done = np.array(seen.done)
       done[stopped] = True
-      self.state = self.state.replace(done=self.model.put(done))
+      self.state = self.state.replace(done=self.model.put_rows(done))
     if self.decode.method == 'swift':
       drafted, accepted = np.subtract(self._verdict(), before).tolist()
       self.searcher.watch(drafted, accepted)

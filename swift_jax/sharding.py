@@ -109,9 +109,10 @@ def agreed(value: bool, mesh: Mesh | None) -> bool:
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
-def put(tree: Any, mesh: Mesh | None) -> Any:
-  """Host arrays, the same on every process, whole on each device of the mesh."""
-  place = replicated(mesh)
+def put(tree: Any, mesh: Mesh | None, place: Sharding | None = None) -> Any:
+  """Host arrays, the same on every process, on the mesh; by default whole on each
+  of its devices."""
+  place = place or replicated(mesh)
   if not spans_processes(mesh):
     return jax.device_put(tree, place)
 
@@ -173,6 +174,11 @@ def replicated(mesh: Mesh | None) -> Sharding:
   return _place(mesh, PartitionSpec())
 
 
+def rows(mesh: Mesh | None) -> Sharding:
+  """Arrays of a line for each row of the batch, split like the batch."""
+  return _place(mesh, PartitionSpec('data'))
+
+
 def param_shardings(abstract_params: Any, mesh: Mesh | None) -> Any:
   """The tree of shardings for a nested dict of parameters (shapes do)."""
 
@@ -185,4 +191,4 @@ def param_shardings(abstract_params: Any, mesh: Mesh | None) -> Any:
 def cache_shardings(mesh: Mesh | None) -> KVCache:
   """Shardings of a cache, a prefix of its tree: k and v [B, K, S, H]."""
   slots = _place(mesh, PartitionSpec('data', 'tensor'))
-  return KVCache(k=slots, v=slots, length=replicated(mesh))
+  return KVCache(k=slots, v=slots, length=rows(mesh))

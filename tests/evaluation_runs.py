@@ -137,7 +137,7 @@ def lines(file):
   return file.read_bytes().count(b'\n') if file.exists() else 0
 
 
-def wait_for_lines(file, count, process, timeout=200):
+def wait_for_lines(file, count, process, timeout=600):
   """Waits until a file has so many lines; whether the process still runs."""
   end = time.monotonic() + timeout
   while lines(file) < count and process.poll() is None:

@@ -3,6 +3,7 @@
 python on_eight_devices.py FOLDER     a checkpoint; prints JSON
 """
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -37,6 +38,16 @@ DRAFT = DraftConfig(
 )
 SEARCH = SearchConfig(context_window=12, num_candidates=3, time_budget=1.0)
 SEARCHED = (2, 4)  # with a search, whose programs take long to compile
+PROGRAMS = ('prefill', 'plain_steps', 'speculative_rounds')
+
+compiled = collections.Counter()
+
+
+def note(event: str, seconds: float, **facts) -> None:
+  """Counts what XLA compiles, by name."""
+  del seconds
+  if event == '/jax/core/compile/backend_compile_duration':
+    compiled[facts['fun_name']] += 1
 
 
 def report(
@@ -50,6 +61,7 @@ def report(
   greedy = SamplingConfig(max_new_tokens=30)
   drawn = SamplingConfig(max_new_tokens=30, temperature=0.8, seed=4)
   texts = {}
+  compiled.clear()
   for name, method, sampling in (
     ('plain', 'plain', greedy),
     ('swift', 'swift', greedy),
@@ -61,6 +73,7 @@ def report(
     texts[name] = [r.tokens for r in engine.generate(PROMPTS, decode)]
   if searches:  # the policy too takes long: its costs are measured
     texts['chosen'] = chosen(cfg, graphdef, params, mesh, drawn)
+  programs = {name: compiled[f'jit({name})'] for name in PROGRAMS}
   with tempfile.TemporaryDirectory() as name:
     checkpoint.export_hf(pathlib.Path(name), cfg, params)
     file = pathlib.Path(name, 'model.safetensors')
@@ -70,6 +83,7 @@ def report(
   return {
     **texts,
     'exports_the_same': same,
+    'programs': programs,
     'passes_scored': engine.searcher.iterations,
     'devices': len(leaves[0].sharding.device_set),
     'bytes': sum(p.nbytes for p in leaves),
@@ -108,20 +122,21 @@ def loading(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
   _, flat = checkpoint._flat_abstract(cfg)
   fuse = checkpoint._fuse(cfg, traverse_util.unflatten_dict(flat), mesh)
   programs.append(fuse.lower(layer))
-  compiled = [program.compile() for program in programs]
+  ready = [program.compile() for program in programs]
   moves = '|'.join(('all-gather', 'all-to-all', 'all-reduce', 'collective-'))
   return {
-    'programs': len(compiled),
+    'programs': len(ready),
     'collectives': sum(
-      len(re.findall(moves, program.as_text())) for program in compiled
+      len(re.findall(moves, program.as_text())) for program in ready
     ),
-    'extra': max(p.memory_analysis().temp_size_in_bytes for p in compiled),
-    'most': max(p.memory_analysis().output_size_in_bytes for p in compiled),
+    'extra': max(p.memory_analysis().temp_size_in_bytes for p in ready),
+    'most': max(p.memory_analysis().output_size_in_bytes for p in ready),
   }
 
 
 def main(folder: pathlib.Path) -> None:
   jax.config.update('jax_num_cpu_devices', 8)
+  jax.monitoring.register_event_duration_secs_listener(note)
   reports = {'one': report(folder, None, True)}
   for data, tensor in MESHES:
     mesh = sharding.make_mesh(data, tensor)

@@ -44,7 +44,7 @@ class Pair:
 
   def ends_well(self, process, running):
     log = self.logs / f'{process}.log'
-    assert running.wait(timeout=240) == 0, log.read_text()[-3000:]
+    assert running.wait(timeout=600) == 0, log.read_text()[-3000:]
 
 
 def test_one_is_killed_and_started_again_while_the_other_goes_on(

@@ -63,6 +63,16 @@ def test_eight_devices_write_what_one_writes(reports, data, tensor):
 
 
 @pytest.mark.parametrize('data, tensor', on_eight_devices.MESHES)
+def test_a_mesh_compiles_no_more_than_a_device(reports, data, tensor):
+  """What one program leaves lies where the next one wants it."""
+  searches = (data, tensor) == on_eight_devices.SEARCHED
+  # Greedy ones and those that draw; rounds draw where the policy is tried.
+  wanted = {'prefill': 1, 'plain_steps': 2, 'speculative_rounds': 1 + searches}
+  assert reports[f'{data}x{tensor}']['programs'] == wanted
+  assert reports['one']['programs'] == {**wanted, 'speculative_rounds': 2}
+
+
+@pytest.mark.parametrize('data, tensor', on_eight_devices.MESHES)
 def test_each_device_holds_its_part_only(reports, data, tensor):
   one, eight = reports['one'], reports[f'{data}x{tensor}']
   assert one['bytes_on_one'] == one['bytes'] == eight['bytes']

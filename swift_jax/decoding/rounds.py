@@ -29,7 +29,7 @@ from swift_jax.typing import Array, Int
 
 start = jax.jit(
   states.start,
-  static_argnames=('num_widths',),
+  static_argnames=('num_widths', 'mesh'),
   donate_argnames=('cache', 'prompts'),
 )
 
@@ -58,7 +58,7 @@ def prefill(
     cache = state.cache.rollback(jnp.full(batch, start, jnp.int32))
     _, updates = model(tokens, full, cache=cache)
     cache = cache.write(updates).rollback(state.prompt_length - 1)
-  return state.replace(cache=cache)
+  return state.replace(cache=cache).in_place()
 
 
 @functools.partial(
@@ -79,7 +79,7 @@ def plain_steps(
   """
   model = nnx.merge(graphdef, params)
   step = functools.partial(_plain_step, model, full, sampling, samples)
-  return _repeat(lambda state, _: (step(state), 1), state, num_steps)
+  return _repeat(lambda state, _: (step(state), 1), state, num_steps).in_place()
 
 
 def _plain_step(
@@ -143,7 +143,7 @@ def speculative_rounds(
     )
     return state, used
 
-  return _repeat(one, state, num_rounds)
+  return _repeat(one, state, num_rounds).in_place()
 
 
 @functools.partial(
@@ -160,7 +160,8 @@ def draft_half(
 ) -> tuple[Drafted, DecodeState]:
   """The draft of a round alone, so that its time can be taken."""
   model = nnx.merge(graphdef, params)
-  return _draft(model, state, skip_mask, settings, sampling, shapes)
+  drafted, state = _draft(model, state, skip_mask, settings, sampling, shapes)
+  return drafted, state.in_place()
 
 
 @functools.partial(
@@ -178,7 +179,8 @@ def verify_half(
 ) -> DecodeState:
   """What is left of a round after `draft_half`."""
   model = nnx.merge(graphdef, params)
-  return _verify(model, state, drafted, full, settings, sampling, shapes)
+  state = _verify(model, state, drafted, full, settings, sampling, shapes)
+  return state.in_place()
 
 
 def _draft(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 
+from swift_jax import sharding
 from swift_jax.decoding.policy import Evidence
 from swift_jax.kv_cache import KVCache
 from swift_jax.sampling import Context, row_keys
@@ -62,6 +64,7 @@ class DecodeState:
     evidence: what drafting brought lately; see `policy`.
     work: what it took, where the policy decides: plain steps, tokens drafted by
       layers, and rounds that verified by the widths of `DraftShapes`, int32[2 + W].
+    mesh: where it lives; None is the one default device.
   """
 
   cache: KVCache
@@ -76,6 +79,9 @@ class DecodeState:
   log: Int[Array, 'b s 3']
   evidence: Evidence
   work: Int[Array, ' k']
+  mesh: jax.sharding.Mesh | None = flax.struct.field(
+    pytree_node=False, default=None
+  )
 
   @property
   def length(self) -> Int[Array, ' b']:
@@ -87,6 +93,33 @@ class DecodeState:
     """The newest committed token, which the next pass begins with."""
     index = self.cache.length[:, None]
     return jnp.take_along_axis(self.tokens, index, axis=1)[:, 0]
+
+  def in_place(self) -> DecodeState:
+    """The same, every array where each program finds it and leaves it.
+
+    XLA would choose for each program by itself, and a program is compiled once for
+    every choice that reaches it.
+    """
+    if self.mesh is None:
+      return self
+    rows = sharding.rows(self.mesh)
+    whole = sharding.replicated(self.mesh)
+    places = DecodeState(
+      cache=sharding.cache_shardings(self.mesh),
+      tokens=rows,
+      target=rows,
+      prompt_length=rows,
+      end=rows,
+      done=rows,
+      finite=whole,
+      keys=rows,
+      counts=rows,
+      log=rows,
+      evidence=whole,
+      work=whole,
+      mesh=self.mesh,
+    )
+    return jax.lax.with_sharding_constraint(self, places)
 
   def context(
     self,
@@ -115,6 +148,7 @@ def start(
   index: UInt[Array, ' b'],
   evidence: Evidence,
   num_widths: int,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> DecodeState:
   """The state before prefill; a row with `max_new_tokens` 0 is done at once.
 
@@ -138,7 +172,8 @@ def start(
     log=jnp.zeros((*prompts.shape, 3), jnp.int32),
     evidence=evidence,
     work=jnp.zeros(2 + num_widths, jnp.int32),
-  )
+    mesh=mesh,
+  ).in_place()
 
 
 def commit(
