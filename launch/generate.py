@@ -291,7 +291,8 @@ def main(config: ConfigDict) -> None:
     given, longest = encode(engine, prompts)
     applied = engine.resolve(decode.sampling)
     common.announce(engine.describe())
-    engine.warmup(decode, longest)  # so that the times are those of writing
+    # So that the times are those of writing.
+    engine.warmup(decode, longest, search=False)
     if applied.is_remarkable:
       print(applied.describe(), file=sys.stderr)
     pairs = zip(prompts, write_texts(engine, given, decode), strict=True)

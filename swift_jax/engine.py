@@ -469,13 +469,19 @@ class Engine:
       raise InputError(f'{where}: {error}') from None
 
   def warmup(
-    self, decode: DecodeConfig | None = None, prompt_length: int = 2
+    self,
+    decode: DecodeConfig | None = None,
+    prompt_length: int = 2,
+    search: bool = True,
   ) -> None:
     """Compiles what `generate` runs for prompts up to this length.
 
-    Not what the search may need later: its process starts when the budget affords
-    that (at once where `time_budget` is 1), and a search at rest compiles when it
-    wakes.
+    Not the search's process: it starts when the budget affords that (at once where
+    `time_budget` is 1). A search at rest compiles when it wakes.
+
+    Args:
+      search: compile scoring too; else that is done beside the text, in a run that
+        lasts.
     """
     decode = decode or DecodeConfig()
     prompts = [[0] * prompt_length] * decode.batch_size
@@ -485,7 +491,7 @@ class Engine:
     if not self.searcher.active:
       spare.start_from(self.searcher.incumbent)
     session = self.session(prompts, decode, spare)
-    if decode.method == 'swift' and self.searcher.active:
+    if search and decode.method == 'swift' and self.searcher.active:
       session.prepare_search()
       candidates = spare.candidates()
       scores = session.score(candidates)

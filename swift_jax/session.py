@@ -36,6 +36,7 @@ from swift_jax.search.scorer import Scorer
 from swift_jax.search.searcher import STARTING_SECONDS, Searcher
 from swift_jax.specialised import Specialised
 
+_COMPILING_S = 10.0  # about what the search's programs take
 _MIN_CAPACITY = 128
 _NO_TEXT = 2**30  # as a prompt's length: nothing after it counts
 _CONTEXT_TOKENS = 8  # of the prompt, that generated tokens are decoded behind
@@ -583,6 +584,8 @@ class Session:
     if not fresh or sum(written) < searcher.cfg.context_window:
       return
     with self._searching():
+      if not self._is_compiled():
+        return
       self.prepare_search()
     with self._searching(is_pass=True):
       candidates = searcher.candidates()
@@ -605,8 +608,35 @@ class Session:
           text, window, searcher.incumbent.skip_ratio()
         )
       )
-    masks = skip_masks.stack([searcher.incumbent] * searcher.num_candidates)
-    self.model.scorer.choose(text, masks, window, searcher.cfg.scoring)
+    scoring = searcher.cfg.scoring
+    self.model.scorer.choose(text, self._like_candidates(), window, scoring)
+
+  def _like_candidates(self) -> skip_masks.SkipMask:
+    """As many masks as a pass scores."""
+    searcher = self.searcher
+    return skip_masks.stack([searcher.incumbent] * searcher.num_candidates)
+
+  def _is_compiled(self) -> bool:
+    """Whether the search's programs are there.
+
+    They are compiled beside the text, once that has been written for as long as it
+    takes: a run may end at any moment.
+    """
+    searcher, mesh = self.searcher, self.model.mesh
+    budget = searcher.budget
+    # Nothing may go by the clock, or two threads might start programs on several
+    # devices in two orders: compiled where they are called.
+    if budget.share >= 1 or (mesh is not None and mesh.size > 1):
+      return True
+    written = budget.elapsed if budget.plain is None else budget.plain
+    return self.model.scorer.is_ready(
+      self._text(),
+      self._like_candidates(),
+      searcher.cfg.context_window,
+      searcher.cfg.scoring,
+      searcher.wants_importance,
+      begins=written >= _COMPILING_S,
+    )
 
   @contextlib.contextmanager
   def _searching(self, is_pass: bool = False) -> Iterator[None]:

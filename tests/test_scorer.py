@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_compilation import Compilations
 import tiny_model
 
 from swift_jax import skip_mask as skip_masks
@@ -117,3 +118,46 @@ def test_importances_come_through(scorer, text):
   assert isinstance(found, np.ndarray)
   assert found.shape == (skip_masks.num_free(LAYERS),)
   np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+  'scoring, importance, count',
+  [('vmap', False, 1), ('map', True, 2), ('auto', True, 3)],
+)
+def test_what_was_compiled_ahead_is_what_runs(
+  scorer, text, scoring, importance, count
+):
+  given = jax.tree.map(jnp.copy, text)
+  how = given, MASKS, WINDOW, scoring, importance
+  assert not scorer.is_ready(*how, begins=False) and not scorer._programs
+  scorer.is_ready(*how, begins=True)
+  jax.tree.map(lambda array: array.delete(), given)  # the next round's
+  jobs = list(scorer._programs.values())
+  assert len(jobs) == count
+  for job in jobs:
+    job.result()
+  how = text, *how[1:]
+  assert scorer.is_ready(*how, begins=False)
+  jax.clear_caches()  # what was compiled for other tests
+  compilations = Compilations()
+  found = scorer.score(text, MASKS, WINDOW, scoring)
+  if importance:
+    slopes = scorer.importance(text, WINDOW, 0.4)
+  assert compilations.count == 0
+  model = tiny_model.weights()
+  wanted = matchness.score(*model, text, MASKS, WINDOW)
+  assert (found.hits == np.asarray(wanted.hits)).all()
+  if importance:
+    ratio = jnp.float32(0.4)
+    wanted = matchness.sensitivities(*model, text, WINDOW, ratio)
+    np.testing.assert_allclose(slopes, wanted, rtol=1e-6)
+
+
+def test_what_ran_is_ready(scorer, text):
+  scorer.score(text, MASKS, WINDOW, 'auto')
+  assert scorer.is_ready(text, MASKS, WINDOW, 'auto', False, begins=False)
+  assert not scorer.is_ready(text, MASKS, 5, 'auto', False, begins=False)
+  assert not scorer.is_ready(text, MASKS, WINDOW, 'auto', True, begins=False)
+  scorer.importance(text, WINDOW, 0.4)
+  assert scorer.is_ready(text, MASKS, WINDOW, 'auto', True, begins=True)
+  assert set(scorer._programs.values()) == {None}

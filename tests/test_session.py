@@ -114,6 +114,42 @@ def test_the_search_takes_its_share_and_no_more_than_a_pass_above():
   assert budget.spent == pytest.approx(sum(turns)) == pytest.approx(search_s)
 
 
+def test_the_search_compiles_beside_a_text_that_lasts(monkeypatch):
+  cfg = {'time_budget': 0.9, 'max_iterations': 999, 'bayes_interval': 0}
+  engine = tiny_model.engine(search=cfg)
+  decode = tiny_model.decode(max_new_tokens=60)
+  engine.warmup(decode, 20, search=False)
+  scorer, searcher = engine.model.scorer, engine.searcher
+  jobs, called = [], []
+  begin, call = scorer._begin, scorer._call
+
+  def noted(*arguments):
+    jobs.append(begin(*arguments))
+    return jobs[-1]
+
+  def checked(program, *arguments):
+    called.append(program.name)
+    assert scorer._programs[program].done()
+    return call(program, *arguments)
+
+  monkeypatch.setattr(scorer, '_begin', noted)
+  monkeypatch.setattr(scorer, '_call', checked)
+
+  def write():
+    return [r.tokens for r in engine.generate([[1, 2]] * 2, decode)]
+
+  first = write()
+  assert not jobs and not called  # the text was short
+  searcher.budget.add(1000)
+  assert write() == first
+  for job in jobs:
+    job.result()
+  assert write() == first
+  assert searcher.iterations > 0
+  assert len(jobs) == 3  # vmap, map and importance: once each
+  assert {'vmap', 'map', 'importance'} == set(called)
+
+
 @pytest.mark.parametrize('bayes_interval', [0, 1])
 def test_the_process_starts_once_the_budget_affords_it(
   monkeypatch, bayes_interval
@@ -123,6 +159,7 @@ def test_the_process_starts_once_the_budget_affords_it(
   engine = tiny_model.engine(
     search={'bayes_interval': bayes_interval, 'time_budget': 0.01}
   )
+  engine.warmup(tiny_model.decode(), 20)
   budget = engine.searcher.budget
   budget.per_pass = 0.0  # passes are affordable, the process is not
   engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
