@@ -486,8 +486,8 @@ class Engine:
     decode = decode or DecodeConfig()
     prompts = [[0] * prompt_length] * decode.batch_size
     # A searcher of its own: compiling must not move the search or its budget.
-    search, evidence = self.searcher.cfg, self.model.evidence
-    spare = paper.make_searcher(search, self.cfg.num_hidden_layers)
+    layers, evidence = self.cfg.num_hidden_layers, self.model.evidence
+    spare = paper.make_searcher(self.searcher.cfg, layers)
     if not self.searcher.active:
       spare.start_from(self.searcher.incumbent)
     session = self.session(prompts, decode, spare)

@@ -12,17 +12,22 @@ os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from hypothesis import HealthCheck, settings
+import jax
 from jaxtyping import install_import_hook
 import pytest
 
 # A shell's background process is deaf to Ctrl-C, and so is all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Nothing goes into the real one; and what a launcher compiles, the next one that
-# the tests start need not.
-_CACHE = tempfile.TemporaryDirectory(prefix='swift_jax_tests_')
-atexit.register(_CACHE.cleanup)
-os.environ['XDG_CACHE_HOME'] = _CACHE.name
+# Nothing goes into the real one; and what a test or a launcher compiles, the next
+# need not, whichever process it runs in.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  _CACHE = tempfile.TemporaryDirectory(prefix='swift_jax_tests_')
+  atexit.register(_CACHE.cleanup)
+  os.environ['XDG_CACHE_HOME'] = _CACHE.name
+_COMPILED = os.path.join(os.environ['XDG_CACHE_HOME'], 'compiled_by_tests')
+jax.config.update('jax_compilation_cache_dir', _COMPILED)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 # The files whose annotations are shapes; before any of them is imported.
 install_import_hook(

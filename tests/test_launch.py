@@ -17,6 +17,7 @@ import sys
 import common
 import demo
 import generate
+import jax
 import pytest
 
 from swift_jax.config import DecodeConfig, SearchConfig
@@ -41,7 +42,7 @@ class FakeEngine:
   def encode(self, prompts):
     return [list(prompt) for prompt in prompts]
 
-  def warmup(self, decode, prompt_length):
+  def warmup(self, decode, prompt_length, search):
     pass
 
   def resolve(self, sampling):
@@ -59,7 +60,8 @@ class FakeEngine:
     return results
 
 
-ANNOUNCED = 'generate.py: an echo; compilation cache: off\n'
+KEPT = jax.config.jax_compilation_cache_dir
+ANNOUNCED = f'generate.py: an echo; compilation cache: {KEPT}\n'
 
 
 @pytest.fixture

@@ -276,7 +276,7 @@ def test_sensitivities_are_slopes():
   graphdef, params = tiny_model.weights()
   text, ratio, step = sampled_text(), 0.45, 0.02
   found = matchness.sensitivities(
-    graphdef, params, text, WINDOW, jnp.float32(ratio)
+    graphdef, params, text, jnp.float32(ratio), WINDOW
   )
 
   def shares(change) -> SkipMask:

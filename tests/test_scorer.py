@@ -113,7 +113,7 @@ def test_scores_are_on_the_host_and_those_of_the_function(
 def test_importances_come_through(scorer, text):
   found = scorer.importance(text, WINDOW, 0.4)
   wanted = matchness.sensitivities(
-    *tiny_model.weights(), text, WINDOW, jnp.float32(0.4)
+    *tiny_model.weights(), text, jnp.float32(0.4), WINDOW
   )
   assert isinstance(found, np.ndarray)
   assert found.shape == (skip_masks.num_free(LAYERS),)
@@ -149,7 +149,7 @@ def test_what_was_compiled_ahead_is_what_runs(
   assert (found.hits == np.asarray(wanted.hits)).all()
   if importance:
     ratio = jnp.float32(0.4)
-    wanted = matchness.sensitivities(*model, text, WINDOW, ratio)
+    wanted = matchness.sensitivities(*model, text, ratio, WINDOW)
     np.testing.assert_allclose(slopes, wanted, rtol=1e-6)
 
 

@@ -115,8 +115,9 @@ def test_the_search_takes_its_share_and_no_more_than_a_pass_above():
 
 
 def test_the_search_compiles_beside_a_text_that_lasts(monkeypatch):
-  cfg = {'time_budget': 0.9, 'max_iterations': 999, 'bayes_interval': 0}
-  engine = tiny_model.engine(search=cfg)
+  engine = tiny_model.engine(
+    search={'time_budget': 0.9, 'scoring': 'auto', 'max_iterations': 999}
+  )
   decode = tiny_model.decode(max_new_tokens=60)
   engine.warmup(decode, 20, search=False)
   scorer, searcher = engine.model.scorer, engine.searcher

@@ -181,8 +181,8 @@ def sensitivities(
   graphdef: GraphDef,
   params: Params,
   text: Text,
-  window: int,
   skip_ratio: Float[Array, ''],
+  window: int,
 ) -> Float[Array, ' d']:
   """What each free sublayer matters, from one pass there and back.
 

@@ -172,9 +172,7 @@ class Scorer:
 
 
 def _like(array: jax.Array) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(
-    array.shape, array.dtype, sharding=array.sharding
-  )
+  return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 def _ways(scoring: str, num_masks: int) -> list[str]:
