@@ -465,3 +465,12 @@ def test_the_demo_has_prompts():
   prompts = demo.read_prompts()
   assert len(prompts) >= 5
   assert len(set(prompts)) == len(prompts)
+
+
+def test_without_a_compilation_cache_it_is_said_to_be_off(capsys):
+  jax.config.update('jax_compilation_cache_dir', None)
+  try:
+    common.announce('an echo')
+  finally:
+    jax.config.update('jax_compilation_cache_dir', KEPT)
+  assert capsys.readouterr().err.endswith('compilation cache: off\n')

@@ -96,7 +96,7 @@ class Scorer:
       for program in programs:
         if program not in self._programs:
           self._programs[program] = self._begin(program, text, candidates)
-    jobs = [self._programs.get(p) for p in programs if p in self._programs]
+    jobs = [self._programs[p] for p in programs if p in self._programs]
     return len(jobs) == len(programs) and all(
       job is None or job.done() for job in jobs
     )
