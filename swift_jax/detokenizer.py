@@ -2,89 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import codecs
+from collections.abc import Sequence
+from typing import Protocol
 
-_INCOMPLETE = '\ufffd'  # what bytes that are not yet a character decode to
+_UTF8 = codecs.getincrementaldecoder('utf-8')
+_LONGEST = 4  # bytes of a character
+
+
+class Bytes(Protocol):
+  """See `token_bytes.TokenBytes`."""
+
+  def __call__(self, token: int, begins_text: bool = False) -> bytes: ...
 
 
 class Detokenizer:
   """One row's text; pieces never split a character or a stop string.
 
-  Tokens are decoded behind the end of the prompt: on their own, many tokenizers
-  would drop the space that the first of them begins with.
+  The text is what the bytes of the tokens are in UTF-8, with U+FFFD for bytes that
+  are no character. It depends on the tokens alone, not on the blocks in which they
+  come, and a token costs the same wherever it stands.
 
   Attributes:
     tokens: the row's tokens; after a stop, up to the one that completed it.
-    text: the text that counts: all of it, or what precedes the stop string.
     stopped: a stop string was found.
   """
 
   def __init__(
     self,
-    decode: Callable[[Sequence[int]], str],
+    token_bytes: Bytes,
     stop_strings: Sequence[str] = (),
-    context: Sequence[int] = (),
+    prompt: Sequence[int] = (),
   ):
     """Begins an empty text.
 
     Args:
-      decode: text of token ids.
+      token_bytes: the bytes of a token.
       stop_strings: the text ends before the first of these.
-      context: the prompt's last tokens; their text is not part of this one.
+      prompt: what the text goes on from, and no part of it. Where that ends within
+        a character which the text completes, the character is the text's.
     """
-    self._decode_all = decode
-    self._context = list(context)
-    self._context_text = decode(self._context) if self._context else ''
+    self._bytes = token_bytes
     self._stops = tuple(stop_strings)
-    self._emitted = 0
+    self._decoder = _UTF8('replace')
+    self._unfinished, self._begins_text = _end_of(prompt, token_bytes)
+    self._given: list[str] = []
+    self._held = ''  # may become a stop string
     self.tokens: list[int] = []
-    self.text = ''
     self.stopped = False
+
+  @property
+  def text(self) -> str:
+    """All of it so far, or what precedes the stop string."""
+    return ''.join(self._given) + self._held
 
   def push(self, tokens: Sequence[int]) -> str:
     """Adds tokens and returns the text that has become certain."""
-    if self.stopped or not tokens:
-      return ''
-    seen = len(self.tokens)
-    self.tokens.extend(tokens)
-    self.text = self._decode(self.tokens)
-    if any(stop in self.text for stop in self._stops):
-      self._cut(seen + 1)
-      return self._emit(len(self.text))
-    certain = len(self.text.rstrip(_INCOMPLETE))
-    return self._emit(certain - self._held_back(self.text[:certain]))
+    start = len(self._given)
+    for token in tokens:
+      if self.stopped:
+        break
+      self.tokens.append(token)
+      self._add(self._characters(token))
+    return ''.join(self._given[start:])
 
   def finish(self) -> str:
-    """The rest: what might have become a stop string and did not."""
-    return self._emit(len(self.text))
+    """The rest: what might have become a character or a stop string."""
+    start = len(self._given)
+    if not self.stopped:
+      self._add(self._decoder.decode(b'', final=True))
+    self._give(len(self._held))
+    return ''.join(self._given[start:])
 
-  def _decode(self, tokens: Sequence[int]) -> str:
-    text = self._decode_all([*self._context, *tokens])
-    if text.startswith(self._context_text):
-      return text[len(self._context_text) :]
-    # The prompt ends within a character, which these tokens complete.
-    return text[len(self._context_text.rstrip(_INCOMPLETE)) :]
+  def _characters(self, token: int) -> str:
+    """The characters that a token completes."""
+    found = self._bytes(token)
+    if not found:
+      return ''
+    if self._begins_text:
+      found, self._begins_text = self._bytes(token, True), False
+    if self._unfinished:
+      before, self._unfinished = self._unfinished, b''
+      if _goes_on(before, found):
+        found = before + found
+    return self._decoder.decode(found)
 
-  def _emit(self, until: int) -> str:
-    piece = self.text[self._emitted : until]
-    self._emitted = max(self._emitted, until)
-    return piece
+  def _add(self, text: str) -> None:
+    """Gives what is certain; of more text than this one, only the end is held."""
+    self._held += text
+    found = [self._held.find(stop) for stop in self._stops]
+    if any(at >= 0 for at in found):
+      self._held = self._held[: min(at for at in found if at >= 0)]
+      self.stopped = True
+    self._give(len(self._held) - (0 if self.stopped else self._undecided()))
 
-  def _cut(self, first: int) -> None:
-    """Keeps the tokens a one-token-a-time decoder would have stopped after."""
-    for count in range(first, len(self.tokens) + 1):
-      text = self._decode(self.tokens[:count])
-      found = [text.find(stop) for stop in self._stops if stop in text]
-      if found:
-        self.tokens = self.tokens[:count]
-        self.text = text[: min(found)]
-        self.stopped = True
-        return
+  def _give(self, size: int) -> None:
+    if size:
+      self._given.append(self._held[:size])
+      self._held = self._held[size:]
 
-  def _held_back(self, text: str) -> int:
-    """Length of the longest end of `text` that begins a stop string."""
+  def _undecided(self) -> int:
+    """Length of the longest end of what is held that begins a stop string."""
     longest = max((len(stop) for stop in self._stops), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-      if any(stop.startswith(text[-size:]) for stop in self._stops):
+    for size in range(min(longest, len(self._held)), 0, -1):
+      if any(stop.startswith(self._held[-size:]) for stop in self._stops):
         return size
     return 0
+
+
+def _end_of(prompt: Sequence[int], token_bytes: Bytes) -> tuple[bytes, bool]:
+  """The bytes of a character that a prompt ends within, and whether the prompt has
+  no text at all."""
+  end = b''
+  for token in reversed(prompt):
+    if len(end) >= _LONGEST:
+      break
+    end = token_bytes(token) + end
+  decoder = _UTF8('replace')
+  decoder.decode(end)
+  unfinished, _ = decoder.getstate()
+  return unfinished, not end
+
+
+def _goes_on(unfinished: bytes, following: bytes) -> bool:
+  """Whether bytes go on with a character that others began."""
+  try:
+    _UTF8('strict').decode(unfinished + following[:1])
+  except UnicodeDecodeError:
+    return False
+  return True

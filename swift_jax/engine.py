@@ -36,6 +36,7 @@ from swift_jax.search.budget import Estimate
 from swift_jax.search.searcher import Searcher
 from swift_jax.session import Model, Piece, Row, Seen, Session
 from swift_jax.skip_mask import SkipMask, num_free
+from swift_jax.token_bytes import TokenBytes, special_tokens
 
 _LOGGER = logging.getLogger('swift_jax')
 _DEFAULT_NAME = 'default'  # of a set that is saved
@@ -48,7 +49,8 @@ class Result:
 
   Attributes:
     prompt: as it was given, an array as a list.
-    text: the generated text, without end-of-text token and stop string.
+    text: the generated text up to a stop string, without special tokens (those
+      that end a text among them) unless `sampling.skip_special_tokens` is False.
     tokens: generated token ids, the one that ended the text included.
     finish_reason: `eos`, `stop` (a stop string) or `length`.
     metrics: what it cost.
@@ -241,7 +243,27 @@ class Engine:
           f'sampling.eos_token_id={resolved.config.eos_token_id}: token {token}'
           f' is outside the vocabulary of {self.cfg.vocab_size}'
         )
+    self._check_stop_strings(
+      resolved.config, resolved.config.eos_token_id or ()
+    )
     return resolved
+
+  def _check_stop_strings(
+    self, cfg: SamplingConfig, eos_token_ids: Sequence[int]
+  ) -> None:
+    """Refuses what no text holds, unless it ends the text by itself."""
+    if not cfg.skip_special_tokens:
+      return
+    special = special_tokens(self.tokenizer) if cfg.stop_strings else {}
+    for token, name in special.items():
+      for stop in cfg.stop_strings or ():
+        if name not in stop or (name == stop and token in eos_token_ids):
+          continue
+        raise InputError(
+          f'sampling.stop_strings={cfg.stop_strings}: {name!r} is a special token,'
+          f' and texts leave these out: expected sampling.eos_token_id={token},'
+          ' or sampling.skip_special_tokens=False to keep them'
+        )
 
   def generate(
     self,
@@ -381,6 +403,8 @@ class Engine:
     if resolved.is_remarkable and line not in self._said:
       self._said.add(line)
       _LOGGER.warning(line)
+    if decode.ignore_eos:
+      self._check_stop_strings(resolved.config, ())
     return dataclasses.replace(decode, sampling=resolved.config)
 
   def _save_set(self) -> None:
@@ -519,11 +543,12 @@ class Engine:
     """A batch of token ids, its prompts in the cache; `generate` runs it."""
     decode = self._resolved(decode)
     sharding.check_batch(decode.batch_size, self.model.mesh)
+    skips = bool(decode.sampling.skip_special_tokens)
     return Session(
       self.model,
       searcher or self.searcher,
       prompts,
-      self._detokenize,
+      TokenBytes(self.tokenizer, self.cfg.vocab_size, skips),
       decode,
       indices,
     )
@@ -538,14 +563,6 @@ class Engine:
       encode(i, prompt, self.tokenizer, self.cfg)
       for i, prompt in enumerate(as_list(prompts))
     ]
-
-  def _detokenize(self, tokens: Sequence[int]) -> str:
-    if self.tokenizer is None:
-      return ''
-    text: str = self.tokenizer.decode(
-      tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return text
 
   def _result(
     self, prompt: Prompt, row: Row, session: Session, passes: list[Round]

@@ -41,6 +41,9 @@ class SamplingConfig:
       multiplied where negative; greedy decoding has it too.
     eos_token_id: tokens that end a text; one or several.
     stop_strings: the text ends before the first of these; one or several.
+    skip_special_tokens: leave special tokens (`</s>`, `<|im_end|>`) out of the text;
+      without it they stand in it, the one that ends it too, and a stop string may
+      hold them.
     max_new_tokens: tokens written at most for a prompt.
     min_new_tokens: no end-of-text token before so many tokens.
     seed: of the draws. With the index of the prompt in the run it fixes them,
@@ -58,6 +61,7 @@ class SamplingConfig:
   repetition_penalty: float | None = None
   eos_token_id: tuple[int, ...] | None = None
   stop_strings: tuple[str, ...] | None = None
+  skip_special_tokens: bool | None = None
   max_new_tokens: int | None = None
   min_new_tokens: int | None = None
   seed: int | None = None
@@ -199,7 +203,7 @@ def from_generation_config(
         ' sampling.use_generation_config=False the file is not used'
       )
   known: dict[str, Any] = {
-    name: fields.get(name) for name in FIELDS if name != 'seed'
+    name: fields.get(name) for name in FIELDS if name not in _OURS
   }
   for name in ('eos_token_id', 'stop_strings'):
     if isinstance(known[name], list):
@@ -275,6 +279,7 @@ _CHECKS = {
   'repetition_penalty': _penalty,
   'eos_token_id': _token_ids,
   'stop_strings': _strings,
+  'skip_special_tokens': _bool,
   'max_new_tokens': _count,
   'min_new_tokens': _count,
   'seed': _seed,
@@ -289,10 +294,12 @@ DEFAULTS = {
   'repetition_penalty': 1.0,
   'eos_token_id': (),
   'stop_strings': (),
+  'skip_special_tokens': True,
   'max_new_tokens': 128,
   'min_new_tokens': 0,
   'seed': 0,
 }
+_OURS = ('skip_special_tokens', 'seed')  # in no generation_config.json
 _DRAWS = ('temperature', 'top_k', 'top_p', 'min_p', 'seed')
 # Values that change nothing.
 _NEUTRAL = {**DEFAULTS, 'top_k': 0, 'seed': None, 'max_new_tokens': None}

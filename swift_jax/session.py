@@ -7,7 +7,7 @@ text on, looks for stop strings and lets the search have its turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import math
@@ -26,7 +26,7 @@ from swift_jax.decoding import drafting, policy, rounds
 from swift_jax.decoding import state as states
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
 from swift_jax.decoding.state import DecodeState
-from swift_jax.detokenizer import Detokenizer
+from swift_jax.detokenizer import Bytes, Detokenizer
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
 from swift_jax.metrics import Round
@@ -39,7 +39,6 @@ from swift_jax.specialised import Specialised
 _COMPILING_S = 10.0  # about what the search's programs take
 _MIN_CAPACITY = 128
 _NO_TEXT = 2**30  # as a prompt's length: nothing after it counts
-_CONTEXT_TOKENS = 8  # of the prompt, that generated tokens are decoded behind
 
 
 class Model:
@@ -226,13 +225,14 @@ class Session:
     model: Model,
     searcher: Searcher,
     prompts: Sequence[Sequence[int]],
-    detokenize: Callable[[Sequence[int]], str],
+    token_bytes: Bytes,
     decode: DecodeConfig,
     indices: Sequence[int] | None = None,
   ):
     """Prefills.
 
     Args:
+      token_bytes: the bytes that a token adds to a text.
       decode: its sampling is resolved.
       indices: of the prompts in the run; 0, 1, ... if None.
     """
@@ -252,9 +252,7 @@ class Session:
     self.rows = [
       Row(
         prompt,
-        Detokenizer(
-          detokenize, decode.sampling.stop_strings, _end_of(prompt, detokenize)
-        ),
+        Detokenizer(token_bytes, decode.sampling.stop_strings, prompt),
         dict.fromkeys(names, 0),
       )
       for prompt in prompts
@@ -666,16 +664,6 @@ class Session:
     if self.searcher.uses_first_window:
       return matchness.as_of(text, self.searcher.cfg.context_window)
     return text
-
-
-def _end_of(
-  prompt: Sequence[int], detokenize: Callable[[Sequence[int]], str]
-) -> Sequence[int]:
-  """A prompt's last tokens, from where a character begins."""
-  start = max(0, len(prompt) - _CONTEXT_TOKENS)
-  while start and detokenize(prompt[start:]).startswith('\ufffd'):
-    start = max(0, start - _CONTEXT_TOKENS)
-  return prompt[start:]
 
 
 def _rounds_up_to(log: np.ndarray, returned: int) -> list[Round]:

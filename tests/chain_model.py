@@ -94,6 +94,38 @@ def _finished(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
   )
 
 
+TOKENIZERS = {'byte fallback': byte_fallback(), 'byte level': byte_level()}
+_SPELLED = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
+
+
+def joined(kind: str, tokens: list[int]) -> bytes:
+  """The bytes of tokens, by their names alone."""
+  data = b''
+  for name in TOKENIZERS[kind].convert_ids_to_tokens(tokens):
+    if name in SPECIAL:
+      continue
+    if kind == 'byte level':
+      data += bytes(_SPELLED[symbol] for symbol in name)
+    elif name.startswith('<0x'):
+      data += bytes.fromhex(name[3:5])
+    else:
+      data += name.replace('▁', ' ').encode()
+  return data
+
+
+def certain(data: bytes) -> str:
+  """The text of bytes without a last character that may still complete."""
+  text = ''
+  while True:
+    try:
+      return text + data.decode()
+    except UnicodeDecodeError as error:
+      text += data[: error.start].decode()
+      if error.reason == 'unexpected end of data':
+        return text
+      text, data = text + '\ufffd', data[error.end :]
+
+
 def ids(tokenizer: PreTrainedTokenizerFast, names: str) -> list[int]:
   """Token ids by name or, in hexadecimal, byte: `a g 0A F0 <|im_end|>`."""
   vocab = tokenizer.get_vocab()

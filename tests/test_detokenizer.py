@@ -1,19 +1,29 @@
-"""Pieces of text never split a character or a stop string."""
+"""A text is its tokens' bytes, in whatever blocks they come."""
 
+import time
+
+import chain_model
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
 from swift_jax.detokenizer import Detokenizer
-from swift_jax.session import _end_of
+from swift_jax.token_bytes import TokenBytes, special_tokens
+
+BYTES = {
+  kind: TokenBytes(tokenizer, chain_model.SIZE)
+  for kind, tokenizer in chain_model.TOKENIZERS.items()
+}
+KINDS = pytest.mark.parametrize('kind', chain_model.TOKENIZERS)
+# Half of what is drawn are bytes of é, 🙂 and a line break.
+SOME = [chain_model.FIRST_BYTE + byte for byte in 'é🙂\n'.encode()]
+TOKENS = st.lists(
+  st.sampled_from(SOME) | st.integers(0, chain_model.SIZE - 1), max_size=24
+)
+STOPS = st.lists(st.text('ab é🙂\n\ufffd', min_size=1, max_size=3), max_size=3)
 
 
-def utf8(tokens) -> str:
-  """A tokenizer of single bytes."""
-  return bytes(tokens).decode('utf-8', errors='replace')
-
-
-def blocks(data, tokens):
+def in_blocks(data, tokens):
   """The tokens in blocks of drawn sizes."""
   while tokens:
     size = data.draw(st.integers(1, 5))
@@ -21,79 +31,180 @@ def blocks(data, tokens):
     tokens = tokens[size:]
 
 
-@given(text=st.text(alphabet='aé漢🙂 ', max_size=20), data=st.data())
-def test_pieces_add_up_to_the_text(text, data):
-  row = Detokenizer(utf8)
-  pieces = [row.push(part) for part in blocks(data, list(text.encode()))]
-  assert all('\ufffd' not in piece for piece in pieces)
-  assert ''.join(pieces) + row.finish() == text == row.text
+def write(row: Detokenizer, blocks) -> str:
+  """All pieces, joined."""
+  return ''.join([*map(row.push, blocks), row.finish()])
 
 
-@given(
-  text=st.text(alphabet='abc', max_size=30),
-  stops=st.lists(st.text('abc', min_size=1, max_size=4), max_size=3),
-  data=st.data(),
-)
-def test_a_stop_string_is_never_shown(text, stops, data):
-  row = Detokenizer(utf8, stops)
-  pieces = [row.push(part) for part in blocks(data, list(text.encode()))]
+def prompt(kind: str) -> list[int]:
+  return chain_model.ids(chain_model.TOKENIZERS[kind], 'a')
+
+
+@KINDS
+@given(tokens=TOKENS, data=st.data())
+def test_pieces_add_up_to_the_bytes_of_all_tokens(kind, tokens, data):
+  row = Detokenizer(BYTES[kind], (), prompt(kind))
+  pieces = [row.push(block) for block in in_blocks(data, tokens)]
+  shown = ''.join(pieces)
+  assert (
+    shown == row.text == chain_model.certain(chain_model.joined(kind, tokens))
+  )
+  assert shown + row.finish() == row.text
+  assert row.text == chain_model.joined(kind, tokens).decode(errors='replace')
+
+
+@given(tokens=TOKENS)
+def test_a_byte_level_text_is_what_the_tokenizer_makes_of_all_tokens(tokens):
+  kind = 'byte level'
+  row = Detokenizer(BYTES[kind], (), prompt(kind))
+  tokenizer = chain_model.TOKENIZERS[kind]
+  wanted = tokenizer.decode(tokens, skip_special_tokens=True)
+  assert write(row, [tokens]) == wanted
+
+
+@given(text=st.text('ab é漢🙂\n', max_size=12), data=st.data())
+def test_a_byte_fallback_text_is_too_where_its_bytes_are_characters(text, data):
+  kind = 'byte fallback'
+  tokenizer = chain_model.TOKENIZERS[kind]
+  tokens = tokenizer(text, add_special_tokens=False)['input_ids']
+  row = Detokenizer(BYTES[kind], (), prompt(kind))
+  written = write(row, in_blocks(data, tokens))
+  assert 'a' + written == tokenizer.decode([*prompt(kind), *tokens])
+
+
+@KINDS
+@given(tokens=TOKENS, stops=STOPS, data=st.data())
+def test_a_text_ends_at_the_token_that_completes_a_stop_string(
+  kind, tokens, stops, data
+):
+  row = Detokenizer(BYTES[kind], stops, prompt(kind))
+  pieces = [row.push(block) for block in in_blocks(data, tokens)]
   shown = ''.join(pieces) + row.finish()
   assert shown == row.text
-  # As a decoder would that looks after every token, here a letter each.
-  ends = [n for n in range(len(text) + 1) if text[:n].endswith(tuple(stops))]
-  ends = ends if stops else []
-  if not ends:
-    assert (row.stopped, shown, len(row.tokens)) == (False, text, len(text))
-    return
-  until = text[: ends[0]]
-  assert row.stopped
-  assert len(row.tokens) == ends[0]
-  assert shown == until[: min(until.find(s) for s in stops if s in until)]
+  # As one who looks after every token; at the end nothing can complete any more.
+  texts = [
+    chain_model.certain(chain_model.joined(kind, tokens[:n]))
+    for n in range(len(tokens) + 1)
+  ]
+  texts.append(chain_model.joined(kind, tokens).decode(errors='replace'))
+  for count, text in enumerate(texts):
+    places = [text.find(stop) for stop in stops if stop in text]
+    if places:
+      assert row.stopped
+      assert row.tokens == tokens[:count]
+      assert shown == text[: min(places)]
+      return
+  assert (row.stopped, row.tokens, shown) == (False, tokens, texts[-1])
 
 
-@given(text=st.text(alphabet='aé漢🙂 ', max_size=20), data=st.data())
-def test_the_prompts_end_is_no_part_of_the_text(text, data):
-  """Wherever the prompt ends, within a character too."""
-  tokens = list(text.encode())
-  at = data.draw(st.integers(0, len(tokens)))
-  row = Detokenizer(utf8, context=tokens[:at])
-  pieces = [row.push(part) for part in blocks(data, tokens[at:])]
-  assert ''.join(pieces) + row.finish() == row.text
-  whole = utf8(tokens[:at]).rstrip('\ufffd')
-  assert whole + row.text == text or at == len(tokens)
+@KINDS
+@given(before=TOKENS, tokens=TOKENS, data=st.data())
+def test_nothing_of_the_prompt_is_text(kind, before, tokens, data):
+  """But for a character that the prompt begins and the text goes on with."""
+  before = prompt(kind) + before
+  row = Detokenizer(BYTES[kind], (), before)
+  written = write(row, in_blocks(data, tokens))
+  first, added = (
+    chain_model.joined(kind, before),
+    chain_model.joined(kind, tokens),
+  )
+  whole = (first + added).decode(errors='replace')
+  wanted = whole[len(chain_model.certain(first)) :]
+  is_apart = len(chain_model.certain(first)) < len(
+    chain_model.certain(first + added[:1])
+  )
+  if (
+    is_apart
+    and chain_model.certain(first + added[:1])[len(chain_model.certain(first))]
+    == '\ufffd'
+  ):
+    # What the prompt began stays unfinished, and the prompt's.
+    wanted = added.decode(errors='replace')
+  assert written == (wanted if added else '')
 
 
-def byte_fallback(tokens) -> str:
-  """All or nothing, as the tokenizers library decodes a run of bytes."""
-  try:
-    return bytes(tokens).decode()
-  except UnicodeDecodeError:
-    return '\ufffd' * len(tokens)
+@KINDS
+def test_a_character_may_begin_in_the_prompt(kind):
+  """Its last byte makes it text; what stands before it in a run of bytes stays."""
+  tokenizer = chain_model.TOKENIZERS[kind]
+  before = chain_model.ids(tokenizer, 'a C3 A9 E6 BC')
+  cases = {
+    'A2 62': '漢b',
+    '62': 'b',
+    'A2': '漢',
+    '': '',
+    '80 80 62': '漀\ufffdb',
+  }
+  for names, text in cases.items():
+    row = Detokenizer(BYTES[kind], (), before)
+    assert write(row, [chain_model.ids(tokenizer, names)]) == text
 
 
-@pytest.mark.parametrize('length', range(1, 12))
-def test_a_context_begins_where_a_character_does(length):
-  prompt, text = '漢' * length, '字🙂'
-  context = _end_of(list(prompt.encode()), byte_fallback)
-  row = Detokenizer(byte_fallback, context=context)
-  pieces = [row.push([byte]) for byte in text.encode()]
-  assert ''.join(pieces) == text == row.text
+@KINDS
+def test_a_complete_character_stays_beside_half_a_one(kind):
+  tokens = chain_model.ids(chain_model.TOKENIZERS[kind], 'g h i j k l C3 A9 E6')
+  for blocks in ([tokens], [[token] for token in tokens]):
+    row = Detokenizer(BYTES[kind], (), prompt(kind))
+    assert write(row, blocks) == 'ghijklé\ufffd' == row.text
 
 
-def sentencepiece(tokens) -> str:
-  """As Llama's: a word begins with a space, which the first word loses."""
-  return ' '.join(f'w{token}' for token in tokens)
+def test_the_first_space_stays_behind_a_prompt_with_text():
+  tokenizer = chain_model.TOKENIZERS['byte fallback']
+  tokens = chain_model.ids(tokenizer, '▁a ▁b')
+  for before, text in {'<s> a': ' a b', '<s>': 'a b', '<s> ▁': ' a b'}.items():
+    before = chain_model.ids(tokenizer, before)
+    row = Detokenizer(BYTES['byte fallback'], (), before)
+    whole = tokenizer.decode(before + tokens, skip_special_tokens=True)
+    assert write(row, [tokens]) == text
+    assert whole.endswith(text)
 
 
-def test_the_first_space_stays():
-  row = Detokenizer(sentencepiece, [' w3'], context=[7, 8])
+@KINDS
+def test_special_tokens_are_text_when_asked_for(kind):
+  tokenizer = chain_model.TOKENIZERS[kind]
+  tokens = chain_model.ids(tokenizer, 'b <|im_end|> C3 </s> A9')
+  kept = TokenBytes(tokenizer, chain_model.SIZE, skip_special_tokens=False)
+  assert write(Detokenizer(BYTES[kind], (), prompt(kind)), [tokens]) == 'bé'
+  row = Detokenizer(kept, ['|im_end|>'], prompt(kind))
+  assert write(row, [tokens]) == 'b<'
+  assert row.tokens == tokens[:2]
+  row = Detokenizer(kept, (), prompt(kind))
+  assert write(row, [tokens]) == 'b<|im_end|>\ufffd</s>\ufffd'
+  assert special_tokens(tokenizer) == dict(enumerate(chain_model.SPECIAL))
+
+
+class Words:
+  """A tokenizer that has no names of tokens, and parts words by spaces."""
+
+  def decode(self, tokens, **_):
+    return ' '.join(f'w{token}' for token in tokens)
+
+
+def test_a_tokenizer_that_only_decodes_will_do():
+  row = Detokenizer(TokenBytes(Words(), 9), [' w3'], [7, 8])
   assert row.push([5]) == ' w5'
   assert row.push([3]) == ''
   assert (row.text, row.stopped) == (' w5', True)
-  assert Detokenizer(sentencepiece).push([5]) == 'w5'
+  assert Detokenizer(TokenBytes(Words(), 9)).push([5]) == 'w5'
+  assert Detokenizer(TokenBytes(None, 9), ['w'], [7]).push([5]) == ''
 
 
-def test_a_character_that_never_completes_comes_at_the_end():
-  row = Detokenizer(utf8)
-  assert row.push([ord('a'), 0xE6]) == 'a'
-  assert row.finish() == '\ufffd'
+def test_the_last_token_takes_as_long_as_the_first():
+  """Ten thousand tokens, without and with a stop string that never comes."""
+  kind = 'byte fallback'
+  tokens = (
+    chain_model.ids(chain_model.TOKENIZERS[kind], 'a b 0A C3 A9 ▁a F0 9F 98 80')
+    * 200
+  )
+
+  def seconds(row: Detokenizer) -> float:
+    started = time.process_time()
+    for token in tokens:
+      row.push([token])
+    return time.process_time() - started
+
+  for stops in ((), ('\n\n', 'abc')):
+    row = Detokenizer(BYTES[kind], stops, prompt(kind))
+    first, *_, last = [seconds(row) for _ in range(8)]
+    assert len(row.tokens) == 8 * len(tokens)
+    assert last < 3 * first, stops

@@ -30,6 +30,7 @@ ORDER = {
   'sampling': 1,
   'sharding': 1,
   'skip_mask': 1,
+  'token_bytes': 1,
   'demo': 1,
   'fused': 1,
   'layers': 2,
