@@ -7,6 +7,7 @@ field of each section becomes `--config.SECTION.FIELD=VALUE`.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
@@ -15,6 +16,7 @@ import importlib.util
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import types
@@ -93,6 +95,12 @@ FIELDS: Mapping[str, tuple[type, str]] = {
     'where compiled programs are kept, may be gs://; empty: nowhere',
   )
 }
+# Flags of fields that hold text; see `unescaped`.
+_TEXTS = ('config.sampling.stop_strings',)
+_ESCAPE = re.compile(
+  r'\\(?:[\\\'"abfnrtv\n]|[0-7]{1,3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}'
+  r'|U[0-9a-fA-F]{8}|N\{[^}]*\}|[xuUN])'
+)
 # What a run's memory grows with, beside the model.
 _TAKE_MEMORY = (
   ('decode', 'batch_size'),
@@ -314,6 +322,7 @@ def run(
     if help_text.is_asked(argv):
       _help(main, config, sections)
     _check_fields(argv, config)
+    argv = _with_texts(argv)
     config_flags.DEFINE_config_dict('config', config, sys_argv=argv)
   except InputError as error:
     _refuse(error)
@@ -461,6 +470,64 @@ def _paths(config: ConfigDict) -> list[str]:
     if name not in FIELDS
     for field in of
   ]
+
+
+def unescaped(flag: str, text: str) -> str:
+  """A text of the command line, with Python's escapes: \\n is a line break.
+
+  A backslash that begins none of them stays.
+
+  Args:
+    flag: what errors call it.
+
+  Raises:
+    InputError: an escape that is not whole, as \\x4.
+  """
+
+  def character(found: re.Match[str]) -> str:
+    try:
+      return ast.literal_eval(f'"{found[0]}"')
+    except SyntaxError:
+      raise InputError(
+        f'{flag}={text!r:.80}: {found[0]} is no whole escape; a backslash is'
+        ' written \\\\'
+      ) from None
+
+  return _ESCAPE.sub(character, text)
+
+
+def _texts(flag: str, value: str) -> tuple[str, ...]:
+  """One text as it is, or several as a Python tuple, with the same escapes."""
+  is_several = re.match(r'[([]\s*([\'")\]])', value)
+  if not is_several and value[:1] not in ('"', "'"):
+    return (unescaped(flag, value),)
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # of a backslash that stays
+      found = ast.literal_eval(value)
+  except (SyntaxError, ValueError):
+    if not is_several:  # a quotation mark is a text too
+      return (unescaped(flag, value),)
+    raise InputError(
+      f"{flag}={value!r:.80}: expected a text, or several as in ('a', 'b')"
+    ) from None
+  return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _with_texts(argv: Sequence[str]) -> list[str]:
+  """The arguments, those that hold texts as the flag library reads them."""
+  read = list(argv)
+  for at, argument in enumerate(argv):
+    if argument == '--':
+      break
+    flag, equals, value = argument.partition('=')
+    if flag.lstrip('-') not in _TEXTS or not flag.startswith('-'):
+      continue
+    if equals:
+      read[at] = f'{flag}={_texts(flag, value)!r}'
+    elif at + 1 < len(argv):
+      read[at + 1] = repr(_texts(flag, argv[at + 1]))
+  return read
 
 
 def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -35,7 +35,9 @@ from swift_jax.errors import InputError
 if TYPE_CHECKING:
   from swift_jax import DecodeConfig, Engine, Result
 
-_PROMPT = flags.DEFINE_string('prompt', None, 'one prompt')
+_PROMPT = flags.DEFINE_string(
+  'prompt', None, r'one prompt; escapes as in Python: \n is a line break'
+)
 _PROMPTS_FILE = flags.DEFINE_string(
   'prompts_file',
   None,
@@ -93,6 +95,7 @@ def read_prompts(
     return _read_file(path, is_chat)
   if prompt is None:
     raise InputError('--prompt or --prompts_file is needed')
+  prompt = common.unescaped('--prompt', prompt)
   return [_as_chat(_checked('--prompt', prompt), is_chat)]
 
 

@@ -543,7 +543,7 @@ class Engine:
     """A batch of token ids, its prompts in the cache; `generate` runs it."""
     decode = self._resolved(decode)
     sharding.check_batch(decode.batch_size, self.model.mesh)
-    skips = bool(decode.sampling.skip_special_tokens)
+    skips = decode.sampling.skip_special_tokens
     return Session(
       self.model,
       searcher or self.searcher,

@@ -40,10 +40,8 @@ class SamplingConfig:
     repetition_penalty: logits of tokens in prompt and text are divided by it, or
       multiplied where negative; greedy decoding has it too.
     eos_token_id: tokens that end a text; one or several.
-    stop_strings: the text ends before the first of these; one or several.
-    skip_special_tokens: leave special tokens (`</s>`, `<|im_end|>`) out of the text;
-      without it they stand in it, the one that ends it too, and a stop string may
-      hold them.
+    stop_strings: the text ends before the first of these, escapes as in --prompt.
+      One or several; several are written ('a', 'b') on the command line.
     max_new_tokens: tokens written at most for a prompt.
     min_new_tokens: no end-of-text token before so many tokens.
     seed: of the draws. With the index of the prompt in the run it fixes them,
@@ -51,6 +49,9 @@ class SamplingConfig:
       work, whose sets follow the clock.
     use_generation_config: take what is not given from the model's file; without it
       only its end-of-text tokens.
+    skip_special_tokens: leave special tokens (`</s>`, `<|im_end|>`) out of the text;
+      without it they stand in it, the one that ends it too, and a stop string may
+      hold them.
   """
 
   do_sample: bool | None = None
@@ -61,14 +62,15 @@ class SamplingConfig:
   repetition_penalty: float | None = None
   eos_token_id: tuple[int, ...] | None = None
   stop_strings: tuple[str, ...] | None = None
-  skip_special_tokens: bool | None = None
   max_new_tokens: int | None = None
   min_new_tokens: int | None = None
   seed: int | None = None
   use_generation_config: bool = True
+  skip_special_tokens: bool = True
 
   def __post_init__(self) -> None:
-    require_bool('sampling.use_generation_config', self.use_generation_config)
+    for name in ('use_generation_config', 'skip_special_tokens'):
+      require_bool(f'sampling.{name}', getattr(self, name))
     for name in FIELDS:
       value = getattr(self, name)
       if value is not None:
@@ -181,9 +183,7 @@ def resolve(given: SamplingConfig, model: SamplingConfig) -> Resolved:
     f'at most max_new_tokens={high} ({sources["max_new_tokens"]});'
     f' min_new_tokens is {sources["min_new_tokens"]}',
   )
-  use = given.use_generation_config
-  config = SamplingConfig(**values, use_generation_config=use)
-  return Resolved(config, sources)
+  return Resolved(dataclasses.replace(given, **values), sources)
 
 
 def from_generation_config(
@@ -203,7 +203,7 @@ def from_generation_config(
         ' sampling.use_generation_config=False the file is not used'
       )
   known: dict[str, Any] = {
-    name: fields.get(name) for name in FIELDS if name not in _OURS
+    name: fields.get(name) for name in FIELDS if name != 'seed'
   }
   for name in ('eos_token_id', 'stop_strings'):
     if isinstance(known[name], list):
@@ -279,7 +279,6 @@ _CHECKS = {
   'repetition_penalty': _penalty,
   'eos_token_id': _token_ids,
   'stop_strings': _strings,
-  'skip_special_tokens': _bool,
   'max_new_tokens': _count,
   'min_new_tokens': _count,
   'seed': _seed,
@@ -294,12 +293,10 @@ DEFAULTS = {
   'repetition_penalty': 1.0,
   'eos_token_id': (),
   'stop_strings': (),
-  'skip_special_tokens': True,
   'max_new_tokens': 128,
   'min_new_tokens': 0,
   'seed': 0,
 }
-_OURS = ('skip_special_tokens', 'seed')  # in no generation_config.json
 _DRAWS = ('temperature', 'top_k', 'top_p', 'min_p', 'seed')
 # Values that change nothing.
 _NEUTRAL = {**DEFAULTS, 'top_k': 0, 'seed': None, 'max_new_tokens': None}

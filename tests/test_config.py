@@ -134,6 +134,7 @@ INVALID = {
   'sampling.min_new_tokens': st.sampled_from([-1, 1.5, True, 'few']),
   'sampling.seed': st.sampled_from([-1, 1.5, True, 'lucky', 2**32]),
   'sampling.use_generation_config': NO_BOOL,
+  'sampling.skip_special_tokens': NO_BOOL,
 }
 
 

@@ -65,7 +65,7 @@ def lines(tmp_path, *values):
     ('seed=1.5', 'sampling.seed'),
     ('seed=x', 'sampling.seed'),
     ('seed=-1', 'sampling.seed=-1: expected'),
-    ('stop_strings=5', 'sampling.stop_strings=(5,): expected'),
+    ("stop_strings=('5', 5)", "sampling.stop_strings=('5', 5): expected"),
     ("stop_strings=('a', '')", "sampling.stop_strings=('a', ''): expected"),
     ('eos_token_id=-3', 'sampling.eos_token_id=(-3,): expected'),
     ('eos_token_id=(0, -3)', 'sampling.eos_token_id=(0, -3): expected'),

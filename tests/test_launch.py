@@ -103,6 +103,38 @@ def test_fields_of_every_kind_can_be_set(launch):
   assert common.section(config, 'model').path == 'some/where'
 
 
+@pytest.mark.parametrize(
+  'given, text',
+  [
+    (r'a\nb', 'a\nb'),
+    (r'\n', '\n'),
+    ('\n', '\n'),  # as a shell's $'...' has it
+    (r'\\n', r'\n'),
+    (r'\d\.\ ', r'\d\.\ '),
+    (r'\x41\u00e9\U0001f642\101\N{BULLET}', 'Aé🙂A•'),
+    (r'\"\'', '"\''),
+    ('é"漢', 'é"漢'),
+    (r'\é', r'\é'),
+    ('5', '5'),
+    ('None', 'None'),
+    ('### User: ', '### User: '),
+    ('[INST]', '[INST]'),
+    ('(', '('),
+    ("don't, ", "don't, "),
+  ],
+)
+def test_a_text_has_the_same_escapes_wherever_it_stands(launch, given, text):
+  assert generate.read_prompts(given, None)[0].text == text
+  flag = '--config.sampling.stop_strings'
+  for arguments in ([f'{flag}={given}'], [flag, given]):
+    sampling = common.section(configured(launch, *arguments), 'sampling')
+    assert sampling.stop_strings == (text,)
+  if '"' not in given and "'" not in given and '\n' not in given:
+    several = f'{flag}=(\'{given}\', "x")'
+    sampling = common.section(configured(launch, several), 'sampling')
+    assert sampling.stop_strings == (text, 'x')
+
+
 def test_without_a_config_it_is_the_demo(launch):
   config = configured(launch)
   assert common.section(config, 'model').path == 'demo'
@@ -141,7 +173,9 @@ def test_help_is_short_and_quick(name):
 def test_help_has_the_flags_and_what_the_config_file_says(launch):
   status, out, err = launch('--config=configs/tiny.py', '--help')
   assert (status, err) == (0, '')
-  assert re.search(r'^--prompt +one prompt$', out, re.M)
+  assert re.search(
+    r'^--prompt +one prompt; escapes as in Python: \\n', out, re.M
+  )
   assert re.search(r'^--\[no\]chat +prompts are a user', out, re.M)
   assert re.search(r'^  max_new_tokens=8 +tokens written at most', out, re.M)
   for field in dataclasses.fields(SearchConfig):
@@ -178,6 +212,16 @@ REFUSED_FLAGS = [
   ),
   (['--config.search.skip_ratio=-1'], ['search.skip_ratio=-1.0']),
   (['--config.decode.method=fast'], ["decode.method='fast'"]),
+  (
+    [r'--config.sampling.stop_strings=a\x4'],
+    [r"--config.sampling.stop_strings='a\\x4': \x is no whole escape"],
+  ),
+  (
+    ["--config.sampling.stop_strings=('a', b)"],
+    ['--config.sampling.stop_strings="(\'a\', b)"', 'expected a text'],
+  ),
+  (["--config.sampling.stop_strings=('a', 5)"], ["strings=('a', 5): expected"]),
+  ([r'--prompt=\u12'], [r"--prompt='\\u12': \u is no whole escape"]),
   (['--config.sampling.max_new_tokens=-1'], ['sampling.max_new_tokens=-1']),
   (['--config.decode.batch_size=0'], ['decode.batch_size=0']),
   (['--config.model.dtype=int8'], ["model.dtype='int8'"]),

@@ -37,7 +37,7 @@ NOTHING = SamplingConfig()
 def test_every_field_has_values_to_tell_apart():
   assert tuple(VALUES) == FIELDS
   names = [field.name for field in dataclasses.fields(SamplingConfig)]
-  assert names == [*FIELDS, 'use_generation_config']
+  assert names == [*FIELDS, 'use_generation_config', 'skip_special_tokens']
   for name, values in VALUES.items():
     assert DEFAULTS[name] not in values
 
