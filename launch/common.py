@@ -222,6 +222,7 @@ def load_engine(config: ConfigDict) -> Engine:
     mesh=mesh,
     draft=draft,
     search=search,
+    require_tokenizer=True,
   )
 
 
