@@ -104,9 +104,8 @@ def test_live(name, tmp_path):
 def test_tied_embeddings_and_a_head_live(head, tmp_path):
   """What is tied follows from the files as much as from config.json."""
   torch = pytest.importorskip('torch')
-  import transformers
-
   from reference import hugging_face
+  import transformers
 
   folder, weights = cases.write('tied', tmp_path), cases.tensors('tied')
   name = 'model.embed_tokens.weight'
