@@ -230,6 +230,7 @@ def load_engine(config: ConfigDict) -> Engine:
     mesh=mesh,
     draft=draft,
     search=search,
+    require_tokenizer=True,
   )
 
 

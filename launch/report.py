@@ -93,13 +93,9 @@ def load_count(path: str) -> Callable[[str], int]:
   Raises:
     InputError: the folder holds no tokenizer that can be read.
   """
-  from transformers import AutoTokenizer
-
   folder = hub.resolve(path)
   try:
-    tokenizer = AutoTokenizer.from_pretrained(
-      str(folder), local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = hub.read_tokenizer(folder)
   # The tokenizers library raises plain Exceptions.
   except Exception as error:
     reason = one_line(error)

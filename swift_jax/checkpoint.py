@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -18,16 +19,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from orbax.checkpoint.experimental import v1 as ocp
 
-from swift_jax import fused, llama, progress, sharding, weight_files
+from swift_jax import fused, hf_config, llama, progress, sharding, weight_files
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.export import export_hf
-from swift_jax.hf_config import (
-  eos_defaults,
-  generation_defaults,
-  load_config,
-  one_line,
-)
+from swift_jax.hf_config import eos_defaults, generation_defaults, one_line
 from swift_jax.hub import load_tokenizer, resolve
 from swift_jax.typing import Array
 
@@ -44,7 +40,7 @@ __all__ = [
   'save_params',
 ]
 
-_FLOATS = ('F16', 'BF16', 'F32', 'F64')
+_LOGGER = logging.getLogger('swift_jax')
 # Buffers that old transformers versions saved; a function of the config.
 _IGNORED = re.compile(r'.*\.rotary_emb\.inv_freq')
 
@@ -87,6 +83,32 @@ def expected_weights(cfg: ModelConfig, mesh: Mesh | None) -> dict[str, Weight]:
   return weights
 
 
+def load_config(folder: pathlib.Path, dtype: str | None = None) -> ModelConfig:
+  """The shape of the model in `folder`, as transformers would load it.
+
+  That is config.json's, but for a head beside the embedding that differs from it:
+  then the two are not tied, whatever config.json says.
+
+  Args:
+    folder: holds config.json; weights are looked at if it says that they are tied.
+    dtype: bfloat16, float16 or float32; config.json's own if None, and float32
+      where it names none.
+
+  Raises:
+    InputError: names the file or argument, the field and its value.
+  """
+  folder = pathlib.Path(folder)
+  cfg = hf_config.load_config(folder, dtype)
+  if not cfg.tie_word_embeddings or not weight_files.has_own_head(folder):
+    return cfg
+  _LOGGER.warning(
+    f'{folder}: config.json has tie_word_embeddings=true, but'
+    f' {weight_files.HEAD} differs from {weight_files.EMBEDDING}: they are not'
+    ' tied'
+  )
+  return dataclasses.replace(cfg, tie_word_embeddings=False)
+
+
 def load_params(
   folder: pathlib.Path, cfg: ModelConfig, mesh: Mesh | None = None
 ) -> tuple[llama.GraphDef, dict[str, Any]]:
@@ -98,21 +120,21 @@ def load_params(
 
   Args:
     folder: model.safetensors, or shards with their index.
-    cfg: what `load_config` gave.
+    cfg: what `load_config` gave; tied embeddings may have the head's name alone.
     mesh: devices; the default device if None.
 
   Returns:
     graphdef and parameters as a nested dict; `nnx.merge` takes them.
 
   Raises:
-    InputError: lists all tensors that are missing, too many or misshaped; or
-      names the file that cannot be read.
+    InputError: names tensors that are missing, too many or misshaped, the first
+      of each kind; or the file that cannot be read.
   """
   sharding.check_mesh(cfg, mesh)
   folder = pathlib.Path(folder)
   weights = expected_weights(cfg, mesh)
-  infos = weight_files.read_headers(folder)
-  _compare(folder, cfg, weights, infos)
+  infos = weight_files.read_headers(folder, cfg.tie_word_embeddings)
+  _compare(folder, weights, infos)
   by_file: dict[pathlib.Path, list[str]] = {}
   for name in sorted(weights):
     by_file.setdefault(infos[name].file, []).append(name)
@@ -125,7 +147,7 @@ def load_params(
   )
   for file, names in files:
     abstract = {
-      name: jax.ShapeDtypeStruct(
+      infos[name].name: jax.ShapeDtypeStruct(
         weights[name].shape, cfg.jax_dtype, sharding=weights[name].in_file
       )
       for name in names
@@ -133,7 +155,7 @@ def load_params(
     with context:
       tensors = ocp.load(file.absolute(), abstract)
     for name in names:
-      path, tensor = weights[name].path, tensors.pop(name)
+      path, tensor = weights[name].path, tensors.pop(infos[name].name)
       if weight_files.is_transposed(path):
         tensor = _transpose(weights[name].target)(tensor)
       params[path] = tensor
@@ -169,31 +191,76 @@ def _transpose(target: Sharding) -> Any:
 
 def _compare(
   folder: pathlib.Path,
-  cfg: ModelConfig,
   weights: Mapping[str, Weight],
   infos: Mapping[str, weight_files.TensorInfo],
 ) -> None:
-  """Raises one error with everything that does not fit."""
-  odd = []
+  """Raises one line about everything that does not fit."""
+  missing, shapes, dtypes = [], [], []
   for name, weight in weights.items():
     if name not in infos:
-      odd.append(f'missing {name} {list(weight.shape)}')
+      missing.append(f'missing {name} {list(weight.shape)}')
     elif infos[name].shape != weight.shape:
       found = list(infos[name].shape)
-      odd.append(f'{name}: expected {list(weight.shape)}, found {found}')
-    elif infos[name].dtype not in _FLOATS:
-      odd.append(
+      shapes.append(f'{name}: expected {list(weight.shape)}, found {found}')
+    elif infos[name].dtype not in weight_files.FLOATS:
+      dtypes.append(
         f'{name}: dtype {infos[name].dtype}, expected one of'
-        f' {", ".join(_FLOATS)}'
+        f' {", ".join(weight_files.FLOATS)}'
       )
-  for name in sorted(infos.keys() - weights.keys()):
-    is_tied_head = name == 'lm_head.weight' and cfg.tie_word_embeddings
-    if not is_tied_head and not _IGNORED.fullmatch(name):
-      odd.append(f'unexpected {name} {list(infos[name].shape)}')
-  if odd:
-    raise InputError(
-      f'{folder}: {len(odd)} tensors do not fit config.json: {"; ".join(odd)}'
-    )
+  unexpected = [
+    f'unexpected {name} {list(infos[name].shape)}'
+    for name in sorted(infos.keys() - weights.keys())
+    if not _IGNORED.fullmatch(name)
+  ]
+  odd = {
+    'missing': missing,
+    'of another shape': shapes,
+    'of another dtype': dtypes,
+    'unexpected': unexpected,
+  }
+  count = sum(map(len, odd.values()))
+  if not count:
+    return
+  if missing:
+    _refuse_prefix(folder, weights, infos)
+  lines = [weight_files.the_first(odd[kind], kind) for kind in odd if odd[kind]]
+  raise InputError(
+    f'{folder}: {count} tensors do not fit config.json: {"; ".join(lines)}'
+  )
+
+
+def _refuse_prefix(
+  folder: pathlib.Path, weights: Collection[str], found: Collection[str]
+) -> None:
+  """Refuses names that are the right ones behind another beginning."""
+  split = [name.split('.') for name in found]
+  places = {
+    tuple(parts[: parts.index('layers')])
+    for parts in split
+    if 'layers' in parts
+  }
+  if len(places) != 1 or places == {('model',)}:
+    return
+  (place,) = places
+  wanted = '' if place[-1:] == ('model',) else 'model.'
+  prefix = '.'.join([*(place if wanted else place[:-1]), ''])
+  right = [n for n in found if wanted + n.removeprefix(prefix) in weights]
+  # An adapter's own tensors have names of their own.
+  if 2 * len(right) < len(found) and place[:1] != ('base_model',):
+    return
+  begin = [n for n in found if n.startswith(prefix) and n not in weights]
+  share = 'all' if len(begin) == len(found) else f'{len(begin)} of'
+  said = f'begin with {prefix!r} before the names that are expected'
+  if wanted:
+    said = f'begin with {prefix!r} where {wanted!r} is expected'
+  advice = (
+    'save the model without it (merge the adapter, or take torch.compile or'
+    ' another wrapper off)'
+  )
+  if not prefix:
+    said = f'lack {wanted!r} before their names'
+    advice = 'save the LlamaForCausalLM, not the LlamaModel in it'
+  raise InputError(f'{folder}: {share} {len(found)} tensors {said}: {advice}')
 
 
 def save_params(directory: pathlib.Path, params: Mapping[str, Any]) -> None:
@@ -220,8 +287,8 @@ def restore_params(
     As `load_params`.
 
   Raises:
-    InputError: no checkpoint there, or parameters that do not fit `cfg`, all
-      by name.
+    InputError: no checkpoint there, or parameters that do not fit `cfg`, the
+      first by name.
   """
   sharding.check_mesh(cfg, mesh)
   directory = pathlib.Path(directory).absolute()
@@ -243,7 +310,10 @@ def restore_params(
     if expected.get(name) != found.get(name)
   ]
   if odd:
-    raise InputError(f'{directory}: does not fit the model: {"; ".join(odd)}')
+    raise InputError(
+      f'{directory}: {len(odd)} parameters do not fit the model:'
+      f' {weight_files.the_first(odd)}'
+    )
   abstract = traverse_util.unflatten_dict(flat)
   abstract = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(

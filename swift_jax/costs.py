@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import pathlib
 import platform
 import time
 from typing import Any
@@ -124,15 +125,15 @@ def of_model(
     is_kept: read and write the file.
   """
   name = _name(model, batch, shapes, settings)
-  path = hub.cache_folder() / 'costs' / f'{name}.json'
+  path = _path(name) if is_kept else None
   found = None
-  if is_kept and sharding.is_first(model.mesh):
+  if path is not None and sharding.is_first(model.mesh):
     found = _read(path, len(shapes.verify_widths))
   if not sharding.agreed(found is not None, model.mesh):
     measured = measure(model, batch, shapes, settings)
     if sharding.is_first(model.mesh):
       found = measured
-      if is_kept:
+      if path is not None:
         _write(path, found)
   if sharding.spans_processes(model.mesh):
     # All must choose alike.
@@ -170,6 +171,14 @@ def _cores() -> int | None:
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count()
+
+
+def _path(name: str) -> pathlib.Path | None:
+  """The file of these costs; None where no user has a folder."""
+  try:
+    return hub.cache_folder() / 'costs' / f'{name}.json'
+  except InputError:
+    return None
 
 
 def _read(path: os.PathLike[str], num_widths: int) -> PassCosts | None:

@@ -29,7 +29,14 @@ from swift_jax.config import (
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
 from swift_jax.metrics import Metrics, Round, ratio
-from swift_jax.prompts import Conversation, Prompt, as_list, encode, encode_chat
+from swift_jax.prompts import (
+  Conversation,
+  Prompt,
+  as_list,
+  encode,
+  encode_chat,
+  needs_tokenizer,
+)
 from swift_jax.sampling_config import Resolved, SamplingConfig, resolve
 from swift_jax.search import atomic_file, cached_sets, paper, records
 from swift_jax.search.budget import Estimate
@@ -84,7 +91,8 @@ class Engine:
   Attributes:
     name: the folder or hub id that it was loaded from, if it was.
     cfg: the model's shape.
-    tokenizer: a transformers tokenizer; None where prompts are token ids.
+    tokenizer: a transformers tokenizer; None where prompts are token ids, and
+      where it cannot be read.
     defaults: sampling settings of the model's `generation_config.json`.
     searcher: the search and its incumbent.
     model: the target on its devices.
@@ -117,7 +125,9 @@ class Engine:
     self.cfg = cfg
     self.tokenizer = tokenizer
     self.defaults = defaults or SamplingConfig()
-    self._refused: InputError | None = None  # what is wrong with that file
+    # What is wrong with that file and with the tokenizer, for who uses them.
+    self._refused: InputError | None = None
+    self._no_tokenizer: InputError | None = None
     self._said: set[str] = set()  # settings that have been logged
     self.model = Model(cfg, graphdef, params, draft or DraftConfig(), mesh)
     self.searcher = self._make_searcher(search)
@@ -172,8 +182,13 @@ class Engine:
     mesh: jax.sharding.Mesh | None = None,
     draft: DraftConfig | None = None,
     search: SearchConfig | None = None,
+    require_tokenizer: bool = False,
   ) -> Engine:
     """Loads a Hugging Face Llama checkpoint.
+
+    A tokenizer or `generation_config.json` that cannot be used is an error once it
+    is needed: prompts that are token ids, and settings with
+    `use_generation_config=False`, do without.
 
     Args:
       path: a local folder or a hub id.
@@ -183,6 +198,8 @@ class Engine:
       mesh: devices with axes `data` and `tensor`; one device if None.
       draft: how blocks are drafted.
       search: how the skip mask is found.
+      require_tokenizer: refuse a tokenizer that cannot be read at once, before
+        weights load.
 
     Raises:
       InputError: something about the checkpoint is wrong or not supported.
@@ -199,8 +216,13 @@ class Engine:
       _check_files(search)
       if search.cache:
         _cached_mask(search, cfg, None)
-    tokenizer = checkpoint.load_tokenizer(folder, cfg)
-    refused = None
+    tokenizer, no_tokenizer, refused = None, None, None
+    try:
+      tokenizer = checkpoint.load_tokenizer(folder, cfg)
+    except InputError as error:  # whose prompts are token ids may go on
+      if require_tokenizer:
+        raise
+      no_tokenizer = error
     try:
       defaults = checkpoint.generation_defaults(folder)
     except InputError as error:  # who does not use the file may go on
@@ -209,7 +231,7 @@ class Engine:
     if weights:
       cfg, graphdef, params = quantised.quantise(cfg, params)
     made = cls(cfg, graphdef, params, tokenizer, defaults, draft, search, mesh)
-    made.name, made._refused = path, refused
+    made.name, made._refused, made._no_tokenizer = path, refused, no_tokenizer
     return made
 
   @property
@@ -230,22 +252,24 @@ class Engine:
     """The settings that `generate` applies, and where each comes from.
 
     Raises:
-      InputError: settings that contradict each other, or an end of text that is no
-        token of the model.
+      InputError: settings that contradict each other, an end of text that is no
+        token of the model, or a file that cannot be used and that they need.
     """
     sampling = sampling or SamplingConfig()
     if self._refused is not None and sampling.use_generation_config:
-      raise self._refused
+      raise InputError(str(self._refused)) from self._refused
     resolved = resolve(sampling, self.defaults)
     for token in sampling.eos_token_id or ():
       if token >= self.cfg.vocab_size:
         raise InputError(
-          f'sampling.eos_token_id={resolved.config.eos_token_id}: token {token}'
-          f' is outside the vocabulary of {self.cfg.vocab_size}'
+          f'sampling.eos_token_id={resolved.config.eos_token_id!r:.80}: token'
+          f' {token} is outside the vocabulary of {self.cfg.vocab_size}'
         )
-    self._check_stop_strings(
-      resolved.config, resolved.config.eos_token_id or ()
-    )
+    if resolved.config.stop_strings:
+      self._check_tokenizer()
+      self._check_stop_strings(
+        resolved.config, resolved.config.eos_token_id or ()
+      )
     return resolved
 
   def _check_stop_strings(
@@ -264,6 +288,15 @@ class Engine:
           f' and texts leave these out: expected sampling.eos_token_id={token},'
           ' or sampling.skip_special_tokens=False to keep them'
         )
+
+  def _check_tokenizer(self) -> None:
+    """For who asks for text.
+
+    Raises:
+      InputError: the tokenizer could not be read.
+    """
+    if self._no_tokenizer is not None and self.tokenizer is None:
+      raise InputError(str(self._no_tokenizer)) from self._no_tokenizer
 
   def generate(
     self,
@@ -292,10 +325,12 @@ class Engine:
     Raises:
       InputError: what is no prompt, an empty one, one longer than the context, a
         token outside the vocabulary, a conversation that the chat template
-        refuses, settings that contradict each other, or logits that are not
-        finite.
+        refuses, settings that contradict each other, a file that cannot be used
+        and is needed, or logits that are not finite.
     """
     prompts = as_list(prompts)
+    if on_text is not None:
+      self._check_tokenizer()
     if streamer is not None and len(prompts) != 1:
       raise InputError(f'streamer: expected one prompt, not {len(prompts)}')
     results: list[Result] = []
@@ -337,6 +372,7 @@ class Engine:
       raise InputError(
         f'prompt={prompts!r:.80}: expected one prompt, not {len(prompts)}'
       )
+    self._check_tokenizer()
     for step in self._write(prompts, decode, [index]):
       if isinstance(step, Piece) and step.text:
         yield step.text
@@ -349,6 +385,7 @@ class Engine:
     Raises:
       InputError: the tokenizer has no template, or it refuses the messages.
     """
+    self._check_tokenizer()
     return encode_chat(messages, self.tokenizer)
 
   def _write(
@@ -559,9 +596,12 @@ class Engine:
     Raises:
       InputError: as `generate`; names the prompt by its index.
     """
+    prompts = as_list(prompts)
+    if any(map(needs_tokenizer, prompts)):
+      self._check_tokenizer()
     return [
       encode(i, prompt, self.tokenizer, self.cfg)
-      for i, prompt in enumerate(as_list(prompts))
+      for i, prompt in enumerate(prompts)
     ]
 
   def _result(

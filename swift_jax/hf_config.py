@@ -1,12 +1,13 @@
 """Hugging Face's config.json and generation_config.json, read and written.
 
 What the model cannot do is refused by name here; nothing is ignored that would
-change a logit.
+change a logit of transformers'.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -40,6 +41,11 @@ _ROPE_FIELDS = {
     'truncate',
   ),
 }
+# What its RoPE types do not read, and what public files say all the same: the
+# older name of `rope_type`, and arguments of the code that YaRN came with.
+_ROPE_UNREAD = ('type', 'finetuned', 'attn_factor')
+_GENERATION = 'generation_config.json'
+_LFS = b'version https://git-lfs.github.com/spec/'
 _MODEL_FIELDS = tuple(
   field.name
   for field in dataclasses.fields(ModelConfig)
@@ -50,6 +56,23 @@ _MODEL_FIELDS = tuple(
 def one_line(error: Exception) -> str:
   """An error of another package as one line."""
   return ' '.join(str(error).split()) or type(error).__name__
+
+
+def refuse_pointer(path: pathlib.Path) -> None:
+  """For a file that cannot be read as what it should be.
+
+  Raises:
+    InputError: it is what Git leaves in the place of a large file.
+  """
+  try:
+    with open(path, 'rb') as file:
+      start = file.read(len(_LFS))
+  except OSError:  # whoever reads the file says so
+    return
+  if start == _LFS:
+    raise InputError(
+      f'{path}: a Git LFS pointer, not the file; run `git lfs pull` there'
+    )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -63,6 +86,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   except FileNotFoundError:
     raise InputError(f'{path}: no such file') from None
   except (OSError, ValueError, RecursionError) as error:
+    refuse_pointer(path)
     raise InputError(f'{path}: {one_line(error)}') from error
   if not isinstance(value, dict):
     raise InputError(f'{path}: expected a JSON object, found {value!r:.80}')
@@ -70,7 +94,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def load_config(folder: pathlib.Path, dtype: str | None = None) -> ModelConfig:
-  """The shape of the model in `folder`, as transformers' AutoConfig reads it.
+  """What config.json in `folder` says, as transformers' AutoConfig reads it.
 
   Args:
     folder: holds config.json.
@@ -101,8 +125,8 @@ def _model_config(raw: Mapping[str, Any], dtype: str | None) -> ModelConfig:
   fields = {
     name: rope[name]
     for name in _ROPE_FIELDS[rope['rope_type']]
-    # Hugging Face takes a null beta for the default.
-    if name in rope and not (name.startswith('beta') and rope[name] is None)
+    # Hugging Face takes a beta of null or 0 for the default.
+    if name in rope and not (name.startswith('beta') and not rope[name])
   }
   if fields.get('factor', 1) is None:
     fields['factor'] = (
@@ -129,7 +153,10 @@ def _auto_config(raw: Mapping[str, Any]) -> Any:
   if type(raw.get('rms_norm_eps')) is int:  # It wants a float, 0 included.
     raw['rms_norm_eps'] = float(raw['rms_norm_eps'])
   try:
-    return AutoConfig.for_model(**raw)
+    config = AutoConfig.for_model(**raw)
+    # As its RoPE does once more: fields beside `rope_parameters` are set by now.
+    config.standardize_rope_params()
+    return config
   except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
     raise InputError(one_line(error)) from error
 
@@ -138,9 +165,9 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
   if raw.get('model_type') != 'llama':
     raise InputError(f"model_type={raw.get('model_type')!r}: expected 'llama'")
   if raw.get('quantization_config') is not None:
-    method = raw['quantization_config']
+    method = raw['quantization_config']  # may name every layer
     raise InputError(
-      f'quantization_config={method!r}: quantized weights are not supported'
+      f'quantization_config={method!r:.80}: quantized weights are not supported'
     )
   _refuse_partial_rotary('', raw)
   for name in ('rope_scaling', 'rope_parameters'):
@@ -149,10 +176,12 @@ def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
       continue
     if not isinstance(rope, Mapping):
       raise InputError(f'{name}={rope!r}: expected an object or null')
-    _refuse_rope(name, rope)
+    _refuse_rope(name, rope, raw)
 
 
-def _refuse_rope(name: str, rope: Mapping[str, Any]) -> None:
+def _refuse_rope(
+  name: str, rope: Mapping[str, Any], raw: Mapping[str, Any]
+) -> None:
   rope_type = rope.get('rope_type', rope.get('type', 'default'))
   if rope_type not in ROPE_TYPES:
     raise InputError(
@@ -160,13 +189,17 @@ def _refuse_rope(name: str, rope: Mapping[str, Any]) -> None:
     )
   _refuse_partial_rotary(f'{name}.', rope)
   known = {field.name for field in dataclasses.fields(RopeConfig)}
-  known |= {'type', 'partial_rotary_factor'}
+  known |= {*_ROPE_UNREAD, 'partial_rotary_factor'}
   for field in rope.keys() - known:
     raise InputError(f'{name}.{field}={rope[field]!r}: no such field is known')
   field = 'original_max_position_embeddings'
-  value = rope.get(field, 1)
-  if type(value) is not int or value < 1:
-    raise InputError(f'{name}.{field}={value!r}: expected an integer >= 1')
+  places = {f'{name}.{field}': rope}
+  if field in _ROPE_FIELDS[rope_type]:
+    places[field] = raw  # there it takes precedence, as in transformers
+  for where, fields in places.items():
+    value = fields.get(field, 1)
+    if type(value) is not int or value < 1:
+      raise InputError(f'{where}={value!r}: expected an integer >= 1')
   # null means something for yarn alone: the ratio of the two contexts.
   if rope_type != 'yarn' and rope.get('factor', 1) is None:
     raise InputError(f'{name}.factor=None: expected a number > 0')
@@ -184,31 +217,40 @@ def generation_defaults(folder: pathlib.Path) -> SamplingConfig:
   """What generation_config.json says; end-of-text tokens else from config.json.
 
   Raises:
-    InputError: a wrong value, or a setting that is not supported.
+    InputError: a file that cannot be read, a wrong value, or a setting that is
+      not supported.
   """
-  path = pathlib.Path(folder) / 'generation_config.json'
   said = SamplingConfig()
+  path = pathlib.Path(folder) / _GENERATION
   if path.exists():
     said = from_generation_config(read_json(path), str(path))
-  eos = eos_defaults(folder).eos_token_id
+  if said.eos_token_id is not None:
+    return said
+  eos = _eos(pathlib.Path(folder) / 'config.json')
   return dataclasses.replace(said, eos_token_id=eos)
 
 
 def eos_defaults(folder: pathlib.Path) -> SamplingConfig:
-  """End-of-text tokens alone: generation_config.json's, else config.json's.
+  """End-of-text tokens alone, for who does without generation_config.json.
+
+  They are that file's, if it says so much, else config.json's.
 
   Raises:
-    InputError: neither an integer, nor a list of them, nor null.
+    InputError: neither an integer, nor a list of them, nor null in config.json.
   """
-  for name in ('generation_config.json', 'config.json'):
-    path = pathlib.Path(folder) / name
-    if name != 'config.json' and not path.exists():
-      continue
-    only = {'eos_token_id': read_json(path).get('eos_token_id')}
-    said = from_generation_config(only, str(path))
-    if said.eos_token_id is not None:
-      return said
-  return SamplingConfig()
+  eos = None
+  path = pathlib.Path(folder) / _GENERATION
+  if path.exists():
+    with contextlib.suppress(InputError):
+      eos = _eos(path)
+  if eos is None:
+    eos = _eos(pathlib.Path(folder) / 'config.json')
+  return SamplingConfig(eos_token_id=eos)
+
+
+def _eos(path: pathlib.Path) -> tuple[int, ...] | None:
+  fields = {'eos_token_id': read_json(path).get('eos_token_id')}
+  return from_generation_config(fields, str(path)).eos_token_id
 
 
 def to_dict(

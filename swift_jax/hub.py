@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -15,11 +16,19 @@ from etils import epath
 from swift_jax import demo
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
-from swift_jax.hf_config import one_line
+from swift_jax.hf_config import one_line, refuse_pointer
 
 # Never pickles: unpickling runs code.
 _HUB_FILES = ('*.json', '*.safetensors', 'tokenizer.model', '*.txt', '*.jinja')
 _HUB_COPIES = ('original/*', 'consolidated*')
+_TOKENIZER_FILES = (
+  'tokenizer*',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab*',
+  'merges.txt',
+)
+_TEMPLATE = 'chat_template.jinja'
 _HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*')
 _WANTED = (
   'expected the folder of a Hugging Face checkpoint, a hub id as in'
@@ -91,9 +100,16 @@ def _advice(path: str, error: Exception) -> str:
 
 
 def cache_folder() -> pathlib.Path:
-  """The user's folder for what can be fetched or made again."""
+  """The user's folder for what can be fetched or made again.
+
+  Raises:
+    InputError: there is no home folder, as for a user that has no name.
+  """
   cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(cache).expanduser() / 'swift_jax'
+  try:
+    return pathlib.Path(cache).expanduser() / 'swift_jax'
+  except RuntimeError as error:
+    raise InputError(f'{cache}: {one_line(error)} Set XDG_CACHE_HOME') from None
 
 
 def _from_store(path: str) -> pathlib.Path:
@@ -137,26 +153,49 @@ def _copy(source: epath.Path, target: pathlib.Path) -> None:
     partial.unlink(missing_ok=True)
 
 
+def read_tokenizer(folder: pathlib.Path) -> Any:
+  """The transformers tokenizer in `folder`, as it is.
+
+  Raises:
+    InputError: a file of it is a Git LFS pointer.
+    Exception: as transformers, and the tokenizers library its plain ones.
+  """
+  from transformers import AutoTokenizer
+
+  try:
+    tokenizer = AutoTokenizer.from_pretrained(
+      str(folder), local_files_only=True, trust_remote_code=False
+    )
+  except Exception:
+    for kind in _TOKENIZER_FILES:
+      for file in sorted(folder.glob(kind)):
+        refuse_pointer(file)
+    raise
+  try:
+    refuse_pointer(folder / _TEMPLATE)
+  except InputError as error:  # the text of a pointer is a template too
+    said = json.dumps(str(error))
+    tokenizer.chat_template = f'{{{{ raise_exception({said}) }}}}'
+  return tokenizer
+
+
 def load_tokenizer(folder: pathlib.Path, cfg: ModelConfig) -> Any:
   """The transformers tokenizer in `folder`.
 
   Raises:
     InputError: missing or broken, or larger than the model's vocabulary.
   """
-  from transformers import AutoTokenizer
-
   if not any(folder.glob('tokenizer*')):
     raise InputError(f'{folder}: no tokenizer.json found')
   try:
-    tokenizer = AutoTokenizer.from_pretrained(
-      str(folder), local_files_only=True, trust_remote_code=False
-    )
+    tokenizer = read_tokenizer(folder)
     # Tokens added behind the vocabulary (CodeLlama-34b has some) do no harm
     # unless a prompt uses them, which is refused then.
     vocab = tokenizer.get_vocab()  # made anew at each call
     base = vocab.keys() - tokenizer.get_added_vocab().keys()
     largest = max(vocab[token] for token in base)
-  # The tokenizers library raises plain Exceptions.
+  except InputError:
+    raise
   except Exception as error:
     raise InputError(
       f'{folder}: the tokenizer cannot be read: {one_line(error)}'

@@ -34,6 +34,13 @@ def as_list(given: Prompt | Sequence[Prompt]) -> list[Prompt]:
   return [plain] if is_one else prompts
 
 
+def needs_tokenizer(prompt: Prompt) -> bool:
+  """Whether it is a string or a conversation, of those that `as_list` gives."""
+  if isinstance(prompt, str):
+    return True
+  return _is_list(prompt) and any(isinstance(part, Mapping) for part in prompt)
+
+
 def encode(
   index: int, prompt: Prompt, tokenizer: Any, cfg: ModelConfig
 ) -> list[int]:

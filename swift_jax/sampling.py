@@ -26,16 +26,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swift_jax.sampling_config import MAX_EOS_IDS, SamplingConfig
+from swift_jax.sampling_config import SamplingConfig
 from swift_jax.typing import Array, Bool, Float, Int, UInt
 
 _IMPL = 'threefry2x32'  # whatever JAX's default is: a seed must mean one text
 _MIN_TEMPERATURE = 1e-30  # below it float32 has no quotient
+_FEW_EOS_IDS = 8  # room for as many in every program
 
 
 @flax.struct.dataclass
 class Sampling:
-  """A `SamplingConfig` on the device; traced, so that new values compile nothing.
+  """A `SamplingConfig` on the device; traced, so that new values compile nothing,
+  but for more end-of-text tokens than there is room for.
 
   Attributes:
     temperature: float32[]; read only where tokens are drawn.
@@ -44,7 +46,8 @@ class Sampling:
     min_p: float32[].
     repetition_penalty: float32[].
     min_new_tokens: int32[].
-    eos_token_ids: end-of-text tokens, int32[E], padded with -1.
+    eos_token_ids: end-of-text tokens, int32[E], padded with -1; E is 8 or the next
+      power of two.
   """
 
   temperature: Float[Array, '']
@@ -79,8 +82,15 @@ class Context(NamedTuple):
 
 
 def from_config(cfg: SamplingConfig, eos_token_ids: Sequence[int]) -> Sampling:
-  """The settings as host arrays; `cfg` is resolved."""
-  ids = np.full(MAX_EOS_IDS, -1, np.int32)
+  """The settings as host arrays.
+
+  Args:
+    cfg: resolved. Its end-of-text tokens say how much room there is, so that who
+      ignores them, or times passes, compiles nothing else.
+    eos_token_ids: those of them that end a text.
+  """
+  room = max(_FEW_EOS_IDS, 1 << (len(cfg.eos_token_id) - 1).bit_length())
+  ids = np.full(room, -1, np.int32)
   ids[: len(eos_token_ids)] = eos_token_ids
   return Sampling(
     temperature=np.asarray(max(cfg.temperature, _MIN_TEMPERATURE), np.float32),
@@ -114,8 +124,7 @@ def _processed(logits: Array, context: Context, sampling: Sampling) -> Array:
   # Both ways of the penalty lower a logit when it is above 1.
   changed = jnp.where(logits < 0, logits * penalty, logits / penalty)
   out = jnp.where(_seen(context, logits.shape[-1]), changed, logits)
-  vocabulary = jnp.arange(logits.shape[-1])
-  is_eos = (vocabulary[:, None] == sampling.eos_token_ids).any(-1)  # [V]
+  is_eos = _among(sampling.eos_token_ids, logits.shape[-1])  # [V]
   generated = (context.length - context.prompt_length)[:, None] + context.depth
   is_early = generated < sampling.min_new_tokens  # [B, W]
   return jnp.where(is_early[..., None] & is_eos, -jnp.inf, out)
@@ -170,6 +179,13 @@ def choose(
     lambda: raw,
   )
   return raw, written
+
+
+def _among(ids: Int[Array, ' e'], vocab_size: int) -> Bool[Array, ' v']:
+  """Which tokens of the vocabulary are listed."""
+  # A padding of -1 would be the last one.
+  ids = jnp.where(ids < 0, vocab_size, ids)
+  return jnp.zeros(vocab_size, bool).at[ids].set(True, mode='drop')
 
 
 def _seen(context: Context, vocab_size: int) -> Bool[Array, 'b w v']:

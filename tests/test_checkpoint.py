@@ -13,7 +13,7 @@ import pytest
 from reference import cases
 from safetensors.numpy import load_file, save_file
 
-from swift_jax import checkpoint, llama, skip_mask
+from swift_jax import checkpoint, llama, prompts, skip_mask, weight_files
 from swift_jax.config import ModelConfig, RopeConfig
 from swift_jax.errors import InputError
 
@@ -27,6 +27,8 @@ CFG = ModelConfig(
   head_dim=14,
   attention_bias=True,
 )
+EMBEDDING, HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
+POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n'
 YARN = RopeConfig('yarn', factor=4.0, original_max_position_embeddings=32)
 LLAMA3 = RopeConfig('llama3', factor=4.0, original_max_position_embeddings=32)
 
@@ -171,6 +173,13 @@ def refused(*fragments):
       },
       ["rope_parameters.truncate='no'"],
     ),
+    (
+      {
+        'original_max_position_embeddings': None,
+        'rope_parameters': {'rope_type': 'yarn', 'factor': None},
+      },
+      ['original_max_position_embeddings=None'],
+    ),
     ({'partial_rotary_factor': 0.5}, ['partial_rotary_factor=0.5']),
     (
       {
@@ -204,6 +213,14 @@ def test_config_is_refused_by_name(folder, changes, fragments):
     checkpoint.load_config(folder)
 
 
+def test_a_long_value_is_shown_in_short(folder):
+  method = {'ignore': [f'model.layers.{i}.mlp' for i in range(99)]}
+  edit_config(folder, quantization_config=method)
+  with pytest.raises(InputError) as error:
+    checkpoint.load_config(folder)
+  assert len(str(error.value)) < len(str(folder)) + 200
+
+
 def test_config_file_is_missing_or_broken(folder):
   path = folder / 'config.json'
   path.write_text('{"model_type": ')
@@ -217,6 +234,9 @@ def test_config_file_is_missing_or_broken(folder):
     checkpoint.load_config(folder)
   path.write_bytes(b'\xff\xfe{}')
   with refused(path, 'utf-8'):
+    checkpoint.load_config(folder)
+  path.write_text(POINTER)
+  with refused(path, 'a Git LFS pointer', '`git lfs pull`'):
     checkpoint.load_config(folder)
   path.unlink()
   with refused(path, 'no such file'):
@@ -260,6 +280,33 @@ def test_original_context_falls_back_to_the_context(folder):
   edit_config(folder, rope_parameters=rope, max_position_embeddings=96)
   rope = checkpoint.load_config(folder).rope
   assert rope.original_max_position_embeddings == 96
+
+
+@pytest.mark.parametrize(
+  'field, value', [('finetuned', True), ('attn_factor', 0.7)]
+)
+@pytest.mark.parametrize('kind', ['yarn', 'linear'])
+def test_rope_fields_that_transformers_does_not_read(
+  folder, kind, field, value
+):
+  rope = {'type': kind, 'factor': 16.0}
+  configs = []
+  for more in ({}, {field: value}):
+    edit_config(folder, rope_parameters=None, rope_scaling={**rope, **more})
+    configs.append(checkpoint.load_config(folder))
+  assert configs[0] == configs[1] and configs[0].rope.rope_type == kind
+
+
+def test_original_context_beside_the_rope_parameters(folder):
+  """It takes precedence when transformers computes the frequencies."""
+  rope = {'rope_type': 'yarn', 'factor': 2.0}
+  rope['original_max_position_embeddings'] = 64
+  edit_config(folder, rope_parameters=rope, original_max_position_embeddings=32)
+  rope = checkpoint.load_config(folder).rope
+  assert rope.original_max_position_embeddings == 32
+  edit_config(folder, rope_parameters={'rope_type': 'default'})
+  edit_config(folder, original_max_position_embeddings=None)
+  assert checkpoint.load_config(folder).rope == RopeConfig()
 
 
 # Every field is read: changing it moves the logits, or the parameters' shapes.
@@ -373,6 +420,27 @@ def test_eos_token_ids(folder):
     eos_token_ids(folder)
 
 
+@pytest.mark.parametrize(
+  'content, wanted',
+  [
+    ('{"eos_token_id": 7, "num_beams": 4}', (7,)),
+    ('{"num_beams": 4}', (2,)),
+    ('{"eos_token_id": "</s>"}', (2,)),
+    ('{"eos_token_id": ', (2,)),
+    ('[1]', (2,)),
+    (POINTER, (2,)),
+    ('{"eos_token_id": []}', ()),
+  ],
+)
+def test_ends_of_text_for_who_does_not_use_the_file(folder, content, wanted):
+  edit_config(folder, eos_token_id=2)
+  (folder / 'generation_config.json').write_text(content)
+  assert checkpoint.eos_defaults(folder).eos_token_id == wanted
+  if content == POINTER:
+    with refused(folder / 'generation_config.json', 'a Git LFS pointer'):
+      checkpoint.generation_defaults(folder)
+
+
 def make_tokenizer(size):
   import tokenizers
   from transformers import PreTrainedTokenizerFast
@@ -404,6 +472,28 @@ def test_tokenizer(folder):
   (folder / 'tokenizer.json').write_text('{"version": ')
   with refused(folder, 'tokenizer cannot be read'):
     checkpoint.load_tokenizer(folder, cfg)
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    tokenizer.save_pretrained(folder)
+    (folder / name).write_text(POINTER)
+    with refused(folder / name, 'a Git LFS pointer'):
+      checkpoint.load_tokenizer(folder, cfg)
+
+
+@pytest.mark.parametrize(
+  'template, said',
+  [
+    ('{% if', ['TemplateSyntaxError']),
+    (POINTER, ['chat_template.jinja: a Git LFS pointer', '`git lfs pull`']),
+  ],
+)
+def test_a_broken_chat_template_stops_only_a_chat(folder, template, said):
+  make_tokenizer(101).save_pretrained(folder)
+  (folder / 'chat_template.jinja').write_text(template)
+  cfg = checkpoint.load_config(folder)
+  tokenizer = checkpoint.load_tokenizer(folder, cfg)
+  assert prompts.encode(0, 'w5 w7', tokenizer, cfg) == [5, 7]
+  with refused('the chat template refuses', *said):
+    prompts.encode(0, [{'role': 'user', 'content': 'w5'}], tokenizer, cfg)
 
 
 # Round trips
@@ -493,8 +583,10 @@ def test_orbax_round_trip(tmp_path):
   other = dataclasses.replace(cfg, intermediate_size=41, mlp_bias=True)
   with refused(
     directory,
-    'layers/2/mlp/gate_up_proj/kernel: expected (30, 2, 41), found (30, 2, 37)',
+    '12 parameters do not fit',
+    'layers/0/mlp/down_proj/kernel: expected (41, 30), found (37, 30)',
     'layers/0/mlp/down_proj/bias: expected (30,), found None',
+    'and 9 more',
   ):
     checkpoint.restore_params(directory, other)
   with refused(tmp_path / 'none', 'not an Orbax checkpoint'):
@@ -532,7 +624,7 @@ def test_other_dtypes_are_cast(folder):
   assert_same_bits(load(folder)[1]['norm']['scale'], wanted)
 
 
-def test_all_tensors_that_do_not_fit_are_named(folder):
+def test_tensors_that_do_not_fit_are_named(folder):
   def change(tensors):
     del tensors['model.norm.weight']
     tensors['model.layers.0.mlp.up_proj.weight'] = np.zeros((53, 85), 'f4')
@@ -551,16 +643,143 @@ def test_all_tensors_that_do_not_fit_are_named(folder):
     load(folder)
 
 
+def test_of_many_that_do_not_fit_the_first_of_each_kind_are_named(folder):
+  def change(tensors):
+    for name in [n for n in tensors if '.mlp.' in n]:
+      tensors[f'odd.{name}'] = tensors.pop(name)
+
+  edit_weights(folder, change)
+  with refused(
+    '12 tensors do not fit',
+    'missing model.layers.0.mlp.down_proj.weight [84, 53]',
+    'and 3 more missing; unexpected odd.model.layers.0.mlp.down_proj.weight',
+    'and 3 more unexpected',
+  ):
+    load(folder)
+
+
+def renamed(new_name):
+  def change(tensors):
+    for name in list(tensors):
+      tensors[new_name(name)] = tensors.pop(name)
+
+  return change
+
+
+@pytest.mark.parametrize(
+  'begin, instead, said',
+  [
+    ('base_model.model.', '', "all 21 tensors begin with 'base_model.model.'"),
+    ('_orig_mod.', '', "all 21 tensors begin with '_orig_mod.' before"),
+    ('model.', '', "all 21 tensors begin with 'model.' before"),
+    (
+      'model.language_model.',
+      'model.',
+      "20 of 21 tensors begin with 'model.language_model.' where 'model.' is",
+    ),
+    ('', 'model.', "20 of 21 tensors lack 'model.' before their names: save"),
+  ],
+)
+def test_names_behind_a_prefix_make_one_short_line(
+  folder, begin, instead, said
+):
+  def new_name(name):
+    if not name.startswith(instead):
+      return name
+    return begin + name.removeprefix(instead)
+
+  edit_weights(folder, renamed(new_name))
+  with pytest.raises(InputError) as error:
+    load(folder)
+  line = str(error.value)
+  assert line.startswith(f'{folder}: {said}')
+  assert '\n' not in line and len(line) < len(str(folder)) + 200
+  assert ('merge the adapter' in line) == bool(begin)
+
+
+def test_an_adapter_alone_is_named_by_its_prefix(folder):
+  edit_weights(
+    folder,
+    renamed(
+      lambda n: f'base_model.model.{n}'.replace('.weight', '.lora_A.weight')
+    ),
+  )
+  with refused("all 21 tensors begin with 'base_model.model.'", 'merge'):
+    load(folder)
+
+
+def test_names_of_another_scheme_are_no_prefix(folder):
+  """Meta's own: but for the last norm no name would be right."""
+
+  def new_name(name):
+    name = name.removeprefix('model.').replace('_proj.', '.w.')
+    return name.replace('layernorm', 'norm').replace('embed_', 'tok_')
+
+  edit_weights(folder, renamed(new_name))
+  with refused('40 tensors do not fit config.json: missing', 'unexpected'):
+    load(folder)
+
+
 def test_head_and_buffers_that_may_be_there(folder):
   buffer = {'model.layers.0.self_attn.rotary_emb.inv_freq': np.zeros(7, 'f4')}
   edit_weights(folder, lambda t: t.update(buffer))
   load(folder)
-  edit_config(folder, tie_word_embeddings=True)  # The file still has a head.
-  assert 'lm_head' not in load(folder)[1]
-  edit_weights(folder, lambda t: t.pop('lm_head.weight'))
-  load(folder)
-  edit_config(folder, tie_word_embeddings=False)
+  edit_weights(folder, lambda t: t.pop(HEAD))
   with refused('missing lm_head.weight [101, 84]'):
+    load(folder)
+  edit_config(folder, tie_word_embeddings=True)
+  assert 'lm_head' not in load(folder)[1]
+
+
+def test_a_head_that_is_the_embedding_is_tied(folder):
+  edit_config(folder, tie_word_embeddings=True)
+  edit_weights(folder, lambda t: t.update({HEAD: t[EMBEDDING].copy()}))
+  assert checkpoint.load_config(folder).tie_word_embeddings
+  params = load(folder)[1]
+  assert 'lm_head' not in params
+  wanted = load_file(folder / 'model.safetensors')[HEAD]
+  assert_same_bits(params['embed_tokens']['embedding'], jnp.asarray(wanted))
+
+
+@pytest.mark.parametrize('block_bytes', [2**24, 1])
+@pytest.mark.parametrize('row', [0, 57, 100])
+def test_a_head_that_differs_is_a_head(
+  folder, tmp_path, monkeypatch, caplog, block_bytes, row
+):
+  """Whatever config.json says: without it logits would be others."""
+  monkeypatch.setattr(weight_files, '_BLOCK_BYTES', block_bytes)
+  head = cases.tensors('gqa')[EMBEDDING].copy()
+  head[row, 3] += 1
+  edit_config(folder, tie_word_embeddings=True)
+  edit_weights(folder, lambda t: t.update({HEAD: head}))
+  cfg = checkpoint.load_config(folder)
+  assert not cfg.tie_word_embeddings
+  assert f'{folder}: config.json has tie_word_embeddings=true' in caplog.text
+  params = checkpoint.load_params(folder, cfg)[1]
+  assert_same_bits(params['lm_head']['kernel'], jnp.asarray(head.T))
+  checkpoint.export_hf(tmp_path / 'again', cfg, params)
+  assert checkpoint.load_config(tmp_path / 'again') == cfg
+  assert_same_bits(load(tmp_path / 'again')[1], params)
+
+
+def test_a_head_of_another_shape_is_not_dropped(folder):
+  edit_config(folder, tie_word_embeddings=True)
+  edit_weights(folder, lambda t: t.update({HEAD: np.zeros((102, 84), 'f4')}))
+  with refused('lm_head.weight: expected [101, 84], found [102, 84]'):
+    load(folder)
+
+
+def test_tied_embeddings_by_the_heads_name_alone(folder):
+  edit_config(folder, tie_word_embeddings=True)
+  edit_weights(folder, lambda t: t.pop(HEAD))
+  graphdef, wanted = load(folder)
+  edit_weights(folder, lambda t: t.update({HEAD: t.pop(EMBEDDING)}))
+  assert checkpoint.load_config(folder).tie_word_embeddings
+  again, params = load(folder)
+  assert again == graphdef
+  assert_same_bits(params, wanted)
+  edit_weights(folder, lambda t: t.pop(HEAD))
+  with refused('1 tensors', 'missing model.embed_tokens.weight [101, 84]'):
     load(folder)
 
 
@@ -576,6 +795,12 @@ def test_corrupt_file(folder):
   file = folder / 'model.safetensors'
   file.write_bytes(b'\x93NUMPY' * 50)
   with refused(file, 'truncated or corrupt'):
+    load(folder)
+  edit_config(folder, tie_word_embeddings=True)  # which has the head looked at
+  with refused(file, 'truncated or corrupt'):
+    load(folder)
+  file.write_text(POINTER)
+  with refused(file, 'a Git LFS pointer, not the file; run `git lfs pull`'):
     load(folder)
 
 
@@ -604,6 +829,67 @@ def test_file_that_the_index_names_is_missing(sharded):
   file.unlink()
   with refused(file, 'no such file'):
     load(sharded)
+  file.write_text(POINTER)
+  with refused(file, 'a Git LFS pointer'):
+    load(sharded)
+
+
+def edit_index(folder, **weight_map):
+  path = folder / 'model.safetensors.index.json'
+  value = json.loads(path.read_text())
+  value['weight_map'] |= weight_map
+  path.write_text(json.dumps(value))
+  return path
+
+
+@pytest.mark.parametrize('file', ['model-00001-of', 'none.safetensors'])
+def test_an_index_may_name_a_tied_head_that_is_not_there(tmp_path, file):
+  cfg = dataclasses.replace(CFG, tie_word_embeddings=True)
+  params = random_params(cfg)
+  checkpoint.export_hf(tmp_path, cfg, params, max_shard_bytes=9000)
+  names = sorted(tmp_path.glob(f'{file}*')) or [tmp_path / file]
+  index = edit_index(tmp_path, **{HEAD: names[0].name})
+  assert checkpoint.load_config(tmp_path) == cfg
+  assert_same_bits(load(tmp_path)[1], params)
+  edit_config(tmp_path, tie_word_embeddings=False)
+  with refused(tmp_path, file if 'none' in file else '1 tensors named but not'):
+    load(tmp_path)
+  edit_config(tmp_path, tie_word_embeddings=True)
+  first = sorted(tmp_path.glob('model-00001-of*'))[0].name
+  edit_index(tmp_path, **{f'odd.{i}': first for i in range(9)})
+  with refused(index, '9 tensors named but not there: odd.0 in', 'and 6 more'):
+    load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'file',
+  [
+    '../other/x.safetensors',
+    'a/../../x.safetensors',
+    '/x.safetensors',
+    'C:\\x.safetensors',
+    '..\\x.safetensors',
+    'x\0.safetensors',
+    '\ud800.safetensors',
+    '',
+  ],
+)
+def test_index_that_leads_outside_the_folder(sharded, file):
+  index = edit_index(sharded, **{'model.norm.weight': file})
+  with refused(
+    index, f'model.norm.weight in {file!r}: expected a file in this'
+  ):
+    load(sharded)
+
+
+def test_shards_may_be_links_and_lie_in_folders(sharded, tmp_path):
+  names = json.loads((sharded / weight_files.INDEX).read_text())['weight_map']
+  (sharded / 'parts').mkdir()
+  for i, file in enumerate(sorted(sharded.glob('*.safetensors'))):
+    file.rename(tmp_path / f'blob{i}')
+    (sharded / 'parts' / file.name).symlink_to(tmp_path / f'blob{i}')
+  edit_index(sharded, **{name: f'parts/{file}' for name, file in names.items()})
+  assert_same_bits(load(sharded)[1], random_params())
 
 
 def test_broken_index(sharded):
@@ -620,6 +906,9 @@ def test_broken_index(sharded):
     load(sharded)
   index.write_text('{')
   with refused(index):
+    load(sharded)
+  index.write_text(POINTER)
+  with refused(index, 'a Git LFS pointer'):
     load(sharded)
   index.unlink()
   with refused(index, 'no such file', 'model-00001-of'):

@@ -1,6 +1,7 @@
 """What the engine reports and refuses."""
 
 import dataclasses
+import json
 import re
 
 from flax import nnx
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from reference import cases
+from test_checkpoint import POINTER, make_tokenizer
 import tiny_model
 from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
 
@@ -145,6 +147,71 @@ def test_a_search_shows_as_one_line():
   assert repr(searcher) == (
     f'Searcher(at rest, {score}, source={searcher.source!r}, skip_ratio=0.50)'
   )
+
+
+# ---- files that not everybody needs
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  folder = cases.write('gqa', tmp_path_factory.mktemp('model'))
+  return checkpoint.load_params(folder, checkpoint.load_config(folder))
+
+
+@pytest.fixture
+def folder(weights, tmp_path, monkeypatch):
+  """A checkpoint without a tokenizer, whose weights need not be read again."""
+  monkeypatch.setattr(checkpoint, 'load_params', lambda *_: weights)
+  made = cases.write('gqa', tmp_path / 'model')
+  config = {**cases.config('gqa'), 'eos_token_id': 2}
+  (made / 'config.json').write_text(json.dumps(config))
+  return made
+
+
+@pytest.mark.parametrize(
+  'content', ['{', '[1]', '{"eos_token_id": -1}', '{"num_beams": 4}', POINTER]
+)
+def test_a_generation_config_stops_only_who_uses_it(folder, content):
+  file = folder / 'generation_config.json'
+  file.write_text(content)
+  engine = Engine.from_pretrained(str(folder))
+  for _ in range(2):
+    with pytest.raises(InputError, match=f'^{re.escape(str(file))}: '):
+      engine.generate([[5]])
+  without = SamplingConfig(use_generation_config=False)
+  assert engine.resolve(without).config.eos_token_id == (2,)
+
+
+def test_a_tokenizer_stops_only_who_uses_text(folder):
+  engine = Engine.from_pretrained(str(folder))
+  assert engine.tokenizer is None
+  messages = [{'role': 'user', 'content': 'w5'}]
+  plain = tiny_model.decode('plain', max_new_tokens=3, batch_size=1)
+  stops = tiny_model.decode('plain', stop_strings='w7')
+  for ask in (
+    lambda: engine.encode(['w5']),
+    lambda: engine.generate('w5', plain),
+    lambda: engine.generate([[5], 'w5'], plain),
+    lambda: engine.generate(messages, plain),
+    lambda: engine.encode_chat(messages),
+    lambda: next(engine.stream([5], plain)),
+    lambda: engine.generate([5], plain, on_text=print),
+    lambda: engine.generate([5], stops),
+  ):
+    said = f'^{re.escape(str(folder))}: no tokenizer.json found$'
+    with pytest.raises(InputError, match=said):
+      ask()
+  (result,) = engine.generate([5, 7], plain)
+  assert result.text == '' and len(result.tokens) == 3
+  engine.tokenizer = make_tokenizer(101)
+  assert engine.encode('w5') == [[5]]
+
+
+def test_a_tokenizer_that_is_needed_is_read_before_weights(folder, monkeypatch):
+  monkeypatch.setattr(checkpoint, 'load_params', None)
+  (folder / 'tokenizer.json').write_text('{')
+  with pytest.raises(InputError, match='the tokenizer cannot be read'):
+    Engine.from_pretrained(str(folder), require_tokenizer=True)
 
 
 # ---- what a search leaves behind

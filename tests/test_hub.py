@@ -70,6 +70,13 @@ def test_what_is_not_there_is_named(store):
     hub.resolve('gs://bucket/empty')
 
 
+def test_a_user_without_a_home_is_told_what_to_set(store, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', '~no-such-user/cache')
+  store.pipe(f'{STORE}/config.json', b'{}')
+  with pytest.raises(InputError, match='~no-such-user/cache: .*XDG_CACHE_HOME'):
+    hub.resolve(STORE)
+
+
 def test_a_store_without_its_client(monkeypatch):
   monkeypatch.setitem(sys.modules, 'gcsfs', None)
   type(backend.fsspec_backend)._get_filesystem.cache_clear()

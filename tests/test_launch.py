@@ -19,7 +19,9 @@ import demo
 import generate
 import jax
 import pytest
+from reference import cases
 
+from swift_jax import checkpoint
 from swift_jax.config import DecodeConfig, SearchConfig
 from swift_jax.engine import Result
 from swift_jax.errors import InputError
@@ -427,6 +429,40 @@ def test_a_set_of_another_model_is_refused(launch, tmp_path):
   ended = launch('--prompt=x', f'--config.search.cache={path}')
   said = "set 'mine' is for model 0123456789abcdef; this model is "
   assert_refused(ended, [f'search.cache={path!r}', said])
+
+
+@pytest.mark.parametrize('name', ['generate', 'evaluate', 'demo'])
+def test_a_tokenizer_that_cannot_be_read_is_refused_at_once(
+  launch, monkeypatch, tmp_path, name
+):
+  """Before weights load, which may take minutes."""
+  monkeypatch.setattr(checkpoint, 'load_params', None)
+  folder = cases.write('gqa', tmp_path / 'model')
+  launcher = importlib.import_module(name)
+  flags = {
+    'generate': ['--prompt=x'],
+    'evaluate': [
+      f'--workdir={tmp_path / "run"}',
+      '--config.task.name=jsonl',
+      '--config.task.path=swift_jax/demo/prompts.jsonl',
+    ],
+    'demo': [],
+  }
+  sections = getattr(launcher, 'SECTIONS', common.SECTIONS)
+  for content, said in (
+    (None, f'{folder}: no tokenizer.json found'),
+    ('{', f'{folder}: the tokenizer cannot be read: '),
+  ):
+    if content is not None:
+      (folder / 'tokenizer.json').write_text(content)
+    ended = launch(
+      f'--config.model.path={folder}',
+      *flags[name],
+      main=launcher.main,
+      sections=sections,
+    )
+    assert_refused(ended, [said])
+  assert not (tmp_path / 'run').exists()
 
 
 def test_without_gpjax_the_setting_is_named(launch, monkeypatch):

@@ -5,6 +5,7 @@ live against it too.
 """
 
 import functools
+import json
 import pathlib
 import tempfile
 
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import cases
+from safetensors.numpy import save_file
 
-from swift_jax import checkpoint, kv_cache, skip_mask
+from swift_jax import checkpoint, kv_cache, layers, skip_mask
 
 TOLERANCE = 1e-4
 
@@ -96,3 +98,77 @@ def test_live(name, tmp_path):
   np.testing.assert_array_equal(
     tokens[start:], theirs[start - 1 : -1].argmax(-1)
   )
+
+
+@pytest.mark.parametrize('head', ['other', 'same', 'alone'])
+def test_tied_embeddings_and_a_head_live(head, tmp_path):
+  """What is tied follows from the files as much as from config.json."""
+  torch = pytest.importorskip('torch')
+  from reference import hugging_face
+  import transformers
+
+  folder, weights = cases.write('tied', tmp_path), cases.tensors('tied')
+  name = 'model.embed_tokens.weight'
+  weights['lm_head.weight'] = weights[name][:: -1 if head == 'other' else 1]
+  if head == 'alone':
+    del weights[name]
+  weights = {k: np.ascontiguousarray(v) for k, v in weights.items()}
+  save_file(weights, folder / 'model.safetensors', {'format': 'pt'})
+  cfg = checkpoint.load_config(folder)
+  graphdef, params = checkpoint.load_params(folder, cfg)
+  tokens = cases.prompt('tied')
+  mask = skip_mask.none_skipped(cfg.num_hidden_layers)
+  model = nnx.merge(graphdef, params)
+  logits = model.logits(model(tokens[None], mask)[0])[0]
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, dtype=torch.float32, attn_implementation='eager'
+  )
+  wanted = hugging_face.logits(theirs, tokens)
+  np.testing.assert_allclose(logits, wanted, atol=TOLERANCE, rtol=0)
+  assert cfg.tie_word_embeddings == (head != 'other')
+
+
+_YARN = {'type': 'yarn', 'factor': 16.0, 'original_max_position_embeddings': 64}
+_LLAMA3 = {
+  'type': 'llama3',
+  'factor': 8.0,
+  'low_freq_factor': 1.0,
+  'high_freq_factor': 4.0,
+  'original_max_position_embeddings': 64,
+}
+
+
+@pytest.mark.parametrize(
+  'scaling, beside',
+  [
+    ({**_YARN, 'finetuned': True}, {}),
+    ({**_YARN, 'attn_factor': 0.7}, {}),
+    ({**_YARN, 'attn_factor': 0.7, 'attention_factor': 1.3}, {}),
+    ({**_YARN, 'attn_factor': 2, 'mscale': 2.0, 'mscale_all_dim': 0.5}, {}),
+    ({**_YARN, 'mscale': 2.0}, {}),
+    ({**_YARN, 'attention_factor': 0}, {}),
+    ({**_YARN, 'beta_fast': 0, 'beta_slow': None}, {}),
+    ({**_YARN, 'factor': 0.5}, {}),
+    (_YARN, {'original_max_position_embeddings': 32}),
+    ({**_YARN, 'factor': None}, {'original_max_position_embeddings': 32}),
+    ({**_YARN, 'rope_type': 'default'}, {}),
+    (_LLAMA3, {'original_max_position_embeddings': 16}),
+    ({**_LLAMA3, 'attention_factor': 3.0, 'finetuned': False}, {}),
+    ({**_LLAMA3, 'rope_type': 'linear'}, {'rope_theta': 500.0}),
+  ],
+)
+def test_rope_parameters_live(scaling, beside, tmp_path):
+  """Frequencies and the factor on cos and sin, whatever a config says of them."""
+  pytest.importorskip('torch')
+  from transformers import AutoConfig
+  from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+  raw = {**cases.config('gqa'), 'head_dim': 64, 'rope_parameters': None}
+  raw |= {'rope_scaling': scaling, **beside}
+  (tmp_path / 'config.json').write_text(json.dumps(raw))
+  theirs = LlamaRotaryEmbedding(AutoConfig.from_pretrained(tmp_path))
+  cfg = checkpoint.load_config(tmp_path)
+  frequencies, factor = layers.rope_frequencies(cfg.rope, cfg.head_dim)
+  wanted = theirs.inv_freq.numpy()
+  np.testing.assert_allclose(frequencies, wanted, rtol=1e-5)
+  assert factor == pytest.approx(theirs.attention_scaling, rel=1e-9)

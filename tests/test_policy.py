@@ -410,6 +410,19 @@ def test_a_folder_that_cannot_be_written_stops_nothing(cache):
   assert results[0].tokens == tiny_model.reference([5], 40)
 
 
+def test_without_a_home_costs_are_measured_each_time(monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', '~no-such-user/cache')
+  made = []
+  monkeypatch.setattr(
+    costs_module, 'measure', lambda *a: made.append(a) or DEAR
+  )
+  model = adaptive().model
+  for _ in range(2):
+    found = costs_module.of_model(model, 1, model.shapes, SETTINGS)
+    assert found == DEAR
+  assert len(made) == 2
+
+
 def test_a_batch_is_done_when_its_last_row_is():
   remaining, live = np.array([40, 8, 40, 90]), np.array([1, 1, 1, 0], bool)
   weight = policy.weights(jnp.asarray(remaining), jnp.asarray(live))

@@ -150,6 +150,46 @@ def test_penalties_know_the_text_before_each_token_of_a_block():
   assert 0 < early < 10
 
 
+@pytest.mark.parametrize(
+  'count, room', [(0, 8), (8, 8), (9, 16), (16, 16), (17, 32), (200, 256)]
+)
+def test_there_is_room_for_any_number_of_ends(count, room):
+  eos = tuple(np.random.default_rng(count).permutation(V)[:count].tolist())
+  cfg = SamplingConfig(**{**NEUTRAL, 'eos_token_id': eos})
+  ids = sampling.from_config(cfg, eos).eos_token_ids
+  assert ids.tolist() == [*eos, *[-1] * (room - count)]
+  # Who ignores them, or times passes, runs the same program.
+  ignored = sampling.from_config(cfg, ()).eos_token_ids
+  assert ignored.tolist() == [-1] * room
+
+
+def test_more_ends_compile_only_where_there_is_no_room():
+  given = context(np.random.default_rng(1))
+  logits = np.zeros((2, 5, V), np.float32)
+  process, seen = jax.jit(sampling.process), []
+  for count in (0, 1, 8, 9, 12, 16, 17, 30):
+    eos = tuple(range(count))
+    process(logits, given, on_device(min_new_tokens=1, eos_token_id=eos))
+    seen.append(process._cache_size())
+  assert seen == [1, 1, 1, 2, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize('last', [True, False])
+@pytest.mark.parametrize('count', [1, 12, 150])
+def test_all_ends_and_no_others_wait_for_the_minimum(count, last):
+  """Nor does the padding, or a token that is none, stand for the last one."""
+  rng = np.random.default_rng(count)
+  eos = rng.permutation(V - 1)[:count].tolist() + [V - 1] * last + [V, V + 7]
+  given = context(rng)._replace(depth=jnp.zeros((2, 5), jnp.int32))
+  given = given._replace(length=given.prompt_length)
+  logits = rng.normal(0, 3, (2, 5, V)).astype(np.float32)
+  settings = on_device(min_new_tokens=1, eos_token_id=tuple(eos))
+  wanted = logits.copy()
+  wanted[..., [token for token in eos if token < V]] = -np.inf
+  got = PROCESS(logits, given, settings)
+  np.testing.assert_array_equal(got, wanted)
+
+
 def test_the_warp_is_hugging_faces():
   """Their processors and warpers, on 1,000 rows for 50 random settings."""
   torch = pytest.importorskip('torch')
@@ -291,7 +331,7 @@ def test_any_verify_widths(widths):
   'settings', [{'temperature': 0.0}, {'temperature': 1.0, 'top_k': 0}]
 )
 def test_no_end_of_text_before_the_minimum(method, settings):
-  eos = tuple(range(0, CFG.vocab_size, 13))  # of eight tokens
+  eos = tuple(range(0, CFG.vocab_size, 10))  # eleven of them
   engine = tiny_model.engine(
     skip_masks.none_skipped(CFG.num_hidden_layers),
     eos,

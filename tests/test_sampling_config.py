@@ -337,6 +337,15 @@ def test_a_wrong_value_is_refused_with_the_file(name, value):
   assert refusal({name: value}).startswith(f'{name}={value!r}: expected ')
 
 
+def test_there_may_be_any_number_of_ends():
+  many = list(range(300))
+  found = from_generation_config({'eos_token_id': many}, WHERE)
+  assert found.eos_token_id == tuple(many)
+  said = refusal({'eos_token_id': [*many, -1]})
+  assert said.startswith('eos_token_id=(0, 1, 2, ') and len(said) < 200
+  assert said.endswith(': expected a token id or several')
+
+
 def test_a_wrong_value_in_a_list_is_refused_with_the_file():
   assert refusal({'eos_token_id': [2, -1]}).startswith('eos_token_id=(2, -1)')
   assert refusal({'stop_strings': ['a\n', '']}).startswith('stop_strings=')

@@ -89,10 +89,10 @@ def tensors(
   """Every tensor of the file, by GGUF's names."""
   from safetensors import safe_open
 
-  infos = weight_files.read_headers(folder)
+  infos = weight_files.read_headers(folder, cfg.tie_word_embeddings)
   for name in checkpoint.expected_weights(cfg, None):
     with safe_open(infos[name].file, 'numpy') as opened:
-      tensor = opened.get_tensor(name)
+      tensor = opened.get_tensor(infos[name].name)
     yield gguf_name(name), gguf_tensor(name, tensor, cfg)
   # What each frequency is divided by: every kind of RoPE in one form.
   ours, _ = rope_frequencies(cfg.rope, cfg.head_dim)
