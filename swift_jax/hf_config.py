@@ -40,6 +40,8 @@ _ROPE_FIELDS = {
     'truncate',
   ),
 }
+# transformers' value of a field that config.json does not have.
+_EOS_OF_LLAMA_CONFIG = 2
 _MODEL_FIELDS = tuple(
   field.name
   for field in dataclasses.fields(ModelConfig)
@@ -197,6 +199,9 @@ def generation_defaults(folder: pathlib.Path) -> SamplingConfig:
 def eos_defaults(folder: pathlib.Path) -> SamplingConfig:
   """End-of-text tokens alone: generation_config.json's, else config.json's.
 
+  Where that has no such field it is transformers' LlamaConfig that says; a null
+  there means none.
+
   Raises:
     InputError: neither an integer, nor a list of them, nor null.
   """
@@ -204,7 +209,10 @@ def eos_defaults(folder: pathlib.Path) -> SamplingConfig:
     path = pathlib.Path(folder) / name
     if name != 'config.json' and not path.exists():
       continue
-    only = {'eos_token_id': read_json(path).get('eos_token_id')}
+    raw = read_json(path)
+    if name == 'config.json':
+      raw = {'eos_token_id': _EOS_OF_LLAMA_CONFIG, **raw}
+    only = {'eos_token_id': raw.get('eos_token_id')}
     said = from_generation_config(only, str(path))
     if said.eos_token_id is not None:
       return said
