@@ -443,7 +443,7 @@ def settings_of(method, max_new_tokens=12, **sampling):
   'make', [chain_model.byte_fallback, chain_model.byte_level]
 )
 def test_only_what_the_model_adds_to_an_answer_is_its_text(make, method):
-  engine = chained(make, 'a 20 b c </s> : g h </s>', '</s>')
+  engine = chained(make, 'a 20 b c </s> 3A g h </s>', '</s>')
   settings = settings_of(method)
   (result,) = engine.generate(TALK, settings)
   assert (result.text, result.finish_reason) == (' bc', 'eos')
