@@ -245,7 +245,7 @@ def test_what_is_asked_is_told_apart_by_its_token_ids(engine):
   other, _ = facts_of(engine)
   assert other['prompts'] == chat['prompts']
   assert other['chat_template'] != chat['chat_template']
-  engine.tokenizer.chat_template = TEMPLATE.replace('\\n', ' ')
+  engine.tokenizer.chat_template = TEMPLATE.replace('\n', ' ')
   seen.add(facts_of(engine)[0]['prompts'])
   # And so is a tokenizer that splits otherwise.
   engine.tokenizer.chat_template = None
