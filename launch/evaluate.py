@@ -39,6 +39,7 @@ from swift_jax.evaluation.tasks import Question, TaskConfig
 if TYPE_CHECKING:
   from swift_jax import DecodeConfig, Engine
   from swift_jax.evaluation.answers import Answer
+  from swift_jax.evaluation.runner import Runner
   from swift_jax.evaluation.workdir import Workdir
 
 _WORKDIR = flags.DEFINE_string(
@@ -135,24 +136,28 @@ def evaluate(
   in_step = config.mesh.across_processes
   mine = questions[process::count]
   asked = questions if in_step else mine
-  engine = common.load_engine(config)
-  facts = facts_of(config, decode, engine, questions)
   workdir = Workdir(_WORKDIR.value, process, count)
+  started = beginning(workdir, in_step)
+  engine = common.load_engine(config)
   # Refuses settings that do not fit before there is a folder that has them.
   runner = Runner(
     engine,
     decode,
     asked,
     workdir,
-    facts['model_id'],
+    model_id(config),
     task.chat,
     frozenset(mine).__contains__,
+    started,
   )
+  facts = facts_of(config, runner, engine, questions, started)
   with contextlib.closing(workdir):
     workdir.open(facts, [question.question_id for question in mine])
     done = answered(workdir, asked, in_step)
     if done and decode.method == 'swift':
       resume_search(engine, workdir, in_step)
+    for line in engine.remarks:
+      common.say(line)
     if len(done) < len(asked):
       common.announce(engine.describe())
       runner.warm_up()
@@ -164,31 +169,54 @@ def evaluate(
   )
 
 
+def beginning(workdir: Workdir, in_step: bool) -> datetime.datetime:
+  """When the run began, or now: the day that chat templates write.
+
+  Processes in step take the first one's, so that they ask the same.
+  """
+  from swift_jax import distributed
+
+  started = workdir.started() or datetime.datetime.now(datetime.UTC)
+  if in_step:
+    said = distributed.of_the_first(started.isoformat().encode())
+    started = datetime.datetime.fromisoformat(said.decode())
+  return started
+
+
+def model_id(config: ConfigDict) -> str:
+  """What answers call the model."""
+  return os.path.basename(os.path.abspath(config.model.path))
+
+
 def facts_of(
   config: ConfigDict,
-  decode: DecodeConfig,
+  runner: Runner,
   engine: Engine,
   questions: Sequence[Question],
+  started: datetime.datetime,
 ) -> dict[str, Any]:
   """What run.json holds: what the run is, and how it came about."""
   import jax
 
   # What stands in no section changes no answer: another start may set it anew.
   sections = {name: config[name].to_dict() for name in SECTIONS}
-  sections['decode']['phase_interval'] = decode.phase_interval
+  sections['decode']['phase_interval'] = runner.decode.phase_interval
   environment = common.environment()
   return {
-    'model_id': os.path.basename(os.path.abspath(config.model.path)),
+    'model_id': model_id(config),
     'fingerprint': engine.fingerprint,
     'dtype': engine.cfg.dtype,
     'questions': tasks.fingerprint(questions),
+    **runner.facts(questions),
     'indices': [question.index for question in questions],
     'num_processes': jax.process_count(),
     'config': sections,
-    'sampling': dataclasses.asdict(engine.resolve(decode.sampling).config),
+    'sampling': dataclasses.asdict(
+      engine.resolve(runner.decode.sampling).config
+    ),
     **environment,
     'commits': [environment['commit']],
-    'started': datetime.datetime.now(datetime.UTC).isoformat(),
+    'started': started.isoformat(),
   }
 
 

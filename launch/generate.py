@@ -11,6 +11,9 @@ Text goes to standard output as it comes; in a batch the first prompt's does,
 and the others' follow whole, so that they do not mix. What is applied that was not
 asked for (a model's generation_config.json, Hugging Face's top_k=50) is said on
 standard error.
+
+In a chat, a last message of the assistant's is continued, and the text is only what
+the model adds; --chat_template_kwargs='{"continue_final_message": false}' closes it.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from absl import flags
 import common
 from ml_collections import ConfigDict
 
-from swift_jax import progress
+from swift_jax import chat_template, progress
 from swift_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +51,12 @@ _CHAT = flags.DEFINE_boolean(
   False,
   "prompts are a user's messages, put into the tokenizer's chat template; a line of"
   ' the prompts file may hold "messages" instead: objects with role and content',
+)
+_CHAT_TEMPLATE_KWARGS = flags.DEFINE_string(
+  'chat_template_kwargs',
+  None,
+  'a JSON object: what the chat template is given, \'{"enable_thinking": false}\''
+  ' or {"tools": [...]}; a line of the prompts file may hold its own, and "tools"',
 )
 _OUTPUT_JSON = flags.DEFINE_string(
   'output_json', None, 'one JSON line a prompt goes to this file'
@@ -73,10 +82,15 @@ METRICS = (
 
 
 class Prompt(NamedTuple):
-  """A prompt, and the flag or line it came from; in a chat, its messages."""
+  """A prompt, and the flag or line it came from; in a chat, its messages.
+
+  Attributes:
+    arguments: of the chat template, in a chat.
+  """
 
   where: str
   text: str | list[dict[str, Any]]
+  arguments: dict[str, Any] = {}
 
 
 def read_prompts(
@@ -135,14 +149,53 @@ def _parse_line(where: str, line: bytes, is_chat: bool) -> Prompt:
     value = json.loads(line.decode('utf-8-sig'))
   except (ValueError, RecursionError) as error:
     raise InputError(f'{where}: not JSON: {error}') from None
-  if is_chat and isinstance(value, dict) and 'messages' in value:
-    return Prompt(where, _messages(where, value['messages']))
+  arguments = {}
+  if is_chat and isinstance(value, dict):
+    arguments = _arguments(where, value)
+    if 'messages' in value:
+      return Prompt(where, _messages(where, value['messages']), arguments)
   if not isinstance(value, dict) or not isinstance(value.get('prompt'), str):
     wanted = 'expected an object with a string "prompt"'
     if isinstance(value, dict) and 'messages' in value:
       wanted += ', or --chat for "messages"'
     raise InputError(f'{where}: {wanted}, found {value!r:.80}')
-  return _checked(where, value['prompt'])
+  return _checked(where, value['prompt'])._replace(arguments=arguments)
+
+
+def _arguments(where: str, line: dict[str, Any]) -> dict[str, Any]:
+  """What a line has for the chat template."""
+  given = line.get('chat_template_kwargs')
+  tools = {'tools': line['tools']} if 'tools' in line else {}
+  try:
+    found = chat_template.check(given)
+    if found.keys() & tools:
+      raise InputError('"tools" and chat_template_kwargs: expected one of them')
+    return {**found, **chat_template.check(tools)}
+  except InputError as error:
+    raise InputError(f'{where}: {error}') from None
+
+
+def read_arguments(text: str | None, is_chat: bool) -> dict[str, Any]:
+  """What the flag has for the chat template.
+
+  Raises:
+    InputError: names the flag.
+  """
+  if text is None:
+    return {}
+  where = f'--chat_template_kwargs={text!r:.80}'
+  if not is_chat:
+    raise InputError(f'{where}: is for --chat')
+  try:
+    value = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'{where}: not JSON: {error}') from None
+  if not isinstance(value, dict):
+    raise InputError(f'{where}: expected a JSON object')
+  try:
+    return chat_template.check(value)
+  except InputError as error:
+    raise InputError(f'--{error}') from None
 
 
 def _messages(where: str, value: Any) -> list[dict[str, Any]]:
@@ -167,11 +220,14 @@ def _checked(where: str, prompt: str) -> Prompt:
 
 
 def encode(
-  engine: Engine, prompts: Sequence[Prompt]
+  engine: Engine, prompts: Sequence[Prompt], arguments: dict[str, Any]
 ) -> tuple[list[str | list[int]], int]:
   """What the engine is given, and the tokens of the longest prompt.
 
   That is a prompt's text, or in a chat the token ids of the template.
+
+  Args:
+    arguments: of the template, where a prompt has none of that name.
 
   Raises:
     InputError: a prompt that the model cannot take; says where it came from.
@@ -179,10 +235,16 @@ def encode(
   given, longest = [], 0
   for prompt in prompts:
     try:
-      (tokens,) = engine.encode([prompt.text])
+      if isinstance(prompt.text, str):
+        (tokens,) = engine.encode([prompt.text])
+        given.append(prompt.text)
+      else:
+        (tokens,) = engine.encode(
+          [prompt.text], {**arguments, **prompt.arguments}
+        )
+        given.append(tokens)
     except InputError as error:
       raise InputError(f'{prompt.where}: {error}') from None
-    given.append(prompt.text if isinstance(prompt.text, str) else tokens)
     longest = max(longest, len(tokens))
   return given, longest
 
@@ -285,15 +347,20 @@ def show_progress(work: Iterable[Any], count: int) -> Iterable[Any]:
 
 def main(config: ConfigDict) -> None:
   prompts = read_prompts(_PROMPT.value, _PROMPTS_FILE.value, _CHAT.value)
+  arguments = read_arguments(_CHAT_TEMPLATE_KWARGS.value, _CHAT.value)
   decode = common.decode_config(config)
   path = _OUTPUT_JSON.value
   with contextlib.ExitStack() as stack:
     output = None if path is None else stack.enter_context(JsonLines(path))
     engine = common.load_engine(config)
     # Refuses a bad prompt before any text is written.
-    given, longest = encode(engine, prompts)
+    given, longest = encode(engine, prompts, arguments)
+    if _CHAT.value:
+      decode = engine.for_chats(decode)
     applied = engine.resolve(decode.sampling)
     common.announce(engine.describe())
+    for line in engine.remarks:
+      print(line, file=sys.stderr)
     # So that the times are those of writing.
     engine.warmup(decode, longest, search=False)
     if applied.is_remarkable:

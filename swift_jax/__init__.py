@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # who checks types knows these names and no other
+  from swift_jax.chat_template import Conversation as Conversation
   from swift_jax.config import DecodeConfig as DecodeConfig
   from swift_jax.config import DraftConfig as DraftConfig
   from swift_jax.config import ModelConfig as ModelConfig
@@ -15,7 +16,6 @@ if TYPE_CHECKING:  # who checks types knows these names and no other
   from swift_jax.errors import InputError as InputError
   from swift_jax.metrics import Metrics as Metrics
   from swift_jax.metrics import Round as Round
-  from swift_jax.prompts import Conversation as Conversation
   from swift_jax.prompts import Prompt as Prompt
   from swift_jax.sampling_config import SamplingConfig as SamplingConfig
   from swift_jax.skip_mask import SkipMask as SkipMask
@@ -25,7 +25,7 @@ __version__ = '0.1.0'
 # Where each public name lives. Looked up when used: importing the package loads
 # neither transformers nor gpjax.
 _PUBLIC = {
-  'Conversation': 'swift_jax.prompts',
+  'Conversation': 'swift_jax.chat_template',
   'DecodeConfig': 'swift_jax.config',
   'DraftConfig': 'swift_jax.config',
   'Engine': 'swift_jax.engine',

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import logging
 import reprlib
@@ -17,7 +18,8 @@ import jax
 import numpy as np
 
 import swift_jax
-from swift_jax import checkpoint, quantised, sharding
+from swift_jax import chat_template, checkpoint, quantised, sharding
+from swift_jax.chat_template import Arguments, Conversation
 from swift_jax.checks import require
 from swift_jax.config import (
   WEIGHTS,
@@ -30,11 +32,11 @@ from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
 from swift_jax.metrics import Metrics, Round, ratio
 from swift_jax.prompts import (
-  Conversation,
   Prompt,
   as_list,
   encode,
-  encode_chat,
+  encode_text,
+  is_conversation,
   needs_tokenizer,
 )
 from swift_jax.sampling_config import Resolved, SamplingConfig, resolve
@@ -94,6 +96,8 @@ class Engine:
     tokenizer: a transformers tokenizer; None where prompts are token ids, and
       where it cannot be read.
     defaults: sampling settings of the model's `generation_config.json`.
+    remarks: what was done to prompts and chats that nobody asked for, a line each;
+      the logger `swift_jax` has them as warnings.
     searcher: the search and its incumbent.
     model: the target on its devices.
   """
@@ -129,6 +133,7 @@ class Engine:
     self._refused: InputError | None = None
     self._no_tokenizer: InputError | None = None
     self._said: set[str] = set()  # settings that have been logged
+    self.remarks: list[str] = []
     self.model = Model(cfg, graphdef, params, draft or DraftConfig(), mesh)
     self.searcher = self._make_searcher(search)
 
@@ -298,6 +303,45 @@ class Engine:
     if self._no_tokenizer is not None and self.tokenizer is None:
       raise InputError(str(self._no_tokenizer)) from self._no_tokenizer
 
+  def for_chats(self, decode: DecodeConfig | None = None) -> DecodeConfig:
+    """The settings with which a conversation is answered.
+
+    They end an answer at the tokenizer's end of text too, as well as at those of
+    the model's files, unless the caller gives `eos_token_id`. `generate` does that
+    by itself for a conversation that it gets as messages; this is for one that is
+    token ids already.
+    """
+    decode = decode or DecodeConfig()
+    sampling, token = decode.sampling, self._end_of_turn()
+    if sampling.eos_token_id is not None or token is None:
+      return decode
+    ends = resolve(sampling, self.defaults).config.eos_token_id or ()
+    if token in ends:
+      return decode
+    if not decode.ignore_eos:
+      others = (
+        f"as well as at {', '.join(map(str, ends))} of the model's files"
+        if ends
+        else "since the model's files name no end of text"
+      )
+      name = self.tokenizer.convert_ids_to_tokens(token)
+      self._remark(
+        f"a chat ends at the tokenizer's {name!r} ({token}), {others};"
+        ' sampling.eos_token_id says otherwise'
+      )
+    sampling = dataclasses.replace(sampling, eos_token_id=(*ends, token))
+    return dataclasses.replace(decode, sampling=sampling)
+
+  def _end_of_turn(self) -> int | None:
+    """The tokenizer's end of text, if the model can write it."""
+    token: int | None = getattr(self.tokenizer, 'eos_token_id', None)
+    return None if token is None or token >= self.cfg.vocab_size else token
+
+  def _remark(self, line: str) -> None:
+    if line not in self.remarks:
+      self.remarks.append(line)
+      _LOGGER.warning(line)
+
   def generate(
     self,
     prompts: Prompt | Sequence[Prompt],
@@ -305,19 +349,25 @@ class Engine:
     on_text: Callable[[int, str], None] | None = None,
     streamer: Any = None,
     indices: Sequence[int] | None = None,
+    chat_template_kwargs: Arguments | None = None,
   ) -> list[Result]:
     """Continues one or many prompts.
 
     Args:
       prompts: one, or a list of any kinds: a string; token ids; or a conversation,
         `{'role': ..., 'content': ...}` in turn, which is put into the tokenizer's
-        chat template for the answer.
+        chat template for the answer, or for what follows the last message if that
+        is the assistant's.
       decode: method, limits, batch size, sampling.
       on_text: called with a prompt's index and a piece of its text as it comes.
       streamer: a transformers `BaseStreamer`, for one prompt: gets the prompt's
         token ids, those of the text as they come, and its end.
       indices: of the prompts in the run, on which with the seed their draws depend;
         0, 1, ... if None.
+      chat_template_kwargs: for the chat template of every conversation: `tools`,
+        `documents`, and what the template knows, as `enable_thinking`;
+        `continue_final_message=False` closes a last message of the assistant's, to
+        be followed by another one.
 
     Returns:
       A result a prompt, in order: a list for one prompt too.
@@ -337,10 +387,11 @@ class Engine:
     with contextlib.ExitStack() as stack:
       if streamer is not None:
         self.resolve((decode or DecodeConfig()).sampling)
-        streamer.put(np.asarray(self.encode(prompts)))
+        encoded = self.encode(prompts, chat_template_kwargs)
+        streamer.put(np.asarray(encoded))
         stack.callback(streamer.end)  # whoever reads it waits for that
       # Closed at once if a reader fails: what was found is kept.
-      steps = self._write(prompts, decode, indices)
+      steps = self._write(prompts, decode, indices, chat_template_kwargs)
       for step in stack.enter_context(contextlib.closing(steps)):
         if isinstance(step, Result):
           results.append(step)
@@ -352,7 +403,11 @@ class Engine:
     return results
 
   def stream(
-    self, prompt: Prompt, decode: DecodeConfig | None = None, index: int = 0
+    self,
+    prompt: Prompt,
+    decode: DecodeConfig | None = None,
+    index: int = 0,
+    chat_template_kwargs: Arguments | None = None,
   ) -> Iterator[str]:
     """The text of one prompt, in pieces that split no character and hold no
     part of a stop string; to leave off early, drop the iterator.
@@ -363,6 +418,7 @@ class Engine:
       prompt: of a kind that `generate` takes.
       decode: as there.
       index: of the prompt in the run, as `indices` there.
+      chat_template_kwargs: as there.
 
     Raises:
       InputError: as `generate`, when the first piece is asked for.
@@ -373,26 +429,50 @@ class Engine:
         f'prompt={prompts!r:.80}: expected one prompt, not {len(prompts)}'
       )
     self._check_tokenizer()
-    for step in self._write(prompts, decode, [index]):
+    for step in self._write(prompts, decode, [index], chat_template_kwargs):
       if isinstance(step, Piece) and step.text:
         yield step.text
 
-  def encode_chat(self, messages: Conversation) -> list[int]:
-    """Token ids of a conversation, up to where the answer begins.
+  def encode_chat(
+    self,
+    messages: Conversation,
+    chat_template_kwargs: Arguments | None = None,
+  ) -> list[int]:
+    """Token ids of a conversation, up to where the model goes on.
 
     However long it is: `encode` refuses one that the context does not hold.
+
+    Args:
+      messages: a last one of the assistant's is continued.
+      chat_template_kwargs: as for `generate`.
 
     Raises:
       InputError: the tokenizer has no template, or it refuses the messages.
     """
     self._check_tokenizer()
-    return encode_chat(messages, self.tokenizer)
+    return chat_template.encode(messages, self.tokenizer, chat_template_kwargs)
+
+  def encode_text(self, text: str) -> list[int]:
+    """Token ids of a text to go on with, however long it is.
+
+    With what the tokenizer sets before each text, once, and without an end of text.
+
+    Raises:
+      InputError: the text is empty, or there is no tokenizer.
+    """
+    if not text:
+      raise InputError('the prompt is empty')
+    self._check_tokenizer()
+    if self.tokenizer is None:
+      raise InputError('the engine has no tokenizer')
+    return encode_text(text, self.tokenizer, self._remark)
 
   def _write(
     self,
     prompts: Sequence[Prompt],
     decode: DecodeConfig | None,
     indices: Sequence[int] | None,
+    chat_template_kwargs: Arguments | None,
   ) -> Generator[Piece | Result, None, None]:
     """Batch by batch: pieces as they come, then a result a prompt."""
     decode = DecodeConfig() if decode is None else decode
@@ -400,7 +480,7 @@ class Engine:
       raise InputError(
         f'decode={decode!r:.80}: expected a DecodeConfig, which has `sampling`'
       )
-    encoded = self.encode(prompts)
+    encoded = self.encode(prompts, chat_template_kwargs)
     if indices is None:
       indices = range(len(encoded))
     if len(indices) != len(encoded):
@@ -414,13 +494,12 @@ class Engine:
           f'indices={list(indices)!r:.80}: {index!r} is no integer in [0, 2**32)'
         )
     try:
-      for at in range(0, len(encoded), decode.batch_size):
-        rows = slice(at, at + decode.batch_size)
+      for rows, settings in self._batches(prompts, decode):
         session = self.session(
-          encoded[rows], decode, self.searcher, indices[rows]
+          encoded[rows], settings, self.searcher, indices[rows]
         )
         for piece in session.run():
-          yield piece._replace(row=at + piece.row)
+          yield piece._replace(row=rows.start + piece.row)
         self._save_set()
         parts = zip(prompts[rows], session.rows, session.rounds(), strict=True)
         del session.state  # its cache makes room for the next batch's
@@ -432,6 +511,23 @@ class Engine:
       if self._has_saved:
         error.add_note(f'the skip set is in {self.searcher.cfg.save}')
       raise
+
+  def _batches(
+    self, prompts: Sequence[Prompt], decode: DecodeConfig
+  ) -> Iterator[tuple[slice, DecodeConfig]]:
+    """Which prompts ride together, and where their texts end.
+
+    A chat may end at other tokens than a text; a batch has one set of them.
+    """
+    is_chat = [is_conversation(prompt) for prompt in prompts]
+    chats = self.for_chats(decode) if any(is_chat) else decode
+    settings = [chats if chat else decode for chat in is_chat]
+    at = 0
+    for kind, group in itertools.groupby(settings):
+      end = at + len(list(group))
+      for start in range(at, end, decode.batch_size):
+        yield slice(start, min(start + decode.batch_size, end)), kind
+      at = end
 
   def _resolved(self, decode: DecodeConfig) -> DecodeConfig:
     """The settings without a gap."""
@@ -590,8 +686,15 @@ class Engine:
       indices,
     )
 
-  def encode(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
+  def encode(
+    self,
+    prompts: Prompt | Sequence[Prompt],
+    chat_template_kwargs: Arguments | None = None,
+  ) -> list[list[int]]:
     """Token ids of each prompt.
+
+    Args:
+      chat_template_kwargs: as for `generate`.
 
     Raises:
       InputError: as `generate`; names the prompt by its index.
@@ -599,8 +702,13 @@ class Engine:
     prompts = as_list(prompts)
     if any(map(needs_tokenizer, prompts)):
       self._check_tokenizer()
+    given = chat_template.check(chat_template_kwargs)
+    if given and not any(map(is_conversation, prompts)):
+      self._remark(
+        'chat_template_kwargs: without effect, since no prompt is a conversation'
+      )
     return [
-      encode(i, prompt, self.tokenizer, self.cfg)
+      encode(i, prompt, self.tokenizer, self.cfg, self._remark, given)
       for i, prompt in enumerate(prompts)
     ]
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
+from swift_jax import chat_template
+from swift_jax.chat_template import Conversation
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
-from swift_jax.hf_config import one_line
 
-Conversation = Sequence[Mapping[str, Any]]
-"""`{'role': ..., 'content': ...}` in turn, the last one to answer."""
 Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]] | Conversation
 """A string, token ids or a conversation."""
 
@@ -42,18 +41,25 @@ def needs_tokenizer(prompt: Prompt) -> bool:
 
 
 def encode(
-  index: int, prompt: Prompt, tokenizer: Any, cfg: ModelConfig
+  index: int,
+  prompt: Prompt,
+  tokenizer: Any,
+  cfg: ModelConfig,
+  remark: Callable[[str], None],
+  arguments: chat_template.Arguments | None = None,
 ) -> list[int]:
   """Token ids of a prompt that the model can take.
 
   Args:
     index: what errors call it.
+    remark: called as by `encode_text`.
+    arguments: of the chat template, where the prompt is a conversation.
 
   Raises:
     InputError: of no kind that is known, empty, longer than the context, or a
       token outside the vocabulary.
   """
-  ids = _ids(index, prompt, tokenizer)
+  ids = _ids(index, prompt, tokenizer, remark, arguments)
   for token in ids:
     if not 0 <= token < cfg.vocab_size:
       raise InputError(
@@ -69,16 +75,23 @@ def encode(
   return ids
 
 
-def _ids(index: int, prompt: Any, tokenizer: Any) -> list[int]:
+def _ids(
+  index: int,
+  prompt: Any,
+  tokenizer: Any,
+  remark: Callable[[str], None],
+  arguments: chat_template.Arguments | None,
+) -> list[int]:
+  ids: Sequence[Any]
   if isinstance(prompt, str):
     if tokenizer is None and prompt:
       raise InputError(f'prompt {index}: the engine has no tokenizer')
-    ids = tokenizer(prompt)['input_ids'] if prompt else []
+    ids = encode_text(prompt, tokenizer, remark) if prompt else []
   elif not _is_list(prompt):
     raise _wrong_kind(index, prompt)
-  elif any(isinstance(part, Mapping) for part in prompt):
+  elif is_conversation(prompt):
     try:
-      ids = encode_chat(prompt, tokenizer)
+      ids = chat_template.encode(prompt, tokenizer, arguments)
     except InputError as error:
       raise InputError(f'prompt {index}: {error}') from error
   else:
@@ -92,31 +105,49 @@ def _ids(index: int, prompt: Any, tokenizer: Any) -> list[int]:
   return ids
 
 
-def encode_chat(messages: Conversation, tokenizer: Any) -> list[int]:
-  """Token ids of a conversation, up to where the answer begins.
+def encode_text(
+  text: str, tokenizer: Any, remark: Callable[[str], None]
+) -> list[int]:
+  """Token ids of a text that is to go on.
 
-  Raises:
-    InputError: the tokenizer has no template, or it refuses the messages.
+  What the tokenizer sets before each text is left off where the text begins with
+  it already, and an end of text that it sets behind each always is.
+
+  Args:
+    text: with at least a character.
+    remark: called with a line that says so, the same for all texts.
   """
-  for message in messages:
-    # What else a message needs is its template's to say.
-    if not isinstance(message, Mapping) or 'role' not in message:
-      raise InputError(f'message {message!r:.80}: expected role and content')
-  if getattr(tokenizer, 'chat_template', None) is None:
-    raise InputError(
-      'the tokenizer has no chat template: this is no chat model'
+  encoded = tokenizer(text, return_special_tokens_mask=True)
+  ids, is_set = list(encoded['input_ids']), encoded['special_tokens_mask']
+  own = [at for at, mark in enumerate(is_set) if not mark] or [len(ids)]
+  before, body, behind = (
+    ids[: own[0]],
+    ids[own[0] : own[-1] + 1],
+    ids[own[-1] + 1 :],
+  )
+  if before and body[: len(before)] == before:
+    remark(
+      f'a prompt that begins with {_names(before, tokenizer)} gets no second one'
+      ' from the tokenizer'
     )
-  try:
-    encoded = tokenizer.apply_chat_template(
-      list(messages), add_generation_prompt=True, return_dict=True
+    before = []
+  end = getattr(tokenizer, 'eos_token_id', None)
+  if end in behind:
+    remark(
+      f'the {_names([end], tokenizer)} that the tokenizer sets behind a prompt'
+      ' is left off: the text goes on'
     )
-  # Templates raise jinja's errors, and what their expressions run into.
-  except Exception as error:
-    kind = type(error).__name__
-    raise InputError(
-      f'the chat template refuses {messages!r:.80}: {kind}: {one_line(error)}'
-    ) from error
-  return list(encoded['input_ids'])
+    behind = [token for token in behind if token != end]
+  return before + body + behind
+
+
+def _names(ids: Sequence[int | None], tokenizer: Any) -> str:
+  return repr(''.join(tokenizer.convert_ids_to_tokens(ids)))
+
+
+def is_conversation(prompt: object) -> bool:
+  """Whether a prompt is messages, or is meant to be."""
+  return _is_list(prompt) and any(isinstance(p, Mapping) for p in prompt)
 
 
 def _plain(value: Any) -> Any:
@@ -124,7 +155,7 @@ def _plain(value: Any) -> Any:
   return value.tolist() if hasattr(value, 'tolist') else value
 
 
-def _is_list(value: Any) -> bool:
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
   is_bytes = isinstance(value, (bytes, bytearray))
   return isinstance(value, Sequence) and not is_bytes
 

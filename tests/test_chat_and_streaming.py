@@ -1,8 +1,10 @@
 """Streams, streamers, chats and seeds, with tokenizers as models have them."""
 
+import copy
 import re
 import threading
 
+import chain_model
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,9 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from swift_jax import skip_mask
+from swift_jax.config import DecodeConfig
 from swift_jax.errors import InputError
+from swift_jax.sampling_config import SamplingConfig
 
 BOS = 1
 INCOMPLETE = '\ufffd'
@@ -355,8 +359,12 @@ def test_one_prompt_in_a_list_is_one(engine):
 
 def template_ids(tokenizer, messages):
   """By way of the text, which holds the special tokens already."""
+  is_begun = messages[-1]['role'] == 'assistant'
   text = tokenizer.apply_chat_template(
-    messages, tokenize=False, add_generation_prompt=True
+    messages,
+    tokenize=False,
+    add_generation_prompt=not is_begun,
+    continue_final_message=is_begun,
   )
   return tokenizer(text, add_special_tokens=False)['input_ids']
 
@@ -369,7 +377,8 @@ def essence(results):
 def test_a_chat_is_its_template_continued(engine, tokenizer, settings):
   several = [MESSAGES, MESSAGES[:1], tuple(MESSAGES[:2])]
   ids = [template_ids(tokenizer, list(messages)) for messages in several]
-  wanted = essence(engine.generate(ids, decode(**settings)))
+  chats = engine.for_chats(decode(**settings))
+  wanted = essence(engine.generate(ids, chats))
   results = engine.generate(several, decode(**settings))
   assert essence(results) == wanted
   assert [result.prompt for result in results] == several
@@ -405,6 +414,151 @@ def test_a_chat_goes_wherever_a_prompt_does(engine):
   assert essence(results) == essence([third])
   with pytest.raises(InputError, match='expected one prompt, not 2'):
     engine.generate([MESSAGES] * 2, streamer=Spy())
+
+
+CHAINED = (
+  '{{ bos_token }}{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n'
+  '{% endfor %}{% if add_generation_prompt %}a:{% endif %}{{ more }}'
+)
+TALK = [
+  {'role': 'user', 'content': 'hi'},
+  {'role': 'assistant', 'content': 'wxa'},
+]
+
+
+def chained(make, names, eos='<|im_end|>', **how):
+  """An engine that writes a chain and chats in a template."""
+  tokenizer = copy.deepcopy(make())
+  tokenizer.chat_template, tokenizer.eos_token = CHAINED, eos
+  return chain_model.engine(tokenizer, chain_model.ids(tokenizer, names), **how)
+
+
+def settings_of(method, max_new_tokens=12, **sampling):
+  sampling = SamplingConfig(max_new_tokens=max_new_tokens, **sampling)
+  return DecodeConfig(method=method, batch_size=2, sampling=sampling)
+
+
+@pytest.mark.parametrize('method', ['plain', 'swift'])
+@pytest.mark.parametrize(
+  'make', [chain_model.byte_fallback, chain_model.byte_level]
+)
+def test_only_what_the_model_adds_to_an_answer_is_its_text(make, method):
+  engine = chained(make, 'a 20 b c </s> 3A g h </s>', '</s>')
+  settings = settings_of(method)
+  (result,) = engine.generate(TALK, settings)
+  assert (result.text, result.finish_reason) == (' bc', 'eos')
+  assert ''.join(engine.stream(TALK, settings)) == ' bc'
+  # What is told to the template reaches it by each way.
+  close = {'continue_final_message': False}
+  (ids,) = engine.encode(TALK, close)
+  assert ids == engine.encode_chat(TALK, close) != engine.encode_chat(TALK)
+  (closed,) = engine.generate(TALK, settings, chat_template_kwargs=close)
+  assert closed.text == 'gh'
+  spy, pieces = Spy(), engine.stream(TALK, settings, chat_template_kwargs=close)
+  assert ''.join(pieces) == 'gh'
+  engine.generate(TALK, settings, streamer=spy, chat_template_kwargs=close)
+  assert spy.puts[0] == ids
+  told = {'more': 'a'}
+  (result,) = engine.generate(TALK[:1], settings, chat_template_kwargs=told)
+  assert result.text == ' bc'
+
+
+@pytest.mark.parametrize('method', ['plain', 'swift'])
+def test_a_chat_ends_at_the_tokenizers_end_too(method, caplog):
+  """As Llama 3's first release: <|eot_id|> is in neither of its files."""
+  engine = chained(
+    chain_model.byte_level,
+    'a b <|im_end|> c </s> d d',
+    defaults=SamplingConfig(eos_token_id=2),
+  )
+  settings = settings_of(method)
+  text = 'hia'
+  results = engine.generate([text, TALK, TALK, text, TALK], settings)
+  whole = chain_model.ids(engine.tokenizer, 'b <|im_end|> c </s>')
+  wanted = [whole, whole[:2], whole[:2], whole, whole[:2]]
+  assert [result.tokens for result in results] == wanted
+  assert [result.text for result in results] == ['bc', 'b', 'b', 'bc', 'b']
+  assert {result.finish_reason for result in results} == {'eos'}
+  # Pieces and results keep the places of their prompts.
+  shown = {}
+  engine.generate(
+    [text, TALK, TALK, text, TALK],
+    settings,
+    on_text=lambda row, piece: shown.setdefault(row, []).append(piece),
+  )
+  assert [''.join(shown[row]) for row in range(5)] == [r.text for r in results]
+  assert ''.join(engine.stream(TALK, settings)) == 'b'
+  lines = [
+    record.getMessage()
+    for record in caplog.records
+    if record.getMessage().startswith('a chat')
+  ]
+  assert (
+    lines
+    == engine.remarks
+    == [
+      "a chat ends at the tokenizer's '<|im_end|>' (3), as well as at 2 of the"
+      " model's files; sampling.eos_token_id says otherwise"
+    ]
+  )
+  # Token ids of a chat are no messages: who has them asks for its ends.
+  (ids,) = engine.encode(TALK)
+  (plain,) = engine.generate(ids, settings)
+  (chat,) = engine.generate(ids, engine.for_chats(settings))
+  assert (plain.tokens, chat.tokens) == (whole, whole[:2])
+
+
+def test_who_names_an_end_has_that_one():
+  engine = chained(
+    chain_model.byte_level,
+    'a b <|im_end|> c </s> d d',
+    defaults=SamplingConfig(eos_token_id=2),
+  )
+  whole = chain_model.ids(engine.tokenizer, 'b <|im_end|> c </s> d')
+  for given, length in (((2,), 4), ((2, 3), 2), ((), 5), ((9,), 5)):
+    settings = settings_of('plain', 5, eos_token_id=given)
+    assert engine.for_chats(settings) == settings
+    (result,) = engine.generate(TALK, settings)
+    assert result.tokens == [*whole, *whole[-1:]][:length]
+  assert engine.remarks == []
+
+
+@pytest.mark.parametrize('eos', ['<|im_end|>', None, '<new>', '</s>'])
+@pytest.mark.parametrize('files', [(2,), (2, 7), (), None])
+def test_the_ends_of_a_chat_are_all_that_are_known(eos, files):
+  tokenizer = copy.deepcopy(chain_model.byte_level())
+  tokenizer.eos_token = eos
+  engine = chain_model.engine(
+    tokenizer, defaults=SamplingConfig(eos_token_id=files)
+  )
+  decode = DecodeConfig(method='plain')
+  found = engine.resolve(engine.for_chats(decode).sampling).config.eos_token_id
+  own = {'<|im_end|>': 3, '</s>': 2}.get(eos)  # the model cannot write <new>
+  assert set(found) == {*(files or ()), *([] if own is None else [own])}
+  is_new = own is not None and own not in (files or ())
+  assert len(engine.remarks) == is_new
+  if is_new and not files:
+    said = "since the model's files name no end of text"
+    assert said in engine.remarks[0]
+
+
+def test_a_chat_that_is_told_to_go_on_does(caplog):
+  engine = chained(chain_model.byte_level, 'a b <|im_end|> c </s> d d')
+  settings = settings_of('plain', 5)
+  settings = DecodeConfig('plain', ignore_eos=True, sampling=settings.sampling)
+  (result,) = engine.generate(TALK, settings)
+  assert len(result.tokens) == 5 and not engine.remarks
+
+
+def test_arguments_without_a_conversation_are_said_to_be_idle():
+  engine = chained(chain_model.byte_level, 'a b')
+  given = {'enable_thinking': False}
+  assert engine.encode('hi', given) == engine.encode('hi')
+  assert engine.remarks == [
+    'chat_template_kwargs: without effect, since no prompt is a conversation'
+  ]
+  with pytest.raises(InputError, match='^chat_template_kwargs: tokenize=False'):
+    engine.encode('hi', {'tokenize': False})
 
 
 @pytest.mark.parametrize('tokenizer', [None, make_tokenizer()])

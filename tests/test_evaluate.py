@@ -1,10 +1,14 @@
 """The launcher of evaluations: what it writes, how it goes on, what it refuses."""
 
+import datetime
 import json
 import signal
+import types
 
 import evaluation_runs as er
 import pytest
+
+from swift_jax import chat_template
 
 METHODS = ('plain', 'swift', 'prompt_lookup')
 KEYS = {
@@ -91,6 +95,111 @@ def test_another_config_is_refused_and_a_damaged_search_named(
   (tmp_path / 'search.json').write_text('{')
   status, _, err = evaluate(tmp_path, swift)
   assert status == 2 and f'--workdir={tmp_path}/search.json: is no' in err
+
+
+DATED = (
+  "{{ strftime_now('%d %b %Y') }}\n{% for m in messages %}{{ m.content }}\n"
+  '{% endfor %}{% if add_generation_prompt %}# {% endif %}'
+)
+
+
+@pytest.fixture
+def chats(asked, tmp_path):
+  """A model that writes the day into its prompts."""
+  folder = tmp_path / 'chats'
+  folder.mkdir()
+  for file in asked[0].iterdir():
+    (folder / file.name).symlink_to(file)
+  (folder / 'chat_template.jinja').write_text(DATED)
+  return folder
+
+
+def test_a_chat_goes_on_on_another_day_with_the_same_prompts(
+  evaluate, chats, tmp_path, monkeypatch
+):
+  import evaluate as launcher
+
+  settings = (f'--config.model.path={chats}', '--config.decode.method=plain')
+
+  def run(name, day):
+    now = datetime.datetime(2026, 12, day, 12, tzinfo=datetime.UTC)
+    fixed = types.SimpleNamespace(
+      datetime=types.SimpleNamespace(
+        now=lambda zone: now, fromisoformat=datetime.datetime.fromisoformat
+      ),
+      UTC=datetime.UTC,
+    )
+    monkeypatch.setattr(launcher, 'datetime', fixed)
+    return evaluate(tmp_path / name, *settings)
+
+  def facts(name):
+    return json.loads((tmp_path / name / 'run.json').read_text())
+
+  for name, day in (('one', 1), ('broken', 1), ('two', 2)):
+    assert run(name, day)[0] == 0
+  same = {name: facts(name)['prompts'] for name in ('one', 'broken', 'two')}
+  assert same['one'] == same['broken'] != same['two']
+  assert facts('one')['chat_template'] == chat_template.fingerprint(DATED)
+  file = tmp_path / 'broken' / 'answers.jsonl'
+  file.write_bytes(b''.join(file.read_bytes().splitlines(keepends=True)[:3]))
+  status, out, _ = run('broken', 2)
+  assert status == 0 and '8 questions answered, 3 of them before' in out
+  assert er.texts(tmp_path / 'broken') == er.texts(tmp_path / 'one')
+  assert er.texts(tmp_path / 'two') != er.texts(tmp_path / 'one')
+  assert facts('broken')['started'] == facts('one')['started']
+  # Another template is another run, even where it says the same.
+  before = (tmp_path / 'one' / 'run.json').read_bytes()
+  (chats / 'chat_template.jinja').write_text(DATED + '{# changed #}')
+  status, out, err = run('one', 1)
+  assert (status, out, err.count('\n')) == (2, '', 1)
+  assert ': is of another run: chat_template=' in err and 'prompts' not in err
+  (chats / 'chat_template.jinja').write_text(DATED.replace('# ', '#'))
+  assert "; prompts='" in run('one', 1)[2]
+  # A run of an older version does not say what it asked.
+  old = json.loads(before)
+  del old['prompts'], old['chat_template']
+  (tmp_path / 'one' / 'run.json').write_text(json.dumps(old))
+  status, out, err = run('one', 1)
+  assert (status, out, err.count('\n')) == (2, '', 1)
+  assert 'run.json: does not say which prompts were asked' in err
+
+
+def test_the_ends_of_a_chat_are_said_and_are_part_of_the_run(
+  evaluate, chats, tmp_path
+):
+  """The demo's tokenizer has an end of text, the small model's files none."""
+  settings = (f'--config.model.path={chats}', '--config.decode.method=plain')
+  status, _, err = evaluate(tmp_path / 'run', *settings)
+  said = "a chat ends at the tokenizer's '<|endoftext|>' (0), since the model's"
+  assert status == 0 and err.count(said) == 1
+  facts = json.loads((tmp_path / 'run' / 'run.json').read_text())
+  assert facts['sampling']['eos_token_id'] == [0]
+  text = '--config.task.chat=False'
+  status, _, err = evaluate(tmp_path / 'text', *settings, text)
+  assert status == 0 and said not in err
+  facts = json.loads((tmp_path / 'text' / 'run.json').read_text())
+  assert facts['sampling']['eos_token_id'] == []
+  assert facts['chat_template'] is None
+
+
+def test_processes_in_step_begin_when_the_first_does(monkeypatch, tmp_path):
+  import evaluate as launcher
+
+  from swift_jax import distributed
+  from swift_jax.evaluation.workdir import Workdir
+
+  first = datetime.datetime(2026, 12, 1, tzinfo=datetime.UTC)
+  given = []
+
+  def of_the_first(content):
+    given.append(content)
+    return first.isoformat().encode()
+
+  monkeypatch.setattr(distributed, 'of_the_first', of_the_first)
+  workdir = Workdir(str(tmp_path), 1, 2)
+  assert launcher.beginning(workdir, in_step=True) == first and given
+  alone = launcher.beginning(workdir, in_step=False)
+  assert alone != first and len(given) == 1
 
 
 def test_drawn_text_does_not_depend_on_the_batch_or_a_restart(

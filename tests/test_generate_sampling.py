@@ -1,5 +1,6 @@
 """The launcher's sampling settings and chats: what is refused, said and written."""
 
+import copy
 import json
 import os
 import pathlib
@@ -8,6 +9,7 @@ import sys
 
 import common
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from swift_jax import Engine, SearchConfig
 from swift_jax.demo import MODEL_DIR
@@ -185,6 +187,141 @@ def test_a_chat_is_its_template_continued(
   )
   assert again == (0, out, '')
   assert [record['text'] in out for record in records] == [True, True]
+
+
+@pytest.mark.parametrize(
+  'value, said',
+  [
+    ('{', ': not JSON: '),
+    ('', ': not JSON: '),
+    ('[1]', ': expected a JSON object'),
+    ('"x"', ': expected a JSON object'),
+    ('null', ': expected a JSON object'),
+    ('[' * 100_000, ': not JSON: '),
+  ],
+)
+def test_template_arguments_that_are_no_object(
+  launch, monkeypatch, value, said
+):
+  monkeypatch.setattr(common, 'load_engine', None)
+  flag = f'--chat_template_kwargs={value}'
+  shown = f'--chat_template_kwargs={value!r:.80}{said}'
+  assert_refused(launch('--chat', '--prompt=x', flag), shown)
+
+
+def test_template_arguments_that_cannot_be_given(launch, monkeypatch, tmp_path):
+  monkeypatch.setattr(common, 'load_engine', None)
+  flag = '--chat_template_kwargs={"tokenize": false}'
+  ended = launch('--chat', '--prompt=x', flag)
+  said = 'chat_template_kwargs: tokenize=False: cannot be given: '
+  assert_refused(ended, f'generate.py: --{said}')
+  flag = '--chat_template_kwargs={}'
+  assert_refused(
+    launch('--prompt=x', flag), f"{flag[:23]}'{{}}': is for --chat"
+  )
+  for given, wanted in [
+    ({'chat_template_kwargs': {'tokenize': False}}, said),
+    ({'chat_template_kwargs': 3}, 'chat_template_kwargs=3: expected values'),
+    ({'tools': 'find'}, "tools='find': expected a list of objects"),
+    (
+      {'tools': [], 'chat_template_kwargs': {'tools': []}},
+      '"tools" and chat_template_kwargs: expected one of them',
+    ),
+  ]:
+    file = lines(tmp_path, {'prompt': 'x'}, {'prompt': 'y', **given})
+    ended = launch('--chat', f'--prompts_file={file}')
+    assert_refused(ended, f'--prompts_file={file}, line 2: ', wanted)
+
+
+def test_a_template_is_given_what_the_flag_and_the_line_have(
+  launch, loaded, monkeypatch, tmp_path
+):
+  """The same text where the prompt is written out by hand."""
+  template = (
+    '{% for m in messages %}{{ m.content }}\n{% endfor %}# {{ style }}\n'
+    '{% for t in tools or [] %}def {{ t.name }}({% endfor %}'
+  )
+  monkeypatch.setattr(loaded.tokenizer, 'chat_template', template)
+  message = {'role': 'user', 'content': 'import os'}
+  file = lines(
+    tmp_path,
+    {'prompt': 'import os'},
+    {'messages': [message], 'chat_template_kwargs': {'style': 'own'}},
+    {'messages': [message], 'tools': [{'name': 'find'}]},
+  )
+  flags = [
+    *('--config.decode.method=plain', '--config.sampling.max_new_tokens=4'),
+    QUIET,
+  ]
+  given = '--chat_template_kwargs={"style": "all"}'
+  talk = launch('--chat', f'--prompts_file={file}', given, *flags)
+  written = [
+    'import os\n# all\n',
+    'import os\n# own\n',
+    'import os\n# all\ndef find(',
+  ]
+  file = lines(tmp_path, *({'prompt': text} for text in written))
+  assert launch(f'--prompts_file={file}', *flags) == talk
+  assert talk[0] == 0 and talk[2] == ''
+
+
+def test_the_answer_that_is_begun_is_continued(
+  launch, loaded, monkeypatch, tmp_path
+):
+  monkeypatch.setattr(loaded.tokenizer, 'chat_template', TEMPLATE + '#')
+  talk = [
+    {'role': 'user', 'content': 'code'},
+    {'role': 'assistant', 'content': 'def main('},
+  ]
+  file, seen = lines(tmp_path, {'messages': talk}), []
+  real = loaded.generate
+
+  def generate(prompts, *how, **indices):
+    seen.append(loaded.tokenizer.decode(prompts[0]))
+    return real(prompts, *how, **indices)
+
+  monkeypatch.setattr(loaded, 'generate', generate)
+  flags = [
+    *('--config.decode.method=plain', '--config.sampling.max_new_tokens=2'),
+    QUIET,
+  ]
+  close = '--chat_template_kwargs={"continue_final_message": false}'
+  for more in ([], [close]):
+    assert launch('--chat', f'--prompts_file={file}', *more, *flags)[0] == 0
+  begun = 'user: code\nassistant: def main('
+  assert seen == [begun, f'{begun}\n#']
+
+
+def test_what_is_done_to_prompts_and_chats_is_said_once(
+  launch, loaded, monkeypatch, tmp_path
+):
+  """In a chat the ends, in a text the beginning: a line on standard error."""
+  tokenizer = copy.deepcopy(loaded.tokenizer)
+  tokenizer.chat_template = TEMPLATE
+  tokenizer.eos_token = '#'  # what a comment begins with ends a chat
+  tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+    single='<|endoftext|> $A', special_tokens=[('<|endoftext|>', 0)]
+  )
+  monkeypatch.setattr(loaded, 'tokenizer', tokenizer)
+  flags = [
+    *('--config.decode.method=plain', '--config.sampling.max_new_tokens=2'),
+    QUIET,
+  ]
+  texts = ['<|endoftext|>import os', '<|endoftext|>def f(', 'class A']
+  file = lines(tmp_path, *({'prompt': text} for text in texts))
+  for chat, said in [
+    (
+      '--nochat',
+      "a prompt that begins with '<|endoftext|>' gets no second one",
+    ),
+    (
+      '--chat',
+      f"a chat ends at the tokenizer's '#' ({tokenizer.eos_token_id})",
+    ),
+  ]:
+    monkeypatch.setattr(loaded, 'remarks', [])
+    status, _, err = launch(chat, f'--prompts_file={file}', *flags)
+    assert status == 0 and err.count('\n') == 1 and err.startswith(said)
 
 
 # ---- what is applied and not asked for

@@ -38,6 +38,8 @@ METRICS = Metrics(
 class FakeEngine:
   """Echoes prompts, so that only the launcher is under test."""
 
+  remarks = ()
+
   def describe(self):
     return 'an echo'
 

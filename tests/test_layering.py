@@ -49,6 +49,7 @@ ORDER = {
   'search.acquisition': 4,
   'search': 5,
   'session': 5,
+  'chat_template': 5,
   'prompts': 5,
   'engine': 6,
   'evaluation': 7,

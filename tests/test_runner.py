@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import datetime
 import itertools
 import json
 import types
@@ -13,8 +14,12 @@ from hypothesis import strategies as st
 import jax
 import pytest
 from test_compilation import Compilations
+from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
+from swift_jax import chat_template
 from swift_jax import clock as clock_module
 from swift_jax.config import DecodeConfig, SearchConfig
 from swift_jax.engine import Engine
@@ -213,6 +218,114 @@ def test_turns_in_a_template_alternate(tmp_path, engine, chat):
       f'{last}<user>{three}\n<assistant>',
     )
   ]
+
+
+def facts_of(engine, questions=QUESTIONS, asked=None, **how):
+  """What `run.json` would say of the prompts, and the runner; nothing is asked."""
+  asked = questions if asked is None else asked
+  made = Runner(engine, decoding(), asked, None, MODEL, **how)
+  return made.facts(questions), made
+
+
+def test_what_is_asked_is_told_apart_by_its_token_ids(engine):
+  facts, _ = facts_of(engine)
+  assert facts['chat_template'] is None and len(facts['prompts']) == 16
+  seen = {facts['prompts']}
+  # Each process has the facts of all questions.
+  for process in (0, 1):
+    assert facts_of(engine, asked=QUESTIONS[process::2])[0] == facts
+  assert facts_of(engine, QUESTIONS[::-1])[0] != facts
+  engine.tokenizer.chat_template = TEMPLATE
+  assert facts_of(engine, chat=False)[0] == facts
+  chat, _ = facts_of(engine)
+  assert chat['chat_template'] == chat_template.fingerprint(TEMPLATE)
+  seen.add(chat['prompts'])
+  # A template that says the same is another template, of the same prompts.
+  engine.tokenizer.chat_template = TEMPLATE + '{# changed #}'
+  other, _ = facts_of(engine)
+  assert other['prompts'] == chat['prompts']
+  assert other['chat_template'] != chat['chat_template']
+  engine.tokenizer.chat_template = TEMPLATE.replace('\n', ' ')
+  seen.add(facts_of(engine)[0]['prompts'])
+  # And so is a tokenizer that splits otherwise.
+  engine.tokenizer.chat_template = None
+  backend = json.loads(engine.tokenizer.backend_tokenizer.to_str())
+  backend['model']['merges'] = backend['model']['merges'][:50]
+  engine.tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=Tokenizer.from_str(json.dumps(backend))
+  )
+  seen.add(facts_of(engine)[0]['prompts'])
+  assert len(seen) == 4
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}" + TEMPLATE
+
+
+@pytest.mark.parametrize('day', [1, 2])
+def test_a_run_asks_on_every_day_what_it_asked_when_it_began(
+  tmp_path, engine, monkeypatch, day
+):
+  class Clock(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+      return cls(2027, 1, day, tzinfo=tz)
+
+  monkeypatch.setattr(chat_template_utils, 'datetime', Clock)
+  engine.tokenizer.chat_template = DATED
+  began = datetime.datetime(2026, 12, 31, 23, 59, tzinfo=datetime.UTC)
+  Asked(tmp_path, engine, decoding(), QUESTIONS[1:2], now=began)
+  for call in engine.calls:  # later turns too
+    text = engine.tokenizer.decode(call.prompts[0])
+    assert text.startswith('31 Dec 2026<user>class Queue:')
+  assert len(engine.calls) == 3
+  facts, _ = facts_of(engine, now=began)
+  assert facts['chat_template'] == chat_template.fingerprint(DATED)
+  with monkeypatch.context() as patch:
+    patch.setattr(Clock, 'now', lambda *_: began)
+    assert facts_of(engine)[0] == facts
+  assert facts_of(engine)[0]['prompts'] != facts['prompts']
+  later = began + datetime.timedelta(minutes=1)
+  assert facts_of(engine, now=later)[0]['prompts'] != facts['prompts']
+
+
+def test_a_chat_ends_as_it_does_elsewhere(tmp_path, engine):
+  """The tokenizer's end is one that the text comes upon."""
+  engine.tokenizer.chat_template = TEMPLATE
+  whole = Asked(tmp_path / 'whole', engine, decoding(), QUESTIONS[:1])
+  ((tokens,),) = whole.tokens.values()
+  assert len(tokens) == 8
+  at = next(i for i in range(1, 8) if tokens[i] not in tokens[:i])
+  name = engine.tokenizer.convert_ids_to_tokens(tokens[at])
+  engine.tokenizer.eos_token = name
+  messages = [{'role': 'user', 'content': QUESTIONS[0].turns[0]}]
+  (wanted,) = type(engine).generate(engine, messages, decoding())
+  asked = Asked(tmp_path / 'chat', engine, decoding(), QUESTIONS[:1])
+  assert asked.tokens == {0: [tuple(wanted.tokens)]}
+  assert tuple(wanted.tokens) == tokens[: at + 1]
+  assert asked.answers[0].turns[0].detail.finish_reason == 'eos'
+  applied = asked.runner.decode.sampling
+  assert tokens[at] in engine.resolve(applied).config.eos_token_id
+  # Plain text goes on, and so does a chat whose ends are given.
+  text = Runner(engine, decoding(), QUESTIONS, None, MODEL, chat=False)
+  assert text.decode == decoding()
+  given = decoding(eos_token_id=(3,))
+  assert Runner(engine, given, QUESTIONS, None, MODEL).decode == given
+
+
+def test_a_text_begins_once_as_it_does_elsewhere(tmp_path, engine):
+  engine.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+    single='<|endoftext|> $A', special_tokens=[('<|endoftext|>', 0)]
+  )
+  text = '<|endoftext|>import os'
+  asked = Asked(
+    tmp_path,
+    engine,
+    decoding(),
+    [dataclasses.replace(question(text), question_id='a')],
+  )
+  (call,) = engine.calls
+  assert call.prompts == engine.encode([text])
+  assert call.prompts[0].count(0) == 1 and len(asked.answers) == 1
 
 
 def test_a_template_can_be_left_alone_and_must_be_there(tmp_path, engine):

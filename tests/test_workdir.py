@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import datetime
 import errno
 import json
 import os
@@ -275,6 +276,46 @@ def test_commits_are_remembered_and_not_compared(folder):
       pass
   found = json.loads((folder / 'run.json').read_text())
   assert found == {**FACTS, 'commits': ['abc', 'def', None]}
+
+
+def test_other_prompts_are_another_run(folder):
+  asked = {**FACTS, 'prompts': '0a' * 8, 'chat_template': 'bc' * 8}
+  before = content(folder)
+  assert refusal(folder, facts=asked) == (
+    '/run.json: does not say which prompts were asked, being of an older'
+    ' version: expected another folder'
+  )
+  assert content(folder) == before
+  (folder / 'run.json').write_text(json.dumps(asked))
+  before = content(folder)
+  with opened(folder, asked):
+    pass
+  now = {'prompts': '11' * 8, 'chat_template': None}
+  assert refusal(folder, facts={**asked, **now}) == (
+    ': is of another run:'
+    f" chat_template='{'bc' * 8}', now None;"
+    f" prompts='{'0a' * 8}', now '{'11' * 8}'"
+  )
+  assert content(folder) == before
+
+
+def test_when_a_run_began(folder):
+  def started(path):
+    return Workdir(str(path), 0, 1).started()
+
+  wanted = datetime.datetime(2026, 11, 25, 8, tzinfo=datetime.UTC)
+  assert started(folder) == wanted
+  assert started(folder / 'new') is None and not (folder / 'new').exists()
+  for said in ('later', 3, None, '0001-01-01T00:00:00+14:00'):
+    (folder / 'run.json').write_text(json.dumps({**FACTS, 'started': said}))
+    with pytest.raises(InputError) as caught:
+      started(folder)
+    assert one_line(caught, folder) == (
+      f'/run.json: started={said!r}: expected a date and time'
+    )
+  (folder / 'run.json').write_text('{')
+  with pytest.raises(InputError, match=r'/run\.json: not JSON'):
+    started(folder)
 
 
 def test_answers_that_are_nobodys(folder):

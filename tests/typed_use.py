@@ -41,6 +41,12 @@ mixed: list[Prompt] = ['text', [1, 2], np.arange(3), chat]
 engine.generate(mixed)
 for prompt in mixed:
   assert_type(engine.stream(prompt, decode, index=3), Iterator[str])
+told = {'enable_thinking': False, 'tools': [{'type': 'function'}]}
+engine.generate(chat, decode, chat_template_kwargs=told)
+engine.stream(chat, chat_template_kwargs={'continue_final_message': False})
+assert_type(engine.encode(chat, told), list[list[int]])
+assert_type(engine.encode_chat(chat, told), list[int])
+assert_type(engine.for_chats(decode), DecodeConfig)
 
 # What is none is refused: mypy warns of an `ignore` that it does not need.
 engine.generate(None)  # type: ignore[arg-type]

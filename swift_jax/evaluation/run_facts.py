@@ -19,6 +19,7 @@ _PLACES = {
   'commit': (),
   'commits': (),
   'questions': (),
+  'prompts': (),
   'task_name': ('task', 'name'),
   'batch_size': ('decode', 'batch_size'),
   'dtype': ('model', 'dtype'),
@@ -33,6 +34,7 @@ _COMPARED = (
   'dtype',
   'max_new_tokens',
   'questions',
+  'prompts',
 )
 
 

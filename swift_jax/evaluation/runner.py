@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 import dataclasses
+import datetime
+import hashlib
 import time
+from typing import Any
 import uuid
 
+import numpy as np
+
+from swift_jax import chat_template
 from swift_jax.config import DecodeConfig
 from swift_jax.engine import Engine, Result
 from swift_jax.errors import InputError
@@ -35,6 +41,7 @@ class Runner:
 
   Attributes:
     batches: the questions that ride together, whatever is answered already.
+    decode: the settings that apply; a chat has ends of its own.
   """
 
   def __init__(
@@ -46,6 +53,7 @@ class Runner:
     model_id: str,
     chat: bool | None = None,
     is_mine: Callable[[Question], bool] = lambda question: True,
+    now: datetime.datetime | None = None,
   ):
     """Encodes all first turns, so that a bad prompt is refused at once.
 
@@ -54,16 +62,27 @@ class Runner:
       workdir: open when `run` is called.
       chat: ask in the tokenizer's chat template; None: if it has one.
       is_mine: whether this process writes the answer to a question.
+      now: what a chat template takes for the present moment, so that a run asks
+        the same on whatever day it goes on; None: the clock's.
 
     Raises:
       InputError: no room for a text, no chat template, or a prompt that the model
         cannot take; names the question.
     """
-    self._engine, self._decode = engine, decode
+    self._engine = engine
     self._workdir, self._model_id = workdir, model_id
     self._is_mine = is_mine
-    template = getattr(engine.tokenizer, 'chat_template', None)
-    self._is_chat = template is not None if chat is None else chat
+    self._template = None
+    if chat is not False:
+      self._template = chat_template.source(engine.tokenizer)
+    self._is_chat = self._template is not None if chat is None else chat
+    self._arguments: dict[str, Any] = {}
+    if self._is_chat:
+      decode = engine.for_chats(decode)
+      if self._template is not None and now is not None:
+        dated = chat_template.dated(self._template, now)
+        self._arguments['chat_template'] = dated
+    self.decode = decode
     new = engine.resolve(decode.sampling).config.max_new_tokens
     self._room = engine.cfg.max_position_embeddings - new
     if self._room < 1:
@@ -72,12 +91,37 @@ class Runner:
         f' max_position_embeddings={engine.cfg.max_position_embeddings}'
       )
     self._longest = 1
+    self._digests: dict[int, bytes] = {}  # of the first turns, by index
     lengths = {}
     for question in questions:
       first = self._ask(question, ())
       lengths[question.index] = len(first.ids)
+      self._digests[question.index] = _digest(first)
       self._longest = max(self._longest, self._length(question, first))
     self.batches = batches(questions, lengths, decode.batch_size)
+
+  def facts(self, questions: Sequence[Question]) -> dict[str, str | None]:
+    """What is asked, for `run.json`: hashes of 16 hexadecimal digits.
+
+    Args:
+      questions: of all processes: a run has the same facts in each.
+
+    Returns:
+      prompts: of the token ids of the first turns.
+      chat_template: of the template; None where none is asked in.
+
+    Raises:
+      InputError: as at the beginning.
+    """
+    whole = hashlib.sha256()
+    for question in questions:
+      known = self._digests.get(question.index)
+      whole.update(known or _digest(self._ask(question, ())))
+    template = self._template
+    return {
+      'prompts': whole.hexdigest()[:16],
+      'chat_template': template and chat_template.fingerprint(template),
+    }
 
   def _length(self, question: Question, first: Asked) -> int:
     """Tokens of the question's longest prompt, at most."""
@@ -100,25 +144,21 @@ class Runner:
           messages.append({'role': 'user', 'content': turn})
           if text is not None:
             messages.append({'role': 'assistant', 'content': text})
-        ids = self._engine.encode_chat(messages)
+        ids = self._engine.encode_chat(messages, self._arguments)
       else:
         parts = [turn + text for turn, text in zip(turns, texts, strict=False)]
-        ids = '\n\n'.join([*parts, turns[-1]])
+        ids = self._engine.encode_text('\n\n'.join([*parts, turns[-1]]))
       return self._fitted(ids)
     except InputError as error:
       raise InputError(
         f'question_id={question.question_id!r}: {error}'
       ) from None
 
-  def _fitted(self, prompt: str | list[int]) -> Asked:
+  def _fitted(self, prompt: list[int]) -> Asked:
     """Token ids, without the first ones where all would leave no room.
 
     A token that begins every text stays.
     """
-    if isinstance(prompt, str):
-      if not prompt:
-        raise InputError('the prompt is empty')
-      prompt = list(self._engine.tokenizer(prompt)['input_ids'])
     over = max(0, len(prompt) - self._room)
     begins = getattr(self._engine.tokenizer, 'bos_token_id', None)
     has_begin = over and self._room > 1 and prompt[0] == begins
@@ -127,7 +167,7 @@ class Runner:
 
   def warm_up(self) -> None:
     """Compiles what the questions need; no part of any time that is taken."""
-    self._engine.warmup(self._decode, self._longest)
+    self._engine.warmup(self.decode, self._longest)
 
   def run(
     self, done: Collection[int], on_batch: Callable[[list[Answer]], None]
@@ -170,7 +210,7 @@ class Runner:
 
   @property
   def _is_swift(self) -> bool:
-    return self._decode.method == 'swift'
+    return self.decode.method == 'swift'
 
   def _generate(
     self, asked: Sequence[Asked], indices: Sequence[int]
@@ -178,7 +218,7 @@ class Runner:
     """Results, seconds of waiting for the search at the end, and all seconds."""
     started = time.perf_counter()
     results = self._engine.generate(
-      [prompt.ids for prompt in asked], self._decode, indices=indices
+      [prompt.ids for prompt in asked], self.decode, indices=indices
     )
     written = time.perf_counter()
     if self._is_swift:
@@ -201,11 +241,15 @@ class Runner:
       accept_lengths=tuple(lengths),
       tstamp=time.time(),
       index=question.index,
-      method=self._decode.method,
+      method=self.decode.method,
       reference=question.reference,
       skip_ratio=engine.skip_mask.skip_ratio() if self._is_swift else None,
       matchness=engine.matchness if self._is_swift else None,
     )
+
+
+def _digest(asked: Asked) -> bytes:
+  return hashlib.sha256(np.asarray(asked.ids, '<i8').tobytes()).digest()
 
 
 def _turn(

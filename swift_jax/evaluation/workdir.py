@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -54,6 +55,24 @@ class Workdir:
     self._content = b''  # of a remote answers file
     self._file: IO[bytes] | None = None
     self._lock: int | None = None
+
+  def started(self) -> datetime.datetime | None:
+    """When the run began, in UTC; None for one that begins now.
+
+    Raises:
+      InputError: `run.json` cannot be read or does not say.
+    """
+    file, where = self._folder / runs.RUN, f'{self.where}/{runs.RUN}'
+    with self._named_errors():
+      if not file.exists():
+        return None
+      said = runs.read_facts(file, where).get('started')
+    try:
+      return datetime.datetime.fromisoformat(said).astimezone(datetime.UTC)
+    except (TypeError, ValueError, OverflowError, OSError):
+      raise InputError(
+        f'{where}: started={said!r:.60}: expected a date and time'
+      ) from None
 
   def open(self, facts: Mapping[str, Any], question_ids: Sequence[Any]) -> None:
     """Makes the folder, or goes on in it.
@@ -108,6 +127,11 @@ class Workdir:
       self._replace(file, _to_json(facts))
       return
     there = runs.read_facts(file, f'{self.where}/{runs.RUN}')
+    if 'prompts' in facts and 'prompts' not in there:
+      raise InputError(
+        f'{self.where}/{runs.RUN}: does not say which prompts were asked, being of'
+        ' an older version: expected another folder'
+      )
     odd = [
       f'{name}={theirs!r:.60}, now {mine!r:.60}'
       for name, theirs, mine in _differences(there, json.loads(_to_json(facts)))
