@@ -35,9 +35,7 @@ def as_list(given: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 def needs_tokenizer(prompt: Prompt) -> bool:
   """Whether it is a string or a conversation, of those that `as_list` gives."""
-  if isinstance(prompt, str):
-    return True
-  return _is_list(prompt) and any(isinstance(part, Mapping) for part in prompt)
+  return isinstance(prompt, str) or is_conversation(prompt)
 
 
 def encode(
