@@ -21,6 +21,7 @@ from swift_jax.checks import (
 from swift_jax.errors import InputError
 
 MAX_EOS_IDS = 8
+MAX_LOGPROBS = 1000
 _FILE = 'generation_config.json'
 _MAX_SEED = 2**32 - 1
 _MAX_FLOAT = 1e30  # float32 holds it and its inverse
@@ -48,6 +49,9 @@ class SamplingConfig:
       work, whose sets follow the clock.
     use_generation_config: take what is not given from the model's file; without it
       only its end-of-text tokens.
+    logprobs: log-probabilities with each result, those of its tokens (0) and of so
+      many of the most likely tokens at each place; None: none, which costs
+      nothing. It changes no text, and no file of the model's sets it.
   """
 
   do_sample: bool | None = None
@@ -62,9 +66,12 @@ class SamplingConfig:
   min_new_tokens: int | None = None
   seed: int | None = None
   use_generation_config: bool = True
+  logprobs: int | None = None
 
   def __post_init__(self) -> None:
     require_bool('sampling.use_generation_config', self.use_generation_config)
+    if self.logprobs is not None:
+      _check_logprobs('sampling.logprobs', self.logprobs)
     for name in FIELDS:
       value = getattr(self, name)
       if value is not None:
@@ -82,7 +89,7 @@ class Resolved:
   """Settings without a gap, and where each came from.
 
   Attributes:
-    config: every field set.
+    config: every field set; `logprobs` as it was given.
     sources: `given`, `generation_config.json` or `default`, by field.
   """
 
@@ -177,8 +184,11 @@ def resolve(given: SamplingConfig, model: SamplingConfig) -> Resolved:
     f'at most max_new_tokens={high} ({sources["max_new_tokens"]});'
     f' min_new_tokens is {sources["min_new_tokens"]}',
   )
-  use = given.use_generation_config
-  config = SamplingConfig(**values, use_generation_config=use)
+  config = SamplingConfig(
+    **values,
+    use_generation_config=given.use_generation_config,
+    logprobs=given.logprobs,
+  )
   return Resolved(config, sources)
 
 
@@ -219,6 +229,12 @@ def _bool(name: str, value: Any) -> bool:
 def _count(name: str, value: Any) -> int:
   require_int(name, value, 0)
   return int(value)
+
+
+def _check_logprobs(name: str, value: Any) -> None:
+  require_int(name, value, 0)
+  wanted = f'an integer <= {MAX_LOGPROBS}'
+  require(value <= MAX_LOGPROBS, name, value, wanted)
 
 
 def _penalty(name: str, value: Any) -> float:
@@ -279,6 +295,7 @@ _CHECKS = {
   'min_new_tokens': _count,
   'seed': _seed,
 }
+# What makes the text, and what a model's file may say something of.
 FIELDS = tuple(_CHECKS)
 DEFAULTS = {
   'do_sample': False,
