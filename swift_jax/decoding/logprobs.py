@@ -112,7 +112,7 @@ def _of_hidden(
     hidden, token = place  # [B, D], [B]
     logits = model.logits(hidden)  # [B, V]
     # Of equals the lower id comes first, which argmax takes too.
-    best, ids = jax.lax.top_k(logits, k)
+    best, ids = jax.lax.top_k(logits, max(k, 1))  # `map` takes nothing empty
     own = jnp.take_along_axis(logits, token[:, None], axis=-1)
     highest = logits.max(-1, keepdims=True)
     total = jax.nn.logsumexp(logits - highest, axis=-1, keepdims=True)
@@ -123,4 +123,5 @@ def _of_hidden(
   at_once = min(chunk, 1 << (most.bit_length() - 1))
   by_place = hidden.swapaxes(0, 1), tokens.swapaxes(0, 1)
   found = jax.lax.map(one, by_place, batch_size=at_once)
-  return Places(*(rows.swapaxes(0, 1) for rows in found))
+  own, ids, best = (rows.swapaxes(0, 1) for rows in found)
+  return Places(own, ids[..., :k], best[..., :k])
