@@ -308,7 +308,20 @@ def record(result: Result) -> dict[str, Any]:
   fields = dataclasses.asdict(result)
   del fields['rounds']  # evaluate.py's business
   fields['metrics'] = {name: fields['metrics'][name] for name in METRICS}
+  if result.logprobs is None:
+    del fields['logprobs']
   return fields
+
+
+def without_logprobs(decode: DecodeConfig) -> DecodeConfig:
+  """The same, with no pass over the texts for figures that nobody would see."""
+  asked = decode.sampling.logprobs
+  if asked is not None:
+    common.say(
+      f'sampling.logprobs={asked}: not taken, for they go to --output_json'
+    )
+  sampling = dataclasses.replace(decode.sampling, logprobs=None)
+  return dataclasses.replace(decode, sampling=sampling)
 
 
 def write_texts(
@@ -350,6 +363,8 @@ def main(config: ConfigDict) -> None:
   arguments = read_arguments(_CHAT_TEMPLATE_KWARGS.value, _CHAT.value)
   decode = common.decode_config(config)
   path = _OUTPUT_JSON.value
+  if path is None:
+    decode = without_logprobs(decode)
   with contextlib.ExitStack() as stack:
     output = None if path is None else stack.enter_context(JsonLines(path))
     engine = common.load_engine(config)

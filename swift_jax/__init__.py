@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # who checks types knows these names and no other
   from swift_jax.engine import Engine as Engine
   from swift_jax.engine import Result as Result
   from swift_jax.errors import InputError as InputError
+  from swift_jax.metrics import LogProbs as LogProbs
   from swift_jax.metrics import Metrics as Metrics
   from swift_jax.metrics import Round as Round
   from swift_jax.prompts import Prompt as Prompt
@@ -30,6 +31,7 @@ _PUBLIC = {
   'DraftConfig': 'swift_jax.config',
   'Engine': 'swift_jax.engine',
   'InputError': 'swift_jax.errors',
+  'LogProbs': 'swift_jax.metrics',
   'Metrics': 'swift_jax.metrics',
   'ModelConfig': 'swift_jax.config',
   'Prompt': 'swift_jax.prompts',

@@ -30,7 +30,7 @@ from swift_jax.config import (
 )
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
-from swift_jax.metrics import Metrics, Round, ratio
+from swift_jax.metrics import LogProbs, Metrics, Round, ratio
 from swift_jax.prompts import (
   Prompt,
   as_list,
@@ -64,6 +64,7 @@ class Result:
     finish_reason: `eos`, `stop` (a stop string) or `length`.
     metrics: what it cost.
     rounds: what each pass of the target did.
+    logprobs: log-probabilities, where `SamplingConfig.logprobs` asks for them.
   """
 
   prompt: Prompt
@@ -72,6 +73,7 @@ class Result:
   finish_reason: str
   metrics: Metrics
   rounds: list[Round]
+  logprobs: LogProbs | None = None
 
   def __repr__(self) -> str:
     """In short: the fields have all of it."""
@@ -258,7 +260,8 @@ class Engine:
 
     Raises:
       InputError: settings that contradict each other, an end of text that is no
-        token of the model, or a file that cannot be used and that they need.
+        token of the model, more log-probabilities than it has tokens, or a file
+        that cannot be used and that they need.
     """
     sampling = sampling or SamplingConfig()
     if self._refused is not None and sampling.use_generation_config:
@@ -275,6 +278,10 @@ class Engine:
       self._check_stop_strings(
         resolved.config, resolved.config.eos_token_id or ()
       )
+    most = self.cfg.vocab_size
+    wanted = f'an integer <= {most}, the tokens of the vocabulary'
+    asked = sampling.logprobs
+    require((asked or 0) <= most, 'sampling.logprobs', asked, wanted)
     return resolved
 
   def _check_stop_strings(
@@ -412,7 +419,8 @@ class Engine:
     """The text of one prompt, in pieces that split no character and hold no
     part of a stop string; to leave off early, drop the iterator.
 
-    Of many prompts at once, `on_text` of `generate` gets the pieces.
+    Of many prompts at once, `on_text` of `generate` gets the pieces. Text is all
+    that there is here: no log-probabilities are taken, whatever `decode` says.
 
     Args:
       prompt: of a kind that `generate` takes.
@@ -429,6 +437,9 @@ class Engine:
         f'prompt={prompts!r:.80}: expected one prompt, not {len(prompts)}'
       )
     self._check_tokenizer()
+    if isinstance(decode, DecodeConfig):
+      sampling = dataclasses.replace(decode.sampling, logprobs=None)
+      decode = dataclasses.replace(decode, sampling=sampling)
     for step in self._write(prompts, decode, [index], chat_template_kwargs):
       if isinstance(step, Piece) and step.text:
         yield step.text
@@ -501,10 +512,11 @@ class Engine:
         for piece in session.run():
           yield piece._replace(row=rows.start + piece.row)
         self._save_set()
-        parts = zip(prompts[rows], session.rows, session.rounds(), strict=True)
+        told = session.rounds(), session.log_probs()
+        parts = zip(prompts[rows], session.rows, *told, strict=True)
         del session.state  # its cache makes room for the next batch's
-        for prompt, row, passes in parts:
-          yield self._result(prompt, row, session, passes)
+        for prompt, row, passes, log_probs in parts:
+          yield self._result(prompt, row, session, passes, log_probs)
     except BaseException as error:  # what was found is kept, whatever ends it
       with contextlib.suppress(InputError):
         self._save_set()
@@ -663,6 +675,8 @@ class Engine:
       session.state = session.in_halves()
     Seen.of(session.state, self.model)
     session.rounds()
+    if decode.sampling.logprobs is not None:
+      session.force(0)
     sharding.agreed(True, self.model.mesh)
     self.model.dispatches, self.model.evidence = 0, evidence
 
@@ -713,7 +727,12 @@ class Engine:
     ]
 
   def _result(
-    self, prompt: Prompt, row: Row, session: Session, passes: list[Round]
+    self,
+    prompt: Prompt,
+    row: Row,
+    session: Session,
+    passes: list[Round],
+    log_probs: LogProbs | None,
   ) -> Result:
     tokens, counts, seconds = row.text.tokens, row.counts, session.seconds
     finish_reason = 'length'
@@ -729,6 +748,7 @@ class Engine:
       tokens=tokens,
       finish_reason=finish_reason,
       rounds=passes,
+      logprobs=log_probs,
       metrics=Metrics(
         method=session.decode.method,
         new_tokens=len(tokens),

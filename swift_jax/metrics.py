@@ -1,4 +1,4 @@
-"""What a generated text cost, with one definition a figure."""
+"""What is told of a generated text: what it cost, and how likely it was."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Metrics:
     method: `plain`, `swift` or `prompt_lookup`.
     new_tokens: tokens returned, an end-of-text token included.
     prefill_s: seconds until the prompt was in the cache.
-    decode_s: seconds of plain steps or of drafting and verifying.
+    decode_s: seconds of plain steps or of drafting and verifying, and of the pass
+      over the text that `SamplingConfig.logprobs` asks for.
     draft_s: seconds of drafting in the rounds that ran in two halves, a sample of
       decode_s: see `DecodeConfig.phase_interval`.
     verify_s: seconds of verifying in the same rounds.
@@ -72,6 +73,24 @@ class Metrics:
   skip_ratio: float | None
   matchness: float | None
   tokens_per_second: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class LogProbs:
+  """How likely the target finds a text: natural logarithms of probabilities.
+
+  They are the model's own, of its logits as they are: before repetition penalty,
+  minimum length, temperature, top-k, top-p and min-p. So a drawn token may be none
+  of the most likely ones, and where a penalty has its say a greedy one too.
+
+  Attributes:
+    tokens: one for each returned token, an end-of-text token included.
+    top: for each returned token the k tokens that were most likely in its place, as
+      (id, logarithm), the likeliest first; empty lists where k is 0.
+  """
+
+  tokens: list[float]
+  top: list[list[tuple[int, float]]]
 
 
 def ratio(numerator: float, denominator: float) -> float | None:

@@ -20,6 +20,7 @@ from swift_jax.checks import (
 )
 from swift_jax.errors import InputError
 
+MAX_LOGPROBS = 1000
 _FILE = 'generation_config.json'
 _MAX_SEED = 2**32 - 1
 _MAX_FLOAT = 1e30  # float32 holds it and its inverse
@@ -51,6 +52,9 @@ class SamplingConfig:
     skip_special_tokens: leave special tokens (`</s>`, `<|im_end|>`) out of the text;
       without it they stand in it, the one that ends it too, and a stop string may
       hold them.
+    logprobs: log-probabilities with each result, those of its tokens (0) and of so
+      many of the most likely tokens at each place; None: none, which costs
+      nothing. It changes no text, and no file of the model's sets it.
   """
 
   do_sample: bool | None = None
@@ -66,10 +70,13 @@ class SamplingConfig:
   seed: int | None = None
   use_generation_config: bool = True
   skip_special_tokens: bool = True
+  logprobs: int | None = None
 
   def __post_init__(self) -> None:
     for name in ('use_generation_config', 'skip_special_tokens'):
       require_bool(f'sampling.{name}', getattr(self, name))
+    if self.logprobs is not None:
+      _check_logprobs('sampling.logprobs', self.logprobs)
     for name in FIELDS:
       value = getattr(self, name)
       if value is not None:
@@ -87,7 +94,7 @@ class Resolved:
   """Settings without a gap, and where each came from.
 
   Attributes:
-    config: every field set.
+    config: every field set; `logprobs` as it was given.
     sources: `given`, `generation_config.json` or `default`, by field.
   """
 
@@ -224,6 +231,12 @@ def _count(name: str, value: Any) -> int:
   return int(value)
 
 
+def _check_logprobs(name: str, value: Any) -> None:
+  require_int(name, value, 0)
+  wanted = f'an integer <= {MAX_LOGPROBS}'
+  require(value <= MAX_LOGPROBS, name, value, wanted)
+
+
 def _penalty(name: str, value: Any) -> float:
   require_number(name, value, 1 / _MAX_FLOAT, _MAX_FLOAT)
   return float(value)
@@ -280,6 +293,7 @@ _CHECKS = {
   'min_new_tokens': _count,
   'seed': _seed,
 }
+# What makes the text, and what a model's file may say something of.
 FIELDS = tuple(_CHECKS)
 DEFAULTS = {
   'do_sample': False,

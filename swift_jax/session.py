@@ -22,14 +22,14 @@ from swift_jax import costs, kv_cache, sampling, sharding
 from swift_jax import skip_mask as skip_masks
 from swift_jax.config import DecodeConfig, DraftConfig, ModelConfig
 from swift_jax.costs import PassCosts
-from swift_jax.decoding import drafting, policy, rounds
+from swift_jax.decoding import drafting, logprobs, policy, rounds
 from swift_jax.decoding import state as states
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
 from swift_jax.decoding.state import DecodeState
 from swift_jax.detokenizer import Bytes, Detokenizer
 from swift_jax.errors import InputError
 from swift_jax.llama import GraphDef, Params
-from swift_jax.metrics import Round
+from swift_jax.metrics import LogProbs, Round
 from swift_jax.sampling_config import SamplingConfig
 from swift_jax.search import matchness
 from swift_jax.search.scorer import Scorer
@@ -467,10 +467,7 @@ class Session:
       written, work = written + steps, seen.work
       pass_guess = self._pass_guess(taken / count)
       if not seen.finite:
-        raise InputError(
-          'the model gives logits that are not finite (NaN or infinity): the'
-          f' weights are damaged, or dtype={self.model.cfg.dtype!r} overflows'
-        )
+        raise _not_finite(self.model.cfg)
       yield from self._read(seen)
       due -= count
       # Whoever read the text may have ended the search.
@@ -564,6 +561,52 @@ class Session:
       _rounds_up_to(log[b, : row.counts['verify_passes']], len(row.text.tokens))
       for b, row in enumerate(self.rows)
     ]
+
+  def log_probs(self) -> list[LogProbs | None]:
+    """How likely the target finds each row's text, where that is asked for.
+
+    By passes of the target over the text as it was returned, so that what it is has
+    nothing to do with the method that wrote it. Their time is part of decoding's.
+
+    Raises:
+      InputError: they are not finite.
+    """
+    if self.decode.sampling.logprobs is None:
+      return [None] * len(self.rows)
+    started = time.perf_counter()
+    longest = max(len(row.text.tokens) for row in self.rows)
+    parts = [self.force(at) for at in range(0, longest, self._forced_width)]
+    taken = time.perf_counter() - started
+    self.seconds.decode += taken
+    self._pay(taken)
+    return [
+      _log_probs_of(parts, b, len(row.text.tokens), self.model.cfg)
+      for b, row in enumerate(self.rows)
+    ]
+
+  @property
+  def _forced_width(self) -> int:
+    """Tokens of each row that a pass over the finished text takes."""
+    wanted = min(self.decode.prefill_chunk, logprobs.WIDEST)
+    return min(wanted, self.model.capacity)
+
+  def force(self, start: int) -> logprobs.Places:
+    """One pass over the text, from each row's new token of that number on."""
+    model, state = self.model, self.state
+    cache, places = logprobs.force(
+      model.graphdef,
+      model.params,
+      state.cache,
+      state.tokens,
+      state.prompt_length,
+      model.full,
+      model.number(start),
+      self._forced_width,
+      self.decode.sampling.logprobs,
+      model.mesh,
+    )
+    self.state = state.replace(cache=cache)
+    return model.get(places)
 
   def _verdict(self) -> tuple[int, int]:
     """Tokens drafted by layers, and accepted ones, so far."""
@@ -664,6 +707,31 @@ class Session:
     if self.searcher.uses_first_window:
       return matchness.as_of(text, self.searcher.cfg.context_window)
     return text
+
+
+def _not_finite(cfg: ModelConfig) -> InputError:
+  return InputError(
+    'the model gives logits that are not finite (NaN or infinity): the weights'
+    f' are damaged, or dtype={cfg.dtype!r} overflows'
+  )
+
+
+def _log_probs_of(
+  parts: Sequence[logprobs.Places], row: int, count: int, cfg: ModelConfig
+) -> LogProbs:
+  """Those of a row's first `count` tokens, from all passes over the text."""
+  own: list[float] = []
+  top: list[list[tuple[int, float]]] = []
+  for part in parts:
+    live = slice(count - len(own))
+    values, best = part.own[row, live], part.best[row, live]
+    if not (np.isfinite(values).all() and np.isfinite(best).all()):
+      raise _not_finite(cfg)
+    own += values.tolist()
+    ids = part.ids[row, live].tolist()
+    pairs = zip(ids, best.tolist(), strict=True)
+    top += [list(zip(*pair, strict=True)) for pair in pairs]
+  return LogProbs(own, top)
 
 
 def _rounds_up_to(log: np.ndarray, returned: int) -> list[Round]:

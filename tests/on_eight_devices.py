@@ -38,7 +38,7 @@ DRAFT = DraftConfig(
 )
 SEARCH = SearchConfig(context_window=12, num_candidates=3, time_budget=1.0)
 SEARCHED = (2, 4)  # with a search, whose programs take long to compile
-PROGRAMS = ('prefill', 'plain_steps', 'speculative_rounds')
+PROGRAMS = ('prefill', 'plain_steps', 'speculative_rounds', 'force')
 
 compiled = collections.Counter()
 
@@ -58,9 +58,9 @@ def report(
   graphdef, params = checkpoint.load_params(folder, cfg, mesh)
   search = dataclasses.replace(SEARCH, enabled=searches)
   engine = Engine(cfg, graphdef, params, draft=DRAFT, search=search, mesh=mesh)
-  greedy = SamplingConfig(max_new_tokens=30)
+  greedy = SamplingConfig(max_new_tokens=30, logprobs=2)
   drawn = SamplingConfig(max_new_tokens=30, temperature=0.8, seed=4)
-  texts = {}
+  texts, logs = {}, {}
   compiled.clear()
   for name, method, sampling in (
     ('plain', 'plain', greedy),
@@ -70,7 +70,11 @@ def report(
     decode = DecodeConfig(
       method, batch_size=4, prefill_chunk=8, sampling=sampling
     )
-    texts[name] = [r.tokens for r in engine.generate(PROMPTS, decode)]
+    results = engine.generate(PROMPTS, decode)
+    texts[name] = [r.tokens for r in results]
+    logs[name] = [
+      r.logprobs and dataclasses.asdict(r.logprobs) for r in results
+    ]
   if searches:  # the policy too takes long: its costs are measured
     texts['chosen'] = chosen(cfg, graphdef, params, mesh, drawn)
   programs = {name: compiled[f'jit({name})'] for name in PROGRAMS}
@@ -82,6 +86,7 @@ def report(
   cache = engine.model.empty_cache(4, 128)
   return {
     **texts,
+    'logs': logs,
     'exports_the_same': same,
     'programs': programs,
     'passes_scored': engine.searcher.iterations,

@@ -13,6 +13,7 @@ import pytest
 from swift_jax.errors import InputError
 from swift_jax.evaluation import answers, runs
 from swift_jax.evaluation.answers import Answer, Detail, Turn
+from swift_jax.metrics import LogProbs
 
 SWIFT = answer_files.swift()
 OWN = json.loads(answers.to_line(SWIFT[2]))  # two turns
@@ -24,6 +25,20 @@ TEXT = st.text(st.characters(exclude_categories=['Cs']), max_size=8)
 
 def parse(fields) -> Answer:
   return answers.parse(json.dumps(fields).encode(), 'answers.jsonl, line 7')
+
+
+LOG = st.floats(-1e6, 0)
+
+
+@st.composite
+def log_probs(draw, total):
+  """Of so many tokens, k at each place."""
+  k = draw(st.integers(0, 2))
+  place = st.lists(st.tuples(COUNT, LOG), min_size=k, max_size=k)
+  return LogProbs(
+    draw(st.lists(LOG, min_size=total, max_size=total)),
+    draw(st.lists(place, min_size=total, max_size=total)),
+  )
 
 
 @st.composite
@@ -43,6 +58,7 @@ def details(draw, lengths, method):
       name: draw(SECONDS)
       for name in ('prefill_s', 'decode_s', 'search_s', 'draft_s', 'verify_s')
     },
+    logprobs=draw(st.none() | log_probs(total)),
   )
 
 
@@ -177,6 +193,68 @@ def test_a_field_that_is_missing_or_wrong_is_refused(place, name):
     # What contradicts another field may be told of that one.
     with pytest.raises(InputError, match=r'^answers.jsonl, line 7: \w+='):
       parse(line)
+
+
+PLACE = [[[3, -0.5]]]
+LOGPROBS = {
+  'tokens': [-0.5, -1, 0, -2.5],
+  'top': [[[3, -0.5], [1, -2]]] * 4,
+}
+
+
+def test_log_probabilities_are_a_turns_own():
+  """One may have them and the next not; where there are none, there is no key."""
+  line = json.loads(json.dumps(OWN))
+  line[answers.KEY]['turns'][0]['logprobs'] = LOGPROBS
+  read = parse(line)
+  assert read.turns[0].detail.logprobs == LogProbs(
+    [-0.5, -1, 0, -2.5], [[(3, -0.5), (1, -2)]] * 4
+  )
+  assert read.turns[1].detail.logprobs is None
+  assert json.loads(answers.to_line(read)) == line
+  plain = dataclasses.replace(read.turns[0].detail, logprobs=None)
+  assert plain == SWIFT[2].turns[0].detail
+
+
+@pytest.mark.parametrize(
+  'value, said',
+  [
+    (None, 'logprobs=None: expected an object'),
+    ([-0.5] * 4, r'logprobs=\[.*: expected an object'),
+    ({}, "logprobs: 'tokens' is missing"),
+    ({'tokens': LOGPROBS['tokens']}, "logprobs: 'top' is missing"),
+    *(
+      ({**LOGPROBS, 'tokens': value}, f'logprobs{end}')
+      for value, end in [
+        (None, ': tokens=None: expected a list of numbers <= 0'),
+        ([-1, -1, -1, '1'], ': tokens=.*: expected a list of numbers <= 0'),
+        ([-1, -1, -1, 0.5], ': tokens=.*: expected a list of numbers <= 0'),
+        ([-1, -1, -1, True], ': tokens=.*: expected a list of numbers <= 0'),
+        ([-1, -1, -1, math.nan], ': tokens=.*nan.: expected a list'),
+        ([-1, -1, -1, -math.inf], ': tokens=.*inf.: expected a list'),
+        ([-1, -1, -1], '.tokens=.*: expected one for each of 4 tokens'),
+      ]
+    ),
+    *(
+      ({**LOGPROBS, 'top': value}, f'logprobs{end}')
+      for value, end in [
+        (PLACE * 3, '.top=.*: expected one for each of 4 tokens'),
+        (PLACE * 3 + [[]], '.top=.*: expected as many for each token'),
+        (PLACE * 3 + [[3, -0.5]], ': top=.*: expected a list of lists of'),
+        (PLACE * 3 + [[[3]]], ': top=.*: expected a list of lists of'),
+        (PLACE * 3 + [[[3, -1, 1]]], ': top=.*: expected a list of lists of'),
+        (PLACE * 3 + [[[-3, -1]]], ': top=.*: expected a list of lists of'),
+        (PLACE * 3 + [[[3, 1]]], ': top=.*: expected a list of lists of'),
+        ({}, ': top={}: expected a list of lists of'),
+      ]
+    ),
+  ],
+)
+def test_log_probabilities_that_are_wrong_are_refused(value, said):
+  line = json.loads(json.dumps(OWN))
+  line[answers.KEY]['turns'][0]['logprobs'] = value
+  with pytest.raises(InputError, match=f'^answers.jsonl, line 7: {said}'):
+    parse(line)
 
 
 def test_every_field_that_is_written_is_checked():

@@ -17,7 +17,7 @@ from swift_jax.config import (
   SearchConfig,
 )
 from swift_jax.errors import InputError
-from swift_jax.sampling_config import SamplingConfig
+from swift_jax.sampling_config import MAX_LOGPROBS, SamplingConfig
 
 MODEL = {
   'vocab_size': 101,
@@ -135,6 +135,9 @@ INVALID = {
   'sampling.seed': st.sampled_from([-1, 1.5, True, 'lucky', 2**32]),
   'sampling.use_generation_config': NO_BOOL,
   'sampling.skip_special_tokens': NO_BOOL,
+  'sampling.logprobs': st.sampled_from(
+    [-1, 1.5, True, False, '5', MAX_LOGPROBS + 1]
+  ),
 }
 
 

@@ -24,6 +24,7 @@ from swift_jax.evaluation import (
   scores,
 )
 from swift_jax.evaluation.runs import Run
+from swift_jax.metrics import LogProbs
 
 LAUNCHER = pathlib.Path(__file__).parent.parent / 'launch' / 'report.py'
 PLAIN, SWIFT = answer_files.plain(), answer_files.swift()
@@ -51,6 +52,23 @@ def build(candidate=None, baseline=None, **options):
     'swift': candidate or run_of(SWIFT),
   }
   return report.build(runs, **options)
+
+
+def test_log_probabilities_leave_a_report_as_it_is():
+  """They are read, and no figure is of them."""
+  lines = []
+  for answer in SWIFT:
+    turns = []
+    for turn in answer.turns:
+      count = turn.new_tokens
+      logs = LogProbs([-0.5] * count, [[(3, -0.5)]] * count)
+      detail = dataclasses.replace(turn.detail, logprobs=logs)
+      turns.append(dataclasses.replace(turn, detail=detail))
+    answer = dataclasses.replace(answer, turns=tuple(turns))
+    lines.append(answers.to_line(answer).encode())
+    assert b'logprobs' in lines[-1]
+  read = [answers.parse(line, 'here') for line in lines]
+  assert build(run_of(read)) == build()
 
 
 def foreign_file(path, answered):

@@ -73,6 +73,9 @@ def lines(tmp_path, *values):
     ('eos_token_id=(0, -3)', 'sampling.eos_token_id=(0, -3): expected'),
     ('max_new_tokens=-1', 'sampling.max_new_tokens=-1: expected'),
     ('use_generation_config=3', 'sampling.use_generation_config'),
+    ('logprobs=-1', 'sampling.logprobs=-1: expected'),
+    ('logprobs=1001', 'sampling.logprobs=1001: expected an integer <= 1000'),
+    ('logprobs=all', 'sampling.logprobs'),
   ],
 )
 def test_bad_values_are_named_before_anything_loads(
@@ -376,6 +379,36 @@ def test_a_drawn_text_is_the_same_in_a_batch(tmp_path):
     '--- prompt 2 of 2\n'
   )
   assert first != second and len(first) > 8 and len(second) > 8
+
+
+# ---- log-probabilities
+
+
+def test_log_probabilities_go_to_the_record(launch, loaded, tmp_path):
+  """For a text of the demo, as a shell gets it."""
+  output = tmp_path / 'out.jsonl'
+  flags = [
+    *('--config.decode.method=plain', '--config.sampling.max_new_tokens=8'),
+    QUIET,
+    '--prompt=def main():',
+  ]
+  asked = [f'--output_json={output}', '--config.sampling.logprobs=2']
+  status, out, err = launch(*flags, *asked)
+  assert (status, err) == (0, '')
+  record = json.loads(output.read_text())
+  found = record['logprobs']
+  assert list(record)[-1] == 'logprobs' and list(found) == ['tokens', 'top']
+  assert len(found['tokens']) == len(found['top']) == len(record['tokens']) == 8
+  pairs = zip(record['tokens'], found['tokens'], found['top'], strict=True)
+  for token, value, (first, second) in pairs:
+    assert first == [token, value]  # greedy
+    assert 0 >= first[1] >= second[1] and first[0] != second[0]
+  # Without a file to go to, they are left out, and the text is the same.
+  status, again, err = launch(*flags, asked[1])
+  assert (status, again) == (0, out)
+  assert err == (
+    'generate.py: sampling.logprobs=2: not taken, for they go to --output_json\n'
+  )
 
 
 # ---- the model's generation_config.json

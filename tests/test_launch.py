@@ -25,7 +25,7 @@ from swift_jax import checkpoint
 from swift_jax.config import DecodeConfig, SearchConfig
 from swift_jax.engine import Result
 from swift_jax.errors import InputError
-from swift_jax.metrics import Metrics
+from swift_jax.metrics import LogProbs, Metrics
 from swift_jax.sampling_config import SamplingConfig, resolve
 from swift_jax.search import cached_sets
 
@@ -358,6 +358,21 @@ def test_texts_come_in_order_and_records_a_line_each(launch, engine, tmp_path):
   assert list(records[0]) == keys
   assert tuple(records[0]['metrics']) == generate.METRICS
   assert set(os.listdir(tmp_path)) == {'prompts.jsonl', 'out.jsonl'}
+
+
+def test_a_record_has_log_probabilities_where_they_are():
+  result = Result('p', 'P', [1, 2], 'eos', METRICS, [])
+  without = generate.record(result)
+  assert 'logprobs' not in without
+  logs = LogProbs([-0.5, -1.0], [[(1, -0.5)], [(7, -0.25)]])
+  found = generate.record(dataclasses.replace(result, logprobs=logs))
+  assert json.loads(json.dumps(found)) == {
+    **without,
+    'logprobs': {
+      'tokens': [-0.5, -1.0],
+      'top': [[[1, -0.5]], [[7, -0.25]]],
+    },
+  }
 
 
 def test_one_prompt_is_written_bare(launch, engine):

@@ -18,6 +18,9 @@ from reference import cases
 from safetensors.numpy import save_file
 
 from swift_jax import checkpoint, kv_cache, layers, skip_mask
+from swift_jax.config import DecodeConfig
+from swift_jax.engine import Engine
+from swift_jax.sampling_config import SamplingConfig
 
 TOLERANCE = 1e-4
 
@@ -172,3 +175,43 @@ def test_rope_parameters_live(scaling, beside, tmp_path):
   wanted = theirs.inv_freq.numpy()
   np.testing.assert_allclose(frequencies, wanted, rtol=1e-5)
   assert factor == pytest.approx(theirs.attention_scaling, rel=1e-9)
+
+
+def _log_softmax(logits):
+  logits = np.asarray(logits, np.float64)
+  logits -= logits.max(-1, keepdims=True)
+  return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def test_log_probabilities_are_hugging_faces(stored, tmp_path):
+  """Those stored at some places; where torch is installed, at all of them."""
+  name, start = 'all', cases.PROMPT_LENGTH
+  folder = cases.write(name, tmp_path)
+  cfg = checkpoint.load_config(folder)
+  engine = Engine(cfg, *checkpoint.load_params(folder, cfg))
+  sampling = SamplingConfig(max_new_tokens=cases.NEW_TOKENS, logprobs=4)
+  decode = DecodeConfig(method='plain', sampling=sampling)
+  (result,) = engine.generate(cases.prompt(name).tolist(), decode)
+  tokens = stored[f'{name}/tokens']
+  assert result.tokens == tokens[start:].tolist()
+  theirs = dict(
+    zip(cases.STORED_POSITIONS, stored[f'{name}/logits'], strict=True)
+  )
+  try:
+    from reference import hugging_face
+  except ImportError:
+    pass
+  else:
+    live = hugging_face.logits(hugging_face.load(name, tmp_path), tokens)
+    theirs |= dict(enumerate(live))
+  # Logits of a place are those of the token that comes next.
+  places = [i for i in theirs if start <= i + 1 < len(tokens)]
+  assert len(places) in (2, cases.NEW_TOKENS)
+  for place in places:
+    wanted, at = _log_softmax(theirs[place]), place + 1 - start
+    top = dict(result.logprobs.top[at])
+    best = np.argsort(-wanted)[:4]
+    values = [result.logprobs.tokens[at], *top.values()]
+    wanted = [wanted[tokens[place + 1]], *wanted[best]]
+    assert values == pytest.approx(wanted, abs=TOLERANCE)
+    assert set(top) == set(best.tolist())

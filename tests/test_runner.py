@@ -182,6 +182,25 @@ def test_batches_are_made_by_the_tokens_of_the_first_turn(tmp_path, engine):
   assert shown == [[q.index for q in b] for b in asked.runner.batches]
 
 
+def test_log_probabilities_go_to_the_answers_where_they_are_asked_for(
+  tmp_path, engine
+):
+  decode = decoding(batch_size=3, logprobs=2)
+  asked = Asked(tmp_path / 'asked', engine, decode)
+  results = {
+    tuple(result.tokens): result.logprobs
+    for call in engine.calls
+    for result in call.results
+  }
+  for answer in asked.answers.values():
+    for turn in answer.turns:
+      assert turn.detail.logprobs == results[turn.detail.tokens]
+      assert [len(place) for place in turn.detail.logprobs.top] == [2] * 8
+  silent = Asked(tmp_path / 'silent', engine, decoding(batch_size=3))
+  assert silent.tokens == asked.tokens
+  assert b'logprobs' not in (tmp_path / 'silent/answers.jsonl').read_bytes()
+
+
 def test_turns_without_a_template_are_a_text_that_goes_on(tmp_path, engine):
   asked = Asked(tmp_path, engine, decoding(batch_size=1), QUESTIONS[1:2])
   one, two, three = QUESTIONS[1].turns

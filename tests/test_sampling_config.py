@@ -37,7 +37,8 @@ NOTHING = SamplingConfig()
 def test_every_field_has_values_to_tell_apart():
   assert tuple(VALUES) == FIELDS
   names = [field.name for field in dataclasses.fields(SamplingConfig)]
-  assert names == [*FIELDS, 'use_generation_config', 'skip_special_tokens']
+  others = ['use_generation_config', 'skip_special_tokens', 'logprobs']
+  assert names == [*FIELDS, *others]
   for name, values in VALUES.items():
     assert DEFAULTS[name] not in values
 
@@ -96,6 +97,19 @@ def test_all_fields_are_set_at_once():
   # What is resolved has no gap that a file could fill.
   again = resolve(resolve(NOTHING, NOTHING).config, model).config
   assert again == SamplingConfig(**DEFAULTS)
+
+
+def test_log_probabilities_are_the_callers_business_alone():
+  for given in (None, 0, 5):
+    model = SamplingConfig(top_p=0.8, logprobs=3)
+    resolved = resolve(SamplingConfig(logprobs=given), model)
+    assert resolved.config.logprobs == given
+    assert 'logprobs' not in resolved.sources
+    # They make no other text, so nothing is said of them.
+    assert 'logprobs' not in resolved.describe()
+    assert not resolved.is_remarkable
+  fields = {'logprobs': 'x', 'output_scores': True, 'output_logits': True}
+  assert from_generation_config(fields, WHERE) == NOTHING
 
 
 # ---- sampling or greedy

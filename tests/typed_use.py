@@ -12,6 +12,7 @@ from swift_jax import (
   DraftConfig,
   Engine,
   InputError,
+  LogProbs,
   Metrics,
   ModelConfig,
   Prompt,
@@ -26,6 +27,7 @@ engine = Engine.from_pretrained(
   'demo', dtype='float32', draft=DraftConfig(), search=SearchConfig()
 )
 greedy = SamplingConfig(temperature=0, eos_token_id=(1,), stop_strings=('\n',))
+SamplingConfig(logprobs=5)
 decode = DecodeConfig(method='plain', batch_size=2, sampling=greedy)
 chat: Conversation = [{'role': 'user', 'content': 'hi'}]
 
@@ -65,6 +67,10 @@ for result in engine.generate('text'):
   assert_type(result.finish_reason, str)
   assert_type(result.metrics, Metrics)
   assert_type(result.rounds, list[Round])
+  assert_type(result.logprobs, LogProbs | None)
+  if result.logprobs is not None:
+    assert_type(result.logprobs.tokens, list[float])
+    assert_type(result.logprobs.top, list[list[tuple[int, float]]])
   assert_type(result.metrics.tokens_per_second, float | None)
 
 assert_type(engine.cfg, ModelConfig)

@@ -17,6 +17,7 @@ import json
 from typing import Any
 
 from swift_jax.errors import InputError
+from swift_jax.metrics import LogProbs
 from swift_jax.search.fields import Fields, Valid, bad, check
 
 KEY = 'swift_jax'
@@ -42,6 +43,7 @@ class Detail:
     prefill_s, decode_s, search_s: seconds of each phase.
     draft_s, verify_s: seconds of those rounds whose halves were timed apart, a
       sample of `decode_s`; 0 where there was none.
+    logprobs: log-probabilities; None, and no such key, where none were asked for.
   """
 
   tokens: tuple[int, ...]
@@ -55,6 +57,7 @@ class Detail:
   search_s: float
   draft_s: float
   verify_s: float
+  logprobs: LogProbs | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +143,9 @@ def to_line(answer: Answer) -> str:
   if answer.index is not None:
     ours = {name: getattr(answer, name) for name in _OWN_FIELDS}
     details = [dataclasses.asdict(turn.detail) for turn in turns]
+    for detail in details:
+      if detail['logprobs'] is None:
+        del detail['logprobs']
     fields[KEY] = {**ours, 'turns': details}
   return json.dumps(fields, ensure_ascii=False, allow_nan=False) + '\n'
 
@@ -233,7 +239,8 @@ def _details(
         if isinstance(fields[name], list)
         else fields[name]
         for name in _DETAIL_FIELDS
-      }
+      },
+      logprobs=_logprobs(fields, where),
     )
     if len(detail.tokens) != choice['new_tokens'][i]:
       wanted = f'new_tokens={choice["new_tokens"][i]} token ids'
@@ -251,12 +258,41 @@ def _details(
   return details
 
 
+def _logprobs(fields: Mapping[str, Any], where: str) -> LogProbs | None:
+  """A turn's log-probabilities, which only some runs ask for."""
+  if 'logprobs' not in fields:
+    return None
+  found = fields['logprobs']
+  if not isinstance(found, dict):
+    raise bad(where, 'logprobs', found, 'an object')
+  check(found, _LOGPROBS_FIELDS, f'{where}: logprobs')
+  count = len(fields['tokens'])
+  for name in _LOGPROBS_FIELDS:
+    if len(found[name]) != count:
+      wanted = f'one for each of {count} tokens'
+      raise bad(where, f'logprobs.{name}', found[name], wanted)
+  if len(set(map(len, found['top']))) > 1:
+    raise bad(where, 'logprobs.top', found['top'], 'as many for each token')
+  top = [[(token, value) for token, value in place] for place in found['top']]
+  return LogProbs(found['tokens'], top)
+
+
 def _is_count(value: Any) -> bool:
   return type(value) is int and 0 <= value <= _MOST
 
 
 def _is_number(value: Any) -> bool:
   return type(value) in (int, float) and 0 <= value <= _MOST
+
+
+def _is_log(value: Any) -> bool:
+  return type(value) in (int, float) and -_MOST <= value <= 0
+
+
+def _is_pair(value: Any) -> bool:
+  if not isinstance(value, list) or len(value) != 2:
+    return False
+  return _is_count(value[0]) and _is_log(value[1])
 
 
 def _list_of(is_valid: Valid) -> Valid:
@@ -322,4 +358,11 @@ _DETAIL_FIELDS: Fields = {
   'search_s': _NUMBER,
   'draft_s': _NUMBER,
   'verify_s': _NUMBER,
+}
+_LOGPROBS_FIELDS: Fields = {
+  'tokens': (_list_of(_is_log), 'a list of numbers <= 0'),
+  'top': (
+    _list_of(_list_of(_is_pair)),
+    'a list of lists of [token id, number <= 0]',
+  ),
 }

@@ -275,6 +275,7 @@ def _turn(
       search_s=(metrics.search_s + waited) / rows,
       draft_s=metrics.draft_s / rows,
       verify_s=metrics.verify_s / rows,
+      logprobs=result.logprobs,
     ),
   )
 

@@ -1,0 +1,127 @@
+"""Log-probabilities of a text that is written: the target looks at it once more.
+
+Not within the rounds, which stay as they are. Plain decoding, SWIFT and prompt
+lookup are followed by this one program, in the same shapes: a text has the same
+log-probabilities whichever wrote it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from swift_jax import sharding
+from swift_jax.kv_cache import KVCache
+from swift_jax.llama import GraphDef, Llama, Params
+from swift_jax.skip_mask import Mask
+from swift_jax.typing import Array, Float, Int
+
+WIDEST = 64  # tokens of a pass: more save little, and short texts are padded
+_LOGITS = 2**23  # float32 that the head gives at once, in 32 MiB
+
+
+class Places(NamedTuple):
+  """The target's word on T places of each row, in natural logarithms.
+
+  Attributes:
+    own: what the token that stands there was given, float32[B, T].
+    ids: the k most likely tokens, the likeliest first, int32[B, T, k].
+    best: what they were given, float32[B, T, k].
+  """
+
+  own: Float[Array, 'b t']
+  ids: Int[Array, 'b t k']
+  best: Float[Array, 'b t k']
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('graphdef', 'chunk', 'k', 'mesh'),
+  donate_argnames=('cache',),
+)
+def force(
+  graphdef: GraphDef,
+  params: Params,
+  cache: KVCache,
+  tokens: Int[Array, 'b s'],
+  prompt_length: Int[Array, ' b'],
+  full: Mask,
+  start: Int[Array, ''],
+  chunk: int,
+  k: int,
+  mesh: jax.sharding.Mesh | None = None,
+) -> tuple[KVCache, Places]:
+  """A pass over tokens [start, start + chunk) of what each row has written.
+
+  Its keys and values replace those that the rounds left, so that the next chunk
+  goes by them too and not by how the text came about.
+
+  Args:
+    cache: holds every token that stands before these.
+    tokens: prompts and texts; what a row has not written does no harm, and what it
+      is given means nothing.
+    full: skips nothing.
+    chunk: at most the cache's capacity.
+    k: most likely tokens wanted at each place.
+
+  Returns:
+    The cache, of the same length, and what was found.
+  """
+  model: Llama = nnx.merge(graphdef, params)
+  wanted = prompt_length - 1 + start  # [B], the slot of the first token's input
+  # A chunk that would leave the cache begins earlier, and does some tokens again.
+  first = jnp.minimum(wanted, cache.capacity - chunk)
+  slots = first[:, None] + jnp.arange(chunk)  # [B, T]
+
+  def read(rows: Array, at: Array) -> Array:
+    return jnp.take_along_axis(rows, at, axis=1, mode='clip')
+
+  with jax.named_scope('logprobs'):
+    hidden, updates = model(
+      read(tokens, slots), full, cache=cache.rollback(first)
+    )
+    written = cache.rollback(first).write(updates).rollback(cache.length)
+    places = _of_hidden(model, hidden, read(tokens, slots + 1), k)
+  # Back to where the chunk was to begin.
+  at = jnp.arange(chunk) + (wanted - first)[:, None]
+  own = read(places.own, at)
+  ids, best = (read(rows, at[..., None]) for rows in places[1:])
+  places = Places(own, ids, best)
+  if mesh is None:
+    return written, places
+  return jax.lax.with_sharding_constraint(
+    (written, places), (sharding.cache_shardings(mesh), sharding.rows(mesh))
+  )
+
+
+def _of_hidden(
+  model: Llama,
+  hidden: Float[Array, 'b t d'],
+  tokens: Int[Array, 'b t'],
+  k: int,
+) -> Places:
+  """What the head makes of hidden states, some places at a time: all of them by a
+  large vocabulary would take more memory than the pass."""
+  batch, chunk = tokens.shape
+
+  def one(place: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    hidden, token = place  # [B, D], [B]
+    logits = model.logits(hidden)  # [B, V]
+    # Of equals the lower id comes first, which argmax takes too.
+    best, ids = jax.lax.top_k(logits, max(k, 1))  # `map` takes nothing empty
+    own = jnp.take_along_axis(logits, token[:, None], axis=-1)
+    highest = logits.max(-1, keepdims=True)
+    total = jax.nn.logsumexp(logits - highest, axis=-1, keepdims=True)
+    own, best = (found - highest - total for found in (own, best))
+    return own[:, 0], ids, best
+
+  most = max(1, _LOGITS // (batch * model.cfg.vocab_size))
+  at_once = min(chunk, 1 << (most.bit_length() - 1))
+  by_place = hidden.swapaxes(0, 1), tokens.swapaxes(0, 1)
+  found = jax.lax.map(one, by_place, batch_size=at_once)
+  own, ids, best = (rows.swapaxes(0, 1) for rows in found)
+  return Places(own, ids[..., :k], best[..., :k])
