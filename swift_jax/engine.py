@@ -606,6 +606,6 @@ def _check_files(search: SearchConfig) -> None:
     )
   if search.record:
     where = f'search.record={search.record!r}'
-    record = atomic_file.writable(search.record, where)
-    if search.save and record == atomic_file.writable(search.save, where):
-      raise InputError(f'{where}: is the file of search.save')
+    atomic_file.writable(search.record, where)
+    if search.save and atomic_file.is_same(search.record, search.save):
+      raise InputError(f'{where}: is the file of search.save too')

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from swift_jax.checks import require_text
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.hf_config import one_line
@@ -64,6 +65,7 @@ def encode(
 
 def _ids(index: int, prompt: Any, tokenizer: Any) -> list[int]:
   if isinstance(prompt, str):
+    require_text(f'prompt {index}', prompt)
     if tokenizer is None and prompt:
       raise InputError(f'prompt {index}: the engine has no tokenizer')
     ids = tokenizer(prompt)['input_ids'] if prompt else []
@@ -95,6 +97,7 @@ def encode_chat(messages: Conversation, tokenizer: Any) -> list[int]:
     # What else a message needs is its template's to say.
     if not isinstance(message, Mapping) or 'role' not in message:
       raise InputError(f'message {message!r:.80}: expected role and content')
+  require_text('messages', messages)
   if getattr(tokenizer, 'chat_template', None) is None:
     raise InputError(
       'the tokenizer has no chat template: this is no chat model'

@@ -35,6 +35,16 @@ def read(path: str, where: str) -> bytes:
     return pathlib.Path(path).read_bytes()
 
 
+def is_same(path: str, other: str) -> bool:
+  """Whether two paths lead to one file, which need not be there."""
+  try:
+    return os.path.samefile(path, other)
+  except (OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError):  # no path at all
+      return os.path.realpath(path) == os.path.realpath(other)
+    return False
+
+
 def writable(path: str, where: str) -> pathlib.Path:
   """The file, there or not, that `path` stands for: where its links lead.
 
@@ -102,9 +112,7 @@ def append(file: io.FileIO, data: bytes, is_synced: bool = False) -> None:
     raise
 
 
-def move(
-  file: io.FileIO, partial: pathlib.Path, target: pathlib.Path
-) -> None:
+def move(file: io.FileIO, partial: pathlib.Path, target: pathlib.Path) -> None:
   """A file that is complete takes the place of another, and its permissions.
 
   Args:
