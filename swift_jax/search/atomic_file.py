@@ -53,8 +53,9 @@ def writable(path: str, where: str) -> pathlib.Path:
   """
   _check_path(path, where)
   with named_errors(f'{where}: cannot be written'):
+    # Not of where the links lead: that of a pipe's is no name.
+    mode = _mode(path)
     target = pathlib.Path(os.path.realpath(path))
-    mode = _mode(target)
     is_file = mode is None or stat.S_ISREG(mode)
     if not is_file or not os.path.basename(path):
       raise InputError(f'{where}: not a file')
@@ -170,10 +171,10 @@ def _partial(target: pathlib.Path) -> pathlib.Path:
   return target.with_name(f'.{target.name}.{secrets.token_hex(3)}.partial')
 
 
-def _mode(target: pathlib.Path) -> int | None:
+def _mode(path: str | pathlib.Path) -> int | None:
   """A file's mode; None where there is no file."""
   try:
-    return os.lstat(target).st_mode
+    return os.stat(path).st_mode
   except FileNotFoundError:
     return None
 
