@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from swift_jax import progress
+from swift_jax.checks import require_text
 from swift_jax.errors import InputError
 from swift_jax.evaluation import tasks
 from swift_jax.evaluation.tasks import Question, TaskConfig
@@ -70,6 +71,7 @@ def main(config: ConfigDict) -> None:
       f'search.record={config.search.record!r}: expected none; evaluate.py keeps'
       ' what the search has learnt in its workdir'
     )
+  require_text('model.path', config.model.path)  # stands in every answer
   task = common.section(config, 'task', TaskConfig)
   decode = common.decode_config(config)
   if not decode.phase_interval:

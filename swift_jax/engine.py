@@ -605,7 +605,8 @@ def _check_files(search: SearchConfig) -> None:
       search.cache_name or _DEFAULT_NAME, 'search.cache_name'
     )
   if search.record:
-    where = f'search.record={search.record!r}'
-    atomic_file.writable(search.record, where)
+    records.check_writable(search.record)
     if search.save and atomic_file.is_same(search.record, search.save):
-      raise InputError(f'{where}: is the file of search.save too')
+      raise InputError(
+        f'search.record={search.record!r}: is the file of search.save too'
+      )

@@ -17,7 +17,7 @@ import pytest
 from swift_jax import skip_mask
 from swift_jax.config import SearchConfig
 from swift_jax.errors import InputError
-from swift_jax.search import records
+from swift_jax.search import file_locks, records
 from swift_jax.search.records import EVENTS, SOURCES, Header, PassRecord
 
 HEADER = Header(4, '0123456789abcdef', {'skip_ratio': 0.45})
@@ -371,12 +371,17 @@ def test_a_record_is_one_engines(tmp_path):
     for name in (path, link):
       with pytest.raises(InputError) as caught:
         records.Writer(str(name), HEADER)
+      with pytest.raises(InputError, match=file_locks.HELD):
+        records.check_writable(str(name))
       said = 'another run is writing there, or another engine'
       assert str(caught.value) == f"search.record='{name}': {said}"
     assert path.read_bytes() == before
     writer.write(SECOND)
   assert records.read(str(path)) == (HEADER, [FIRST, SECOND])
   save(link, SECOND)
+  assert records.read(str(path)) == (HEADER, [SECOND])
+  for name in (link, tmp_path / 'new'):
+    records.check_writable(str(name))
   assert records.read(str(path)) == (HEADER, [SECOND])
   assert sorted(os.listdir(tmp_path)) == ['link', 'x']
 

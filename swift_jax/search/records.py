@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pathlib
 
 from swift_jax.errors import InputError
 from swift_jax.search import atomic_file, file_locks, record_forms
@@ -31,19 +32,14 @@ class Writer:
   def __init__(self, path: str, header: Header):
     self._where = f'search.record={path!r}'
     target = atomic_file.writable(path, self._where)
-    with contextlib.ExitStack() as stack, self._named_errors():
-      try:
-        # Unbuffered: a close must not write again what a full disk refused.
-        self._file = io.FileIO(file_locks.take(target), 'r+')
-      except BlockingIOError:
-        held = f'{file_locks.HELD}, or another engine'
-        raise InputError(f'{self._where}: {held}') from None
-      stack.callback(self._file.close)
-      if not _is_ours(self._file):
-        raise InputError(f'{self._where}: the file there is no search record')
-      self._file.truncate(0)
+    self._file = _open(target, self._where)
+    try:
+      with self._named_errors():
+        self._file.truncate(0)
       self._append(record_forms.header_line(header))
-      stack.pop_all()
+    except BaseException:
+      self._file.close()
+      raise
 
   def write(self, record: PassRecord) -> None:
     """Adds a line, which is in the file when this returns.
@@ -99,7 +95,29 @@ def read(
   return header, passes
 
 
-def _is_ours(file: io.FileIO) -> bool:
-  """Whether a file may be written over: it is a record, or empty."""
+def check_writable(path: str) -> None:
+  """Refuses a path that a `Writer` would refuse; the file stays as it is.
+
+  Raises:
+    InputError: as a `Writer`.
+  """
+  where = f'search.record={path!r}'
+  target = atomic_file.writable(path, where)
+  if target.exists():
+    _open(target, where).close()
+
+
+def _open(target: pathlib.Path, where: str) -> io.FileIO:
+  """A file that holds a record or nothing, for nobody but us."""
+  with atomic_file.named_errors(f'{where}: cannot be written'):
+    try:
+      # Unbuffered: a close must not write again what a full disk refused.
+      file = io.FileIO(file_locks.take(target), 'r+')
+    except BlockingIOError:
+      held = f'{file_locks.HELD}, or another engine'
+      raise InputError(f'{where}: {held}') from None
   line, _, _ = (file.read(_MAX_HEADER) or b'').partition(b'\n')
-  return not line or record_forms.is_header(line)
+  if line and not record_forms.is_header(line):
+    file.close()
+    raise InputError(f'{where}: the file there is no search record')
+  return file
