@@ -26,16 +26,15 @@ what they were, and which of them by more than their spread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import contextlib
 import json
 import pathlib
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from benchmark_suites import SUITES, Sizes
@@ -47,9 +46,14 @@ from ml_collections import ConfigDict
 from swift_jax.errors import InputError
 from swift_jax.search import atomic_file
 
+if TYPE_CHECKING:
+  from swift_jax.evaluation.benchmark_report import Table
+
 _ALL = 'all'
 _BAD_INPUT = 2
-_UNHEARD = 5.0  # seconds of going on that mean that Ctrl-C was not heard
+# What ends a suite from outside ends all of them.
+_ENDED = (console.INTERRUPTED, console.TERMINATED, console.READER_GONE)
+_UNHEARD = 5.0  # seconds of going on that mean that a signal was not heard
 _SUITE = flags.DEFINE_string('suite', 'decode', f'{", ".join(SUITES)} or all')
 _OUTPUT = flags.DEFINE_string(
   'output',
@@ -113,20 +117,43 @@ def main(config: ConfigDict) -> int:
   where = f'--output={_OUTPUT.value!r}'
   target = _OUTPUT.value and atomic_file.writable(_OUTPUT.value, where)
   set_apart(config)
-  started, status = time.perf_counter(), 0
+  with contextlib.ExitStack() as stack:
+    if target:
+      stack.enter_context(atomic_file.locked(target, where, waits=False))
+    return measure(config, sizes, target, where, old)
+
+
+def measure(
+  config: ConfigDict,
+  sizes: Sizes,
+  target: pathlib.Path | None,
+  where: str,
+  old: Mapping[str, Any] | None,
+) -> int:
+  """Measures, writes the report, prints it; the status.
+
+  Args:
+    target: of the report; None: nowhere.
+    where: what errors call it.
+    old: a report to compare with.
+  """
+  from swift_jax.evaluation import benchmark_report
+
+  started, status, tables = time.perf_counter(), 0, []
   if _SUITE.value == _ALL:
     figures, status = run_all()
-    if status == console.INTERRUPTED and not figures['suites']:
+    if status in _ENDED and not figures['suites']:
       return status  # the file, if there is one, stays as it is
   else:
-    figures = run_one(config, sizes)
+    figures, tables = run_one(config, sizes)
   facts = {**environment(config), 'seconds': time.perf_counter() - started}
   # As another run will read it: lists, not tuples.
   text = json.dumps({**facts, **figures}, indent=1, allow_nan=False)
-  if target:
+  if target:  # before what is printed, which nobody may read any more
     atomic_file.replace(target, f'{text}\n', where)
-    if status == console.INTERRUPTED:
+    if status in _ENDED:
       say(f'{_OUTPUT.value} has {", ".join(figures["suites"])}')
+  print_tables(tables)
   print_figures('summary', figures['summary'])
   if old:
     print_tables(benchmark_report.comparison(old, json.loads(text)))
@@ -210,8 +237,10 @@ def set_apart(config: ConfigDict) -> None:
     config.search[name] = ''
 
 
-def run_one(config: ConfigDict, sizes: Sizes) -> dict[str, Any]:
-  """One suite: prints its tables; headline figures and all others."""
+def run_one(
+  config: ConfigDict, sizes: Sizes
+) -> tuple[dict[str, Any], Sequence[Table]]:
+  """One suite: headline figures and all others, and its tables."""
   name = _SUITE.value
   try:
     with config.unlocked():
@@ -219,12 +248,12 @@ def run_one(config: ConfigDict, sizes: Sizes) -> dict[str, Any]:
   except KeyboardInterrupt as error:
     error.add_note(f'{name} is not finished, and of it nothing is written')
     raise
-  print_tables(outcome.tables)
-  return {
+  figures = {
     'summary': outcome.summary,
     'spread': outcome.spread,
     'suites': {name: outcome.figures},
   }
+  return figures, outcome.tables
 
 
 def run_all() -> tuple[dict[str, Any], int]:
@@ -243,7 +272,7 @@ def run_all() -> tuple[dict[str, Any], int]:
     for part in figures:
       figures[part].update(found.get(part, {}))
     status = code or status
-    if code in (_BAD_INPUT, console.INTERRUPTED):
+    if code in (_BAD_INPUT, *_ENDED):
       break
   return figures, status
 
@@ -255,20 +284,22 @@ def run_child(name: str) -> tuple[dict[str, Any], int]:
     command = [sys.executable, '-W', 'ignore', str(pathlib.Path(__file__))]
     flags_of_it = [f'--suite={name}', f'--output={output}', '--compare=']
     code = finish(subprocess.Popen([*command, *arguments(), *flags_of_it]))
-    if code:
+    if not output.exists():  # it is written whole or not at all
       return {}, code
-    return json.loads(output.read_text(encoding='utf-8')), 0
+    return json.loads(output.read_text(encoding='utf-8')), code
 
 
 def finish(process: subprocess.Popen) -> int:
   """The status that it ends with; Ctrl-C is heard by it too."""
   try:
-    return process.wait()
-  except KeyboardInterrupt:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      return process.wait(_UNHEARD)
-    process.send_signal(signal.SIGINT)  # we alone were told
-    return process.wait()
+    code = process.wait()
+  except KeyboardInterrupt as error:
+    try:
+      code = process.wait(_UNHEARD)
+    except subprocess.TimeoutExpired:
+      process.send_signal(console.signal_of(error))  # we alone were told
+      code = process.wait()
+  return 128 - code if code < 0 else code  # as a shell has it
 
 
 def arguments() -> Sequence[str]:

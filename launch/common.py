@@ -11,6 +11,7 @@ import ast
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import difflib
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -110,6 +111,7 @@ _TAKE_MEMORY = (
   ('train', 'batch_size'),
   ('train', 'seq_len'),
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read_config(path: str) -> ConfigDict:
@@ -291,6 +293,7 @@ def write(text: str) -> None:
     sys.stdout.write(text)
     sys.stdout.flush()
   except BrokenPipeError:
+    _drop_output()
     raise
   except OSError as error:
     _drop_output()
@@ -309,6 +312,15 @@ def _drop_output() -> None:
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _drop_output_that_fails() -> None:
+  if sys.stdout is None:
+    return
+  try:
+    sys.stdout.flush()
+  except OSError:
+    _drop_output()
+
+
 def run(
   main: Callable[[ConfigDict], int | None],
   default_config: str = 'demo',
@@ -316,6 +328,7 @@ def run(
   torch: bool = False,
 ) -> NoReturn:
   """Declares the flags and runs `main(config)`; bad input ends with status 2."""
+  console.begin()
   try:
     path, argv = _take_config(sys.argv)
     path = path or str(_CONFIGS / f'{default_config}.py')
@@ -374,9 +387,9 @@ def run_plain(
     argv: the arguments, if they are not all of the command line's.
     torch: `main` may import it.
   """
+  console.begin()
   if help_text.is_asked(argv or sys.argv):
     _help(main)
-  console.end_at_second_interrupt()
   if not torch:
     _hide_torch()
 
@@ -388,17 +401,36 @@ def run_plain(
 
   def guarded(args: Sequence[str]) -> int | None:
     _quiet()
-    try:
-      if len(args) > 1:
-        raise InputError(f'unexpected argument {args[1]!r}')
-      return main()
-    except InputError as error:
-      _refuse(error)
-    except BrokenPipeError:
-      _drop_output()  # Whoever read our text has gone.
-      return 1
+    if len(args) > 1:
+      _refuse(InputError(f'unexpected argument {args[1]!r}'))
+    return _ended(main)
 
   app.run(guarded, argv=argv or sys.argv, flags_parser=parse)
+
+
+def _ended(main: Callable[[], int | None]) -> int | None:
+  """The status that `main` ends with, whatever it runs into but a bug."""
+  try:
+    status = main()
+    write('')  # what `print` holds back still
+    return status
+  except InputError as error:
+    _refuse(error)
+  except BrokenPipeError as error:
+    # Who read our text has had enough, as `head`. There is no need to say so.
+    if hasattr(error, '__notes__'):
+      say(console.with_notes('nobody reads standard output any more', error))
+    return console.READER_GONE
+  except OSError as error:
+    if error.errno not in _FULL:
+      raise
+    file = error.filename or 'standard output or a file'
+    refused = InputError(f'{file}: cannot be written: {error.strerror}')
+    for note in getattr(error, '__notes__', []):
+      refused.add_note(note)
+    _refuse(refused)
+  finally:
+    _drop_output_that_fails()
 
 
 def _help(
@@ -411,8 +443,7 @@ def _help(
   if config is not None:
     fields = {name: meaning for name, (_, meaning) in FIELDS.items()}
     lines += help_text.of_config(config, sections, fields)
-  write('\n'.join([*lines, '']))
-  sys.exit()
+  sys.exit(_ended(lambda: write('\n'.join([*lines, '']))))
 
 
 def _quiet() -> None:
@@ -551,5 +582,5 @@ def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _refuse(error: Exception) -> NoReturn:
   """One line on standard error, status 2."""
-  say(error)
+  say(console.with_notes(error, error))
   sys.exit(2)

@@ -22,16 +22,17 @@ import contextlib
 import dataclasses
 import datetime
 import os
-import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 import common
+import console
 from ml_collections import ConfigDict
 import numpy as np
 
 from swift_jax import progress
+from swift_jax.checks import require_text
 from swift_jax.errors import InputError
 from swift_jax.evaluation import tasks
 from swift_jax.evaluation.tasks import Question, TaskConfig
@@ -63,10 +64,6 @@ SECTIONS = {**common.SECTIONS, 'task': TaskConfig}
 _PHASE_INTERVAL = 16
 
 
-class Terminated(BaseException):
-  """SIGTERM: the machine is taken away, or a scheduler has had enough."""
-
-
 def main(config: ConfigDict) -> None:
   if not _WORKDIR.value:
     raise InputError('--workdir: a folder is needed')
@@ -75,6 +72,7 @@ def main(config: ConfigDict) -> None:
       f'search.record={config.search.record!r}: expected none; evaluate.py keeps'
       ' what the search has learnt in its workdir'
     )
+  require_text('model.path', config.model.path)  # stands in every answer
   task = common.section(config, 'task', TaskConfig)
   decode = common.decode_config(config)
   if not decode.phase_interval:
@@ -86,38 +84,22 @@ def main(config: ConfigDict) -> None:
   distributed.start(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, in_step
   )
+  console.take_signals()  # JAX may have taken SIGTERM
   try:
-    with terminable():
-      evaluate(config, decode, task, questions)
-  except Terminated:
-    common.say('terminated; the same command goes on where this one stopped')
-    os._exit(128 + signal.SIGTERM)  # the others may never come to part from
+    evaluate(config, decode, task, questions)
   except KeyboardInterrupt as error:
+    # Ends at once: the other processes may never come to part from.
     error.add_note('the same command goes on where this one stopped')
     raise
   except InputError as error:
     if distributed.is_alone():
       raise
-    common.say(error)
+    common.say(console.with_notes(error, error))
     if in_step:  # the others wait for us within a computation
       os._exit(2)
     distributed.part()  # our input is no reason for them to die
     sys.exit(2)
   distributed.part()
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-  """SIGTERM raises `Terminated`, as Ctrl-C does its own."""
-
-  def terminate(*_: object) -> None:
-    raise Terminated
-
-  before = signal.signal(signal.SIGTERM, terminate)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)
 
 
 def evaluate(
@@ -137,21 +119,22 @@ def evaluate(
   mine = questions[process::count]
   asked = questions if in_step else mine
   workdir = Workdir(_WORKDIR.value, process, count)
-  started = beginning(workdir, in_step)
-  engine = common.load_engine(config)
-  # Refuses settings that do not fit before there is a folder that has them.
-  runner = Runner(
-    engine,
-    decode,
-    asked,
-    workdir,
-    model_id(config),
-    task.chat,
-    frozenset(mine).__contains__,
-    started,
-  )
-  facts = facts_of(config, runner, engine, questions, started)
   with contextlib.closing(workdir):
+    workdir.claim()
+    started = beginning(workdir, in_step)
+    engine = common.load_engine(config)
+    # Refuses settings that do not fit before there is a folder that has them.
+    runner = Runner(
+      engine,
+      decode,
+      asked,
+      workdir,
+      model_id(config),
+      task.chat,
+      frozenset(mine).__contains__,
+      started,
+    )
+    facts = facts_of(config, runner, engine, questions, started)
     workdir.open(facts, [question.question_id for question in mine])
     done = answered(workdir, asked, in_step)
     if done and decode.method == 'swift':

@@ -21,19 +21,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
-import errno
+import io
 import json
 import os
-import pathlib
+import stat
 import sys
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 import common
 from ml_collections import ConfigDict
 
 from swift_jax import chat_template, progress
+from swift_jax.checks import require_text
 from swift_jax.errors import InputError
+from swift_jax.evaluation.task_files import read_bytes, unpacked
+from swift_jax.search import atomic_file, file_locks
 
 if TYPE_CHECKING:
   from swift_jax import DecodeConfig, Engine, Result
@@ -44,7 +47,8 @@ _PROMPT = flags.DEFINE_string(
 _PROMPTS_FILE = flags.DEFINE_string(
   'prompts_file',
   None,
-  'prompts, one JSON object with "prompt" a line; - reads standard input',
+  'prompts, one JSON object with "prompt" a line, gzip or not, local or gs://;'
+  ' - reads standard input',
 )
 _CHAT = flags.DEFINE_boolean(
   'chat',
@@ -79,6 +83,7 @@ METRICS = (
   'matchness',
   'tokens_per_second',
 )
+_PIECE = 2**20  # bytes that are read at a time
 
 
 class Prompt(NamedTuple):
@@ -123,10 +128,7 @@ def _as_chat(prompt: Prompt, is_chat: bool) -> Prompt:
 
 def _read_file(path: str, is_chat: bool) -> list[Prompt]:
   where = f'--prompts_file={path}'
-  try:
-    raw = _standard_input() if path == '-' else pathlib.Path(path).read_bytes()
-  except OSError as error:
-    raise InputError(f'{where}: {error.strerror}') from None
+  raw = _standard_input(where) if path == '-' else read_bytes(path, where)
   # Bytes are split, not text: JSON strings may hold other line separators.
   prompts = [
     _as_chat(_parse_line(f'{where}, line {number}', line, is_chat), is_chat)
@@ -138,10 +140,11 @@ def _read_file(path: str, is_chat: bool) -> list[Prompt]:
   return prompts
 
 
-def _standard_input() -> bytes:
+def _standard_input(where: str) -> bytes:
   if sys.stdin is None:  # closed by whoever started us
-    raise OSError(errno.EBADF, 'standard input is closed')
-  return sys.stdin.buffer.read()
+    raise InputError(f'{where}: standard input is closed')
+  with atomic_file.named_errors(where):
+    return unpacked(sys.stdin.buffer.read(), where)
 
 
 def _parse_line(where: str, line: bytes, is_chat: bool) -> Prompt:
@@ -206,16 +209,14 @@ def _messages(where: str, value: Any) -> list[dict[str, Any]]:
     raise InputError(
       f'{where}: expected "messages" with role and content, found {value!r:.80}'
     )
+  require_text(f'{where}: messages', value)
   return value
 
 
 def _checked(where: str, prompt: str) -> Prompt:
   if not prompt:
     raise InputError(f'{where}: the prompt is empty')
-  try:
-    prompt.encode()
-  except UnicodeEncodeError as error:
-    raise InputError(f'{where}: {prompt!r:.80} is not text: {error}') from None
+  require_text(f'{where}: the prompt', prompt)
   return Prompt(where, prompt)
 
 
@@ -252,55 +253,73 @@ def encode(
 class JsonLines:
   """Lines that take the file's name once all of them are there.
 
-  Until then they lie in `FILE.partial`; a run that breaks off leaves what was
-  complete there until the next one, and removes the file if that is nothing.
+  Until then they lie in `FILE.partial`, which no other run may write meanwhile. A
+  run that breaks off leaves what was complete there until the next one has a line
+  of its own, and removes the file if that is nothing.
   """
 
   def __init__(self, path: str):
-    self._path = pathlib.Path(path)
-    self._partial = pathlib.Path(f'{path}.partial')
-    self._file: IO[str] | None = None
-    self._count = 0
+    self._where = f'--output_json={path}'
+    if path == '-':
+      raise InputError(f'{self._where}: expected a file; ./- is one')
+    self._target = atomic_file.writable(path, self._where)
+    self._partial = self._target.with_name(f'{self._target.name}.partial')
+    self._has_begun = False
 
   def __enter__(self) -> JsonLines:
     with self._named_errors():
-      if self._path.exists() and not self._path.is_file():
-        raise InputError(f'--output_json={self._path}: not a file')
-      if self._path.exists() and not os.access(self._path, os.W_OK):
-        raise PermissionError(None, 'not writable')
-      self._file = open(self._partial, 'w', encoding='utf-8')
+      self._file = io.FileIO(file_locks.take(self._partial), 'r+')
+    if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+      self._file.close()
+      raise InputError(f'{self._where}: {self._partial} is not a file')
     return self
 
   def write(self, record: dict[str, Any]) -> None:
     line = json.dumps(record, ensure_ascii=False) + '\n'
     with self._named_errors():
-      self._file.write(line)
-      self._file.flush()
-    self._count += 1
+      self._begin()
+      atomic_file.append(self._file, line.encode())
 
   def __exit__(
     self, kind: type | None, error: BaseException | None, _: object
   ) -> None:
-    with self._named_errors():
-      self._file.close()
-      if kind is None:
-        os.replace(self._partial, self._path)
-      elif not self._count:
-        self._partial.unlink()
-      else:
-        error.add_note(
-          f'{self._count} answers are in {self._partial}: keep them by moving'
-          ' that, for the next run begins anew'
-        )
+    with contextlib.closing(self._file):
+      if error is not None:
+        self._note(error)
+        return
+      try:
+        with self._named_errors():
+          self._begin()
+          atomic_file.move(self._file, self._partial, self._target)
+      except InputError as failed:
+        self._note(failed)
+        raise
 
-  @contextlib.contextmanager
-  def _named_errors(self) -> Iterator[None]:
-    try:
-      yield
-    except OSError as error:
-      raise InputError(
-        f'--output_json={self._path}: cannot be written: {error.strerror}'
-      ) from error
+  def _begin(self) -> None:
+    """Until now the lines of an earlier run were there."""
+    if not self._has_begun:
+      self._file.truncate(0)
+      self._has_begun = True
+
+  def _note(self, error: BaseException) -> None:
+    """What is kept though the error came."""
+    count = self._lines()
+    if count and self._has_begun:
+      error.add_note(
+        f'{count} answers are in {self._partial}: keep them by moving that,'
+        ' for the next run begins anew'
+      )
+    elif not count:
+      with contextlib.suppress(OSError):
+        self._partial.unlink()
+
+  def _lines(self) -> int:
+    self._file.seek(0)
+    pieces = iter(lambda: self._file.read(_PIECE), b'')
+    return sum(piece.count(b'\n') for piece in pieces)
+
+  def _named_errors(self) -> contextlib.AbstractContextManager[None]:
+    return atomic_file.named_errors(f'{self._where}: cannot be written')
 
 
 def record(result: Result) -> dict[str, Any]:
@@ -327,7 +346,7 @@ def without_logprobs(decode: DecodeConfig) -> DecodeConfig:
 def write_texts(
   engine: Engine, prompts: Sequence[str | list[int]], decode: DecodeConfig
 ) -> Iterator[Result]:
-  """Generates batch by batch and shows each text, in order."""
+  """Generates batch by batch; shows each text, in order, once it is taken."""
   for at in range(0, len(prompts), decode.batch_size):
 
     def first_only(row: int, piece: str) -> None:
@@ -338,12 +357,12 @@ def write_texts(
     batch = prompts[at : at + decode.batch_size]
     indices = range(at, at + len(batch))
     results = engine.generate(batch, decode, first_only, indices=indices)
+    yield from results  # they are complete, whoever still reads the texts
     for row, result in enumerate(results):
       if row:
         _title(at + row, len(prompts))
         common.show_text(row, result.text)
       common.write('\n')
-      yield result
 
 
 def _title(index: int, count: int) -> None:
@@ -358,6 +377,21 @@ def show_progress(work: Iterable[Any], count: int) -> Iterable[Any]:
   return progress.bar(work, total=count, unit='prompt', disable=disable)
 
 
+def check_output(path: str, config: ConfigDict) -> None:
+  """Refuses a file that is to hold something else too.
+
+  Raises:
+    InputError: names what.
+  """
+  others = {
+    f'search.{name}': config.search[name]
+    for name in ('cache', 'save', 'record')
+  }
+  for name, other in {'--prompts_file': _PROMPTS_FILE.value, **others}.items():
+    if other and atomic_file.is_same(path, other):
+      raise InputError(f'--output_json={path}: is the file of {name} too')
+
+
 def main(config: ConfigDict) -> None:
   prompts = read_prompts(_PROMPT.value, _PROMPTS_FILE.value, _CHAT.value)
   arguments = read_arguments(_CHAT_TEMPLATE_KWARGS.value, _CHAT.value)
@@ -365,6 +399,8 @@ def main(config: ConfigDict) -> None:
   path = _OUTPUT_JSON.value
   if path is None:
     decode = without_logprobs(decode)
+  else:
+    check_output(path, config)
   with contextlib.ExitStack() as stack:
     output = None if path is None else stack.enter_context(JsonLines(path))
     engine = common.load_engine(config)

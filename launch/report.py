@@ -105,22 +105,24 @@ def load_count(path: str) -> Callable[[str], int]:
   return lambda text: len(tokenizer(text).input_ids)
 
 
-def write_files(folder: str, files: Mapping[str, bytes]) -> None:
+def write_files(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
   """Writes files into a folder, each of them whole or not at all.
 
   Raises:
-    InputError: they cannot be written.
+    InputError: they cannot be written, or one of them is what is reported on.
   """
+  read = [_SEARCH.value, _BASELINE.value, *_CANDIDATES.value]
+  for name in files:
+    for path in filter(None, read):
+      if atomic_file.is_same(path, str(folder / name)):
+        raise InputError(
+          f'--output={_OUTPUT.value!r}: {name} would replace {path}'
+        )
   for name, content in files.items():
-    file = pathlib.Path(folder, name)
-    try:
+    file = folder / name
+    where = f'--output={_OUTPUT.value!r}: {name}'
+    with atomic_file.named_errors(f'{where}: cannot be written'):
       file.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # a null byte is a ValueError
-      reason = getattr(error, 'strerror', None) or error
-      raise InputError(
-        f'--output={folder!r}: cannot be written: {reason}'
-      ) from None
-    where = f'--output={folder!r}: {name}'
     atomic_file.replace(atomic_file.writable(str(file), where), content, where)
 
 
@@ -130,8 +132,13 @@ def png(figure: Figure) -> bytes:
   return buffer.getvalue()
 
 
-def report_search(path: str, folder: str) -> None:
+def report_search(path: str, folder: pathlib.Path) -> None:
   """Figures, search.json and the table of one search."""
+  if (folder / runs.RUN).exists():
+    raise InputError(
+      f'--output={_OUTPUT.value!r}: is the workdir of a run, whose search.json'
+      ' would be lost'
+    )
   search_report = load_drawing('search_report')
   header, passes = search_report.read(path)
   summary = search_report.summarize(header, passes)
@@ -142,7 +149,7 @@ def report_search(path: str, folder: str) -> None:
   common.write(search_report.table(summary))
 
 
-def report_runs(folder: str) -> None:
+def report_runs(folder: pathlib.Path) -> None:
   """Figures, report.json, report.md and the table of all runs."""
   run_plots = load_drawing('run_plots')
   round_plots = load_drawing('round_plots')
@@ -215,10 +222,13 @@ def check_flags() -> None:
 
 def main() -> None:
   check_flags()
-  if _SEARCH.value is not None:
-    report_search(_SEARCH.value, _OUTPUT.value)
-  else:
-    report_runs(_OUTPUT.value)
+  with atomic_file.folder(
+    _OUTPUT.value, f'--output={_OUTPUT.value!r}'
+  ) as folder:
+    if _SEARCH.value is not None:
+      report_search(_SEARCH.value, folder)
+    else:
+      report_runs(folder)
 
 
 if __name__ == '__main__':

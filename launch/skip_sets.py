@@ -13,13 +13,12 @@ sets, for --export too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-import os
 
 from absl import flags
 import common
 
 from swift_jax.errors import InputError
-from swift_jax.search import cached_sets
+from swift_jax.search import atomic_file, cached_sets
 from swift_jax.search.cached_sets import CachedSet
 
 _SETS = flags.DEFINE_string(
@@ -99,7 +98,7 @@ def main() -> None:
   if output is None:
     common.write(table(sets))
     return
-  if os.path.realpath(output) == os.path.realpath(path):
+  if atomic_file.is_same(output, path):
     raise InputError(f'--export={output!r}: would replace --sets itself')
   cached_sets.export(sets, output, '--export')
   common.write(f'{len(sets)} sets written to {output}\n')

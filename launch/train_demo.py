@@ -10,9 +10,11 @@ how it was made and the skip set that was found for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import platform
 import tempfile
@@ -31,6 +33,7 @@ from swift_jax import checkpoint, llama, skip_mask, training
 from swift_jax.config import ModelConfig
 from swift_jax.demo import corpus
 from swift_jax.errors import InputError
+from swift_jax.search import atomic_file
 from swift_jax.skip_mask import SkipMask
 from swift_jax.training import TrainConfig
 
@@ -111,17 +114,41 @@ def main(config: ConfigDict) -> None:
 
 def train(config: ConfigDict) -> None:
   """Trains, and writes the model out."""
-  model_cfg = common.section(config, 'model', ModelConfig)
-  cfg = common.section(config, 'train', TrainConfig)
-  cpu = common.section(config, 'cpu', CpuConfig)
+  cfgs = [common.section(config, name, SECTIONS[name]) for name in SECTIONS]
   if not _WORKDIR.value:
     raise InputError('--workdir: a folder is needed')
-  workdir = pathlib.Path(_WORKDIR.value).absolute()
-  _check_writable('--workdir', workdir)
-  if _OUTPUT.value:
-    output = pathlib.Path(_OUTPUT.value).absolute()
-    # Now, not after hours of training; the folder itself appears when complete.
-    _check_writable('--output', output if output.exists() else output.parent)
+  with contextlib.ExitStack() as stack:
+    where = f'--workdir={_WORKDIR.value}'
+    workdir = stack.enter_context(atomic_file.folder(_WORKDIR.value, where))
+    output = None
+    if _OUTPUT.value:
+      output = stack.enter_context(claimed(_OUTPUT.value))
+    train_in(workdir, output, *cfgs)
+
+
+@contextlib.contextmanager
+def claimed(path: str) -> Iterator[pathlib.Path]:
+  """The folder of the model, now and not after hours of training; it appears
+  when it is complete."""
+  folder, where = pathlib.Path(os.path.realpath(path)), f'--output={path}'
+  with atomic_file.named_errors(f'{where}: cannot be written'):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(
+      dir=folder if folder.exists() else folder.parent
+    ):
+      pass
+  with atomic_file.locked(folder, where, waits=False):
+    yield folder
+
+
+def train_in(
+  workdir: pathlib.Path,
+  output: pathlib.Path | None,
+  model_cfg: ModelConfig,
+  cfg: TrainConfig,
+  cpu: CpuConfig,
+) -> None:
+  """As `train`, in folders that can be written."""
   _split_cpu(cpu.devices)
   training.check_batch(cfg)
 
@@ -133,7 +160,7 @@ def train(config: ConfigDict) -> None:
   }
   shape = f'{model_cfg.num_hidden_layers} layers of {model_cfg.hidden_size}'
   common.announce(f'{shape}, {model_cfg.dtype}, {_devices()}')
-  with console.interrupts_wait() as must_stop:
+  with console.signals_wait() as must_stop:
     _, params, figures = training.train(
       model_cfg,
       cfg,
@@ -143,7 +170,7 @@ def train(config: ConfigDict) -> None:
       must_stop,
     )
   print(f'held-out figures: {figures}')
-  if _OUTPUT.value:
+  if output is not None:
     found = _skip_set(model_cfg, cfg, params, text['train'])
     measured = _measure(model_cfg, cfg, params, text['held_out'], found)
     facts = _facts(model_cfg, cfg, text, {**figures, **measured})
@@ -154,20 +181,12 @@ def train(config: ConfigDict) -> None:
     )
     _export(output, model_cfg, params, tokenizer_file)
     sets = json.dumps({'demo': found.to_lists()})
-    (output / 'skip_sets.json').write_text(f'{sets}\n', encoding='utf-8')
-    (output / 'README.md').write_text(card, encoding='utf-8')
+    for name, content in {
+      'skip_sets.json': f'{sets}\n',
+      'README.md': card,
+    }.items():
+      atomic_file.replace(output / name, content, f'--output={output}/{name}')
     print(card)
-
-
-def _check_writable(flag: str, folder: pathlib.Path) -> None:
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      pass
-  except OSError as error:
-    raise InputError(
-      f'{flag}={folder}: cannot be written: {error.strerror}'
-    ) from None
 
 
 def _split_cpu(devices: int) -> None:
@@ -178,7 +197,8 @@ def _split_cpu(devices: int) -> None:
 def _tokenizer(file: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
   """The run's tokenizer: learnt once, for a checkpoint knows only its own."""
   if not file.exists():
-    corpus.train_tokenizer(vocab_size).save(str(file))
+    learnt = corpus.train_tokenizer(vocab_size).to_str(pretty=True)
+    atomic_file.replace(file, learnt, f'--workdir={file}')
   tokenizer = tokenizers.Tokenizer.from_file(str(file))
   if tokenizer.get_vocab_size() > vocab_size:
     raise InputError(

@@ -9,6 +9,7 @@ import json
 import string
 from typing import Any
 
+from swift_jax.checks import require_text
 from swift_jax.errors import InputError
 from swift_jax.hf_config import one_line
 
@@ -54,6 +55,7 @@ def check(arguments: Arguments | None) -> dict[str, Any]:
     raise InputError(
       f'{_NAME}={arguments!r:.80}: expected values by their name'
     )
+  require_text(_NAME, arguments)
   for name, value in arguments.items():
     where = f'{_NAME}: {name}={value!r:.60}'
     if name in _OURS:
@@ -92,6 +94,7 @@ def encode(
     # What else a message needs is its template's to say.
     if not isinstance(message, Mapping) or 'role' not in message:
       raise InputError(f'message {message!r:.80}: expected role and content')
+  require_text('messages', messages)
   if source(tokenizer, given) is None:
     raise InputError(
       'the tokenizer has no chat template: this is no chat model'

@@ -274,7 +274,7 @@ def save_params(directory: pathlib.Path, params: Mapping[str, Any]) -> None:
     raise InputError(f'{directory}: exists already')
   try:
     ocp.save(directory, params)
-  except OSError as error:
+  except (OSError, ValueError) as error:  # its storage raises the latter
     raise InputError(f'{directory}: {one_line(error)}') from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import math
 from typing import Any
 
@@ -42,3 +43,30 @@ def require_number(name: str, value: Any, low: float, high: float) -> None:
 def require_bool(name: str, value: object) -> None:
   """Refuses what is no boolean."""
   require(isinstance(value, bool), name, value, 'a boolean')
+
+
+def require_text(name: str, value: object) -> None:
+  """Refuses half a character, as \\ud83d alone, wherever in `value` it stands.
+
+  JSON can hold one, and Python makes them of bytes that are no UTF-8; no tokenizer
+  and no file takes them.
+
+  Args:
+    value: a string, or lists and mappings with strings in them; what else is in
+      them is let through.
+  """
+  if isinstance(value, str):
+    try:
+      value.encode()
+    except UnicodeEncodeError as error:
+      around = value[max(error.start - 20, 0) : error.end + 20]
+      raise InputError(
+        f'{name}={around!r:.80}: expected whole characters'
+      ) from None
+  elif isinstance(value, Mapping):
+    for key, part in value.items():
+      require_text(f'{name}, a key', key)
+      require_text(f'{name}[{key!r}]', part)
+  elif isinstance(value, (list, tuple)):
+    for i, part in enumerate(value):
+      require_text(f'{name}[{i}]', part)

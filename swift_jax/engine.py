@@ -162,7 +162,8 @@ class Engine:
 
   def _make_searcher(self, search: SearchConfig) -> Searcher:
     _check_files(search)
-    self._has_saved, self._saved_at = False, 0
+    self._saved: cached_sets.CachedSet | None = None
+    self._saved_at = 0  # passes
     searcher = paper.make_searcher(search, self.cfg.num_hidden_layers)
     if search.cache:
       mask = _cached_mask(search, self.cfg, self.fingerprint)
@@ -217,12 +218,12 @@ class Engine:
         f'model.weights={weights!r}: on one device, but mesh is'
         f' {dict(mesh.shape)}'
       )
+    if search is not None:  # bad files are refused before weights are fetched
+      _check_files(search)
     folder = checkpoint.resolve(path)
     cfg = checkpoint.load_config(folder, dtype)
-    if search is not None:  # a bad file is refused before weights load
-      _check_files(search)
-      if search.cache:
-        _cached_mask(search, cfg, None)
+    if search is not None and search.cache:
+      _cached_mask(search, cfg, None)
     tokenizer, no_tokenizer, refused = None, None, None
     try:
       tokenizer = checkpoint.load_tokenizer(folder, cfg)
@@ -520,7 +521,7 @@ class Engine:
     except BaseException as error:  # what was found is kept, whatever ends it
       with contextlib.suppress(InputError):
         self._save_set()
-      if self._has_saved:
+      if self._saved is not None:
         error.add_note(f'the skip set is in {self.searcher.cfg.save}')
       raise
 
@@ -563,27 +564,27 @@ class Engine:
       return
     if searcher.estimate.mean is None:  # just chosen, not yet scored
       return
-    name = search.cache_name or _DEFAULT_NAME
-    skip_ratio = searcher.incumbent.skip_ratio()
-    if not self._has_saved:
-      rival = cached_sets.saved(search.save, name, self.fingerprint)
-      if rival is not None and rival.skip_ratio == skip_ratio:
-        if _low(rival) > searcher.estimate.low:
-          return
     found = cached_sets.CachedSet(
-      name=name,
+      name=search.cache_name or _DEFAULT_NAME,
       model=self.fingerprint,
       matchness=searcher.estimate.mean,
       positions=round(searcher.estimate.positions),
-      skip_ratio=skip_ratio,
+      skip_ratio=searcher.incumbent.skip_ratio(),
       context_window=search.context_window,
       date=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
       version=swift_jax.__version__,
       **{k: tuple(v) for k, v in searcher.incumbent.to_lists().items()},
     )
+
+    def stays(rival: cached_sets.CachedSet) -> bool:
+      is_better = _low(rival) > searcher.estimate.low
+      is_like_ours = rival.skip_ratio == found.skip_ratio
+      return rival != self._saved and is_like_ours and is_better
+
     if sharding.is_first(self.model.mesh):
-      cached_sets.save(search.save, found)
-    self._has_saved, self._saved_at = True, searcher.iterations
+      if not cached_sets.save(search.save, found, stays):
+        return
+    self._saved, self._saved_at = found, searcher.iterations
 
   def save_search(self, path: str) -> None:
     """Writes all that the search has learnt, for `load_search`.
@@ -789,4 +790,8 @@ def _check_files(search: SearchConfig) -> None:
       search.cache_name or _DEFAULT_NAME, 'search.cache_name'
     )
   if search.record:
-    atomic_file.writable(search.record, f'search.record={search.record!r}')
+    records.check_writable(search.record)
+    if search.save and atomic_file.is_same(search.record, search.save):
+      raise InputError(
+        f'search.record={search.record!r}: is the file of search.save too'
+      )

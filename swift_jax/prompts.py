@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from swift_jax import chat_template
 from swift_jax.chat_template import Conversation
+from swift_jax.checks import require_text
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
 
@@ -82,6 +83,7 @@ def _ids(
 ) -> list[int]:
   ids: Sequence[Any]
   if isinstance(prompt, str):
+    require_text(f'prompt {index}', prompt)
     if tokenizer is None and prompt:
       raise InputError(f'prompt {index}: the engine has no tokenizer')
     ids = encode_text(prompt, tokenizer, remark) if prompt else []

@@ -17,6 +17,7 @@ from swift_jax.checks import (
   require_bool,
   require_int,
   require_number,
+  require_text,
 )
 from swift_jax.errors import InputError
 
@@ -270,6 +271,7 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
   strings = value if isinstance(value, (list, tuple)) else (value,)
   ok = all(isinstance(s, str) and s for s in strings)
   require(ok, name, value, 'a string that is not empty, or several')
+  require_text(name, value)
   return tuple(strings)
 
 

@@ -10,6 +10,7 @@ dropped sublayer costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import functools
 import math
@@ -31,6 +32,7 @@ from swift_jax import fused, llama, progress, skip_mask
 from swift_jax.checks import require_int, require_number
 from swift_jax.config import ModelConfig
 from swift_jax.errors import InputError
+from swift_jax.hf_config import one_line
 from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Array, Int
 
@@ -245,6 +247,48 @@ def check_batch(cfg: TrainConfig) -> None:
     )
 
 
+@contextlib.contextmanager
+def _checkpoints(
+  directory: pathlib.Path,
+) -> Iterator[tuple[ocp.training.Checkpointer, Callable[[int, Any], None]]]:
+  """Orbax's checkpointer, and what saves a step with it.
+
+  A full disk is one line: Orbax logs what each of its threads ran into, and raises
+  that once more when it is closed.
+  """
+  refused: InputError | None = None
+
+  def save(step: int, state: Any) -> None:
+    nonlocal refused
+    try:
+      checkpointer.save(step, state, overwrite=True)
+    except (OSError, ValueError) as error:  # its storage raises the latter
+      refused = InputError(
+        f'{directory}: step {step} cannot be written: {one_line(error):.300};'
+        ' earlier checkpoints are whole'
+      )
+      raise refused from error
+
+  logger = logging.get_absl_logger()
+  logger.addFilter(_is_no_traceback)
+  keep_two = ocp.training.preservation_policies.LatestN(2)
+  try:
+    with ocp.training.Checkpointer(
+      directory, preservation_policy=keep_two
+    ) as checkpointer:
+      yield checkpointer, save
+  except (OSError, ValueError):
+    if refused is None:
+      raise
+    raise refused from None
+  finally:
+    logger.removeFilter(_is_no_traceback)
+
+
+def _is_no_traceback(record: Any) -> bool:
+  return not record.exc_info
+
+
 def train(
   model_cfg: ModelConfig,
   cfg: TrainConfig,
@@ -271,8 +315,8 @@ def train(
     evaluation.
 
   Raises:
-    InputError: the batch cannot be split over the devices, or the loss is no
-      longer finite.
+    InputError: the batch cannot be split over the devices, the loss is no longer
+      finite, or a checkpoint cannot be written: those before it are there.
     KeyboardInterrupt: `must_stop` said so; the step is saved.
   """
   check_batch(cfg)
@@ -311,10 +355,7 @@ def train(
     'loss_skipped': skip_mask.uniform(model_cfg.num_hidden_layers, 0.45),
   }
   figures: dict[str, Any] = {}
-  with ocp.training.Checkpointer(
-    directory,
-    preservation_policy=ocp.training.preservation_policies.LatestN(2),
-  ) as checkpointer:
+  with _checkpoints(directory) as (checkpointer, save):
     step = 0
     if checkpointer.latest is not None:
       step = checkpointer.latest.step
@@ -349,7 +390,7 @@ def train(
       stopped = must_stop()
       if stopped or step % cfg.save_every == 0 or step == cfg.steps:
         state['seconds'] = np.float64(time.perf_counter() - started)
-        checkpointer.save(step, state, overwrite=True)
+        save(step, state)
       if stopped:
         raise KeyboardInterrupt
     if not figures:

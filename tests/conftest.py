@@ -78,7 +78,8 @@ def launch(monkeypatch, capsys):
     # What would outlast the test in this process.
     monkeypatch.setattr(common, '_quiet', lambda: None)
     monkeypatch.setattr(common, '_hide_torch', lambda: None)
-    monkeypatch.setattr(console, 'end_at_second_interrupt', lambda: None)
+    monkeypatch.setattr(console, 'begin', lambda: None)
+    monkeypatch.setattr(console, 'take_signals', lambda: None)
     monkeypatch.setattr(compilation_cache, 'switch_on', lambda folder: None)
     monkeypatch.setattr(app, 'run', call)
     with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:

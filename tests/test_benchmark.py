@@ -1,13 +1,17 @@
 """The benchmark: its figures computed a second way, from what the JSON holds."""
 
 import dataclasses
+import errno
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 
 import benchmark
 import common
+import console
 import evaluation_runs
 import jax
 import numpy as np
@@ -33,6 +37,7 @@ from swift_jax.evaluation import (
 )
 from swift_jax.evaluation.decode_runs import Bench
 from swift_jax.evaluation.measuring import spread
+from swift_jax.search import atomic_file
 from swift_jax.skip_mask import KnownMask
 
 LAYERS = tiny_model.CFG.num_hidden_layers
@@ -644,6 +649,84 @@ def test_what_is_done_when_all_are_interrupted_is_written(
   interrupted = 'verify'
   assert output().endswith(f'{file} has decode, draft\n')
   assert json.loads(file.read_text())['suites'] == {'decode': {}, 'draft': {}}
+
+
+@pytest.mark.parametrize('code, ends', [(141, True), (143, True), (1, False)])
+def test_what_a_suite_has_written_counts_however_it_ended(
+  monkeypatch, code, ends
+):
+  """One whose reader has gone has written its file before its tables."""
+  report = {'summary': {'x': 1}, 'spread': {}, 'suites': {'decode': {}}}
+  asked = []
+
+  class Ended:
+    def __init__(self, command):
+      where = [f for f in command if f.startswith('--output=')][-1]
+      asked.append(where)
+      with open(where.removeprefix('--output='), 'w') as file:
+        json.dump(report, file)
+
+    def wait(self):
+      return code
+
+  monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--output=mine'])
+  monkeypatch.setattr(peers_suite, 'is_there', lambda: False)
+  monkeypatch.setattr(subprocess, 'Popen', Ended)
+  assert benchmark.run_all() == (report, code)
+  assert len(asked) == (1 if ends else len(benchmark.SUITES) - 1)
+
+
+def measured_to(launch, monkeypatch, output, **print_to):
+  figures = {'x': 1.0}
+  outcome = benchmark_report.Outcome(figures, figures, [])
+  monkeypatch.setitem(benchmark.SUITES, 'verify', lambda *_: outcome)
+  for name, found in print_to.items():
+    monkeypatch.setattr(benchmark, name, found)
+  return launch('--suite=verify', f'--output={output}', main=benchmark.main)
+
+
+def test_figures_are_written_before_they_are_shown(
+  launch, monkeypatch, tmp_path
+):
+  def gone(*_):
+    raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+
+  output = tmp_path / 'new.json'
+  ended = measured_to(launch, monkeypatch, output, print_tables=gone)
+  assert ended == (141, '', '')
+  assert json.loads(output.read_text())['summary'] == {'x': 1.0}
+
+
+def test_a_report_is_one_runs(launch, monkeypatch, tmp_path):
+  output = tmp_path / 'new.json'
+  output.write_text('old')
+  (tmp_path / 'link').symlink_to(output)
+  with atomic_file.locked(output, 'x', waits=False):
+    ended = measured_to(launch, monkeypatch, tmp_path / 'link')
+  said = 'cannot be written: another run is writing there'
+  assert ended == (2, '', f"generate.py: --output='{tmp_path}/link': {said}\n")
+  assert output.read_text() == 'old'
+  assert measured_to(launch, monkeypatch, tmp_path / 'link')[0] == 0
+  assert json.loads(output.read_text())['summary'] == {'x': 1.0}
+  assert sorted(os.listdir(tmp_path)) == ['link', 'new.json']
+
+
+def test_a_signal_that_a_suite_was_not_told_is_passed_on(monkeypatch):
+  class Suite:
+    told = []
+
+    def wait(self, timeout=None):
+      if self.told:
+        return -signal.SIGTERM
+      if timeout is None:
+        raise console.Signalled(signal.SIGTERM)
+      raise subprocess.TimeoutExpired('suite', timeout)
+
+    def send_signal(self, number):
+      self.told.append(number)
+
+  assert benchmark.finish(Suite()) == 143
+  assert Suite.told == [signal.SIGTERM]
 
 
 def test_a_suite_of_all_is_this_command_again(monkeypatch):

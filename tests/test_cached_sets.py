@@ -20,7 +20,7 @@ import skip_sets
 import tiny_model
 
 from swift_jax.errors import InputError
-from swift_jax.search import atomic_file, cached_sets
+from swift_jax.search import atomic_file, cached_sets, file_locks
 from swift_jax.search.cached_sets import CachedSet
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -544,7 +544,7 @@ def test_where_folders_cannot_be_synced_the_set_is_saved(file, monkeypatch):
 
 
 def test_without_locks_sets_are_saved(file, monkeypatch):
-  monkeypatch.setattr(atomic_file, 'fcntl', None)
+  monkeypatch.setattr(file_locks, 'fcntl', None)
   save_code(str(file))
   cached_sets.save(str(file), like_code(name='text'))
   assert len(cached_sets.read(str(file))) == 2
@@ -597,6 +597,26 @@ def test_a_process_killed_while_it_saves_leaves_the_old_file(file, function):
   new = like_code(name='new')
   cached_sets.save(str(file), new)
   assert cached_sets.read(str(file)) == [CODE, new]
+
+
+def test_a_set_that_is_to_stay_is_judged_under_the_lock(file, monkeypatch):
+  """It may have come after whoever saves had last looked."""
+  save_code(str(file))
+  better = like_code(matchness=1.0)
+
+  def comes_first(target, where, waits=True):
+    with monkeypatch.context() as patch:
+      patch.setattr(atomic_file, 'locked', real)
+      cached_sets.save(str(file), better)
+    return real(target, where, waits)
+
+  real = atomic_file.locked
+  monkeypatch.setattr(atomic_file, 'locked', comes_first)
+  worse = like_code(matchness=0.5)
+  assert not cached_sets.save(str(file), worse, lambda s: s.matchness > 0.5)
+  assert cached_sets.read(str(file)) == [better]
+  assert cached_sets.save(str(file), worse, lambda s: s.matchness < 0.5)
+  assert cached_sets.read(str(file)) == [worse]
 
 
 def test_processes_that_save_at_once_keep_each_others_sets(file):

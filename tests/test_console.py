@@ -1,6 +1,8 @@
-"""Ctrl-C in processes of their own, and progress on terminals and in logs."""
+"""Signals and pipes of real processes, and progress on terminals and in logs."""
 
 import io
+import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -26,7 +28,7 @@ def run(code):
   sys.argv = ['some.py']
   import console
   console.heed_interrupts()
-  console.end_at_second_interrupt()
+  console.begin()
   """
   code = textwrap.dedent(head) + textwrap.dedent(code)
   done = subprocess.run(
@@ -45,6 +47,124 @@ def test_what_is_kept_is_said_in_one_line():
     raise
   """)
   assert ended == (130, 'text\n', 'some.py: interrupted; all is well\n')
+
+
+@pytest.mark.parametrize(
+  'name, said', [('SIGTERM', 'terminated'), ('SIGHUP', 'hung up')]
+)
+def test_other_signals_end_as_ctrl_c_does(name, said):
+  """Twice, as `timeout` sends them: the run, and then the run's whole group."""
+  status, _, err = run(f"""
+  import os, signal, time
+  try:
+    try:
+      os.kill(os.getpid(), signal.{name})
+      time.sleep(30)
+    finally:
+      os.kill(os.getpid(), signal.{name})
+      time.sleep(0.3)
+  except KeyboardInterrupt as error:
+    error.add_note('all is well')
+    raise
+  """)
+  assert status == 128 + getattr(signal, name)
+  assert err == f'some.py: {said}; all is well\n'
+
+
+def test_what_is_to_be_ignored_is_ignored():
+  """As under nohup."""
+  status, out, err = run("""
+  import os, signal
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  console.take_signals()
+  os.kill(os.getpid(), signal.SIGHUP)
+  print('went on')
+  """)
+  assert (status, out, err) == (0, 'went on\n', '')
+
+
+@pytest.mark.parametrize('sees_it', [True, False])
+def test_signals_that_wait_come_at_last(sees_it):
+  status, out, err = run(f"""
+  import os, signal
+  with console.signals_wait() as must_stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print('saved', must_stop())
+    if {sees_it}:
+      raise KeyboardInterrupt
+  print('went on')
+  """)
+  assert (status, out, err) == (143, 'saved True\n', 'some.py: terminated\n')
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='Linux only')
+def test_a_log_that_takes_nothing_ends_nothing():
+  """The bar, lines and Python's own last flush."""
+  code = f"""
+import sys, time
+sys.path.insert(0, '{ROOT}/launch')
+import console
+from swift_jax import progress
+console.begin()
+progress._LOG_SECONDS = 1e-3
+for _ in progress.bar(range(5), unit='text'):
+  time.sleep(2e-3)
+console.say('a line')
+print('done')
+"""
+  with open('/dev/full', 'w') as full:
+    done = subprocess.run(
+      [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=full
+    )
+  assert (done.returncode, done.stdout) == (0, b'done\n')
+
+
+WRITES = f"""
+import sys, time
+sys.path.insert(0, '{ROOT}/launch')
+sys.argv = ['some.py', *sys.argv[1:]]
+import common, console, generate
+def main():
+  with generate.JsonLines(sys.argv[1]) as lines:
+    for i in range(10**7):
+      lines.write({{'a': i}})
+      common.write(f'{{i}}\\n')
+console.begin()
+sys.exit(common._ended(main))
+"""
+
+
+@pytest.mark.parametrize(
+  'end, status, said',
+  [
+    ('close', 141, 'nobody reads standard output any more'),
+    ('terminate', 143, 'terminated'),
+  ],
+)
+def test_a_run_in_the_middle_says_what_is_kept(tmp_path, end, status, said):
+  """A reader that has had enough, as `head`; and a scheduler that has."""
+  path = tmp_path / 'out.jsonl'
+  process = subprocess.Popen(
+    [sys.executable, '-c', WRITES, path],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  with process:
+    assert process.stdout.readline() == '0\n'
+    if end == 'close':
+      process.stdout.close()
+    else:
+      process.terminate()
+      process.stdout.read()
+    err = process.stderr.read()
+  assert process.returncode == status
+  content = (tmp_path / 'out.jsonl.partial').read_text()
+  assert content.endswith('}\n') and not path.exists()
+  count = len(content.splitlines())
+  assert json.loads(content.splitlines()[-1]) == {'a': count - 1}
+  kept = f'{count} answers are in {path}.partial: keep them by moving that'
+  assert err.startswith(f'some.py: {said}; {kept}') and err.count('\n') == 1
 
 
 def test_another_exception_keeps_its_traceback():

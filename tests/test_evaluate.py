@@ -1,5 +1,6 @@
 """The launcher of evaluations: what it writes, how it goes on, what it refuses."""
 
+import contextlib
 import datetime
 import json
 import signal
@@ -9,6 +10,7 @@ import evaluation_runs as er
 import pytest
 
 from swift_jax import chat_template
+from swift_jax.evaluation.workdir import Workdir
 
 METHODS = ('plain', 'swift', 'prompt_lookup')
 KEYS = {
@@ -260,6 +262,26 @@ def test_a_signal_ends_with_a_line_and_goes_on(tmp_path, asked, number, said):
   assert len(er.texts(tmp_path / 'run')) == 400
 
 
+def test_a_workdir_is_refused_before_the_model_loads(
+  evaluate, tmp_path, monkeypatch
+):
+  import common
+
+  monkeypatch.setattr(common, 'load_engine', None)
+  (tmp_path / 'file').touch()
+  status, out, err = evaluate(tmp_path / 'file')
+  assert (status, out) == (2, '')
+  assert err == f'generate.py: --workdir={tmp_path}/file: cannot be used:' + (
+    ' File exists\n'
+  )
+  with contextlib.closing(Workdir(str(tmp_path), 0, 1)) as other:
+    (tmp_path / '.answers.jsonl.lock').touch()  # as a run before has left it
+    other.claim()
+    status, out, err = evaluate(tmp_path)
+  assert (status, out) == (2, '')
+  assert err.endswith('another process is writing answers.jsonl there\n')
+
+
 @pytest.mark.parametrize(
   'settings, said',
   [
@@ -269,6 +291,7 @@ def test_a_signal_ends_with_a_line_and_goes_on(tmp_path, asked, number, said):
     (['--config.task.chat=True'], 'question_id=0: the tokenizer has no chat'),
     (['--config.task.name=x'], "task.name='x': expected one of"),
     (['--config.task.path=/none'], '/none'),
+    (['--config.model.path=a\udcff'], "model.path='a\\udcff': expected whole"),
     (['--config.task.num_samples=99'], 'task.num_samples=99'),
     (['--config.mesh.data=64'], 'mesh.data=64, mesh.tensor=1: 64 devices'),
     (['--config.decode.method=fast'], "decode.method='fast': expected one of"),

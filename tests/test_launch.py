@@ -5,6 +5,7 @@ Most cases run in this process: `launch` is what a shell would see of one.
 
 import dataclasses
 import errno
+import gzip
 import importlib
 import io
 import json
@@ -16,6 +17,7 @@ import sys
 
 import common
 import demo
+from full_disk import files_up_to
 import generate
 import jax
 import pytest
@@ -241,6 +243,22 @@ REFUSED_FLAGS = [
   (['--prompts_file=x', '--prompt=y'], ['--prompts_file=x', "--prompt='y'"]),
   (['--output_json=tests'], ['--output_json=tests', 'not a file']),
   (['--output_json=none/x'], ['--output_json=none/x', 'No such']),
+  (['--output_json=-'], ['--output_json=-: expected a file']),
+  (['--output_json=/dev/null'], ['--output_json=/dev/null: not a file']),
+  (['--output_json=out/'], ['--output_json=out/: not a file']),
+  (
+    ['--config.search.save=x', '--output_json=./x'],
+    ['--output_json=./x: is the file of search.save too'],
+  ),
+  (
+    ['--config.search.save=x', '--config.search.record=./x'],
+    ["search.record='./x': is the file of search.save too"],
+  ),
+  (['--prompt=a\udcff'], ["--prompt: the prompt='a\\udcff': expected whole"]),
+  (
+    ['--config.sampling.stop_strings=a\udcff'],
+    ["sampling.stop_strings[0]='a\\udcff': expected whole characters"],
+  ),
 ]
 
 
@@ -274,7 +292,7 @@ def test_no_prompt_and_an_empty_one(launch):
     ('{"prompt": "a"}\n["a"]\n', ['line 2', '"prompt"', "['a']"]),
     ('{"prompt": 3}\n', ['line 1', "{'prompt': 3}"]),
     ('{"prompt": ""}\n', ['line 1', 'empty']),
-    ('{"prompt": "\\ud800"}\n', ['line 1', 'not text']),
+    ('{"prompt": "\\ud800"}\n', ['line 1: the prompt=', 'whole characters']),
     (b'{"prompt": "\xff"}\n', ['line 1', 'not JSON']),
     ('[' * 100_000, ['line 1', 'not JSON']),
     ('\n \n', ['holds no prompts']),
@@ -407,6 +425,74 @@ def test_a_prompt_the_model_cannot_take_is_named_by_its_line(
   assert_refused(ended, [f'--prompts_file={file}, line 3: prompt 0 has 4'])
 
 
+@pytest.mark.parametrize(
+  'content, said',
+  [
+    ('{"messages": [{"role": "user", "content": "a"}]}\n', None),
+    (
+      '{"prompt": "a"}\n{"messages": [{"role": "user", "content": "\\ud83d"}]}',
+      "line 2: messages[0]['content']='\\ud83d': expected whole characters",
+    ),
+    (
+      '{"messages": [{"role": "tool", "calls": [{"x": {"\\ud83d": 1}}]}]}',
+      "messages[0]['calls'][0]['x'], a key='\\ud83d': expected whole",
+    ),
+  ],
+)
+def test_messages_are_text_at_any_depth(tmp_path, content, said):
+  file = write(tmp_path, 'prompts.jsonl', content)
+  if said is None:
+    assert len(generate.read_prompts(None, str(file), is_chat=True)) == 1
+    return
+  with pytest.raises(InputError, match=re.escape(said)):
+    generate.read_prompts(None, str(file), is_chat=True)
+
+
+def test_prompts_files_may_be_gzip(tmp_path, monkeypatch, store):
+  content = b'{"prompt": "a"}\n{"prompt": "b"}\n'
+  packed = gzip.compress(content)
+  paths = [
+    write(tmp_path, 'x.jsonl.gz', packed),
+    write(tmp_path, 'x.jsonl', packed),  # not every name says so
+    '-',
+    'gs://bucket/x.jsonl',
+  ]
+  store.pipe('/bucket/x.jsonl', packed)
+  stdin = io.TextIOWrapper(io.BytesIO(packed))
+  monkeypatch.setattr(sys, 'stdin', stdin)
+  for path in paths:
+    prompts = generate.read_prompts(None, str(path))
+    assert [prompt.text for prompt in prompts] == ['a', 'b']
+    assert prompts[1].where == f'--prompts_file={path}, line 2'
+
+
+@pytest.mark.parametrize(
+  'name, cut', [('x.jsonl', -9), ('x.jsonl', 12), ('x.gz', 0)]
+)
+def test_damaged_gzip_is_one_line(launch, tmp_path, monkeypatch, name, cut):
+  packed = gzip.compress(b'{"prompt": "a"}\n')
+  content = packed[:cut] if cut else b'{"prompt": "a"}\n'
+  file = write(tmp_path, name, content)
+  ended = launch(f'--prompts_file={file}')
+  assert_refused(ended, [f'--prompts_file={file}: damaged gzip: '])
+  if cut:
+    stdin = io.TextIOWrapper(io.BytesIO(content))
+    monkeypatch.setattr(sys, 'stdin', stdin)
+    ended = launch('--prompts_file=-')
+    assert_refused(ended, ['--prompts_file=-: damaged gzip: '])
+
+
+def test_prompts_are_not_written_over(launch, engine, tmp_path):
+  file = write(tmp_path, 'x', '{"prompt": "a"}\n')
+  os.link(file, tmp_path / 'other')
+  (tmp_path / 'link').symlink_to(file)
+  for name in ('x', 'other', 'link'):
+    output = f'--output_json={tmp_path / name}'
+    ended = launch(f'--prompts_file={file}', output)
+    assert_refused(ended, [f'{output}: is the file of --prompts_file too'])
+  assert file.read_text() == '{"prompt": "a"}\n'
+
+
 def test_standard_output_that_cannot_be_written(monkeypatch):
   class Full(io.StringIO):
     def flush(self):
@@ -422,12 +508,135 @@ def test_standard_output_that_cannot_be_written(monkeypatch):
   common.write('text')
 
 
-@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='Linux only')
-def test_a_full_disk_is_said_in_one_line(tmp_path):
-  (tmp_path / 'out.partial').symlink_to('/dev/full')
-  with pytest.raises(InputError, match='out: cannot be written: No space left'):
-    with generate.JsonLines(str(tmp_path / 'out')) as lines:
-      lines.write({})
+class Pipe(io.StringIO):
+  """Standard output that takes so many pieces, and then raises."""
+
+  def __init__(self, pieces, error):
+    super().__init__()
+    self.pieces, self.error = pieces, error
+
+  def write(self, text):
+    self.pieces -= 1
+    if self.pieces < 0:
+      raise self.error
+    return super().write(text)
+
+
+@pytest.mark.parametrize(
+  'pieces, kept', [(1, 0), (2, 2), (3, 2), (7, 2), (8, 4)]
+)
+@pytest.mark.parametrize(
+  'number, status, said',
+  [
+    (errno.EPIPE, 141, 'nobody reads standard output any more'),
+    (errno.ENOSPC, 2, 'standard output: cannot be written: No space left on'),
+  ],
+)
+def test_what_is_complete_is_kept_whoever_reads(
+  launch, engine, tmp_path, monkeypatch, number, status, said, pieces, kept
+):
+  """A batch's answers are there before its texts are shown."""
+  prompts = [{'prompt': name} for name in 'abcde']
+  file = write(tmp_path, 'p', '\n'.join(map(json.dumps, prompts)))
+  monkeypatch.setattr(common, '_drop_output', lambda: None)
+  error = OSError(number, os.strerror(number))
+  monkeypatch.setattr(sys, 'stdout', Pipe(pieces, error))
+  output = tmp_path / 'out'
+  ended, _, err = launch(
+    f'--prompts_file={file}',
+    f'--output_json={output}',
+    '--config.decode.batch_size=2',
+  )
+  partial = tmp_path / 'out.partial'
+  lines = partial.read_text().splitlines() if partial.exists() else []
+  assert [json.loads(line)['prompt'] for line in lines] == list('abcde'[:kept])
+  assert ended == status and not output.exists()
+  note = f'; {kept} answers are in {partial}: keep them by moving that'
+  if kept:
+    assert f'generate.py: {said}' in err and note in err
+  else:
+    assert 'answers are in' not in err and (said in err) == (status == 2)
+
+
+def test_what_print_holds_back_is_no_less_read(launch, monkeypatch):
+  class Gone(io.StringIO):
+    def flush(self):
+      raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+
+  monkeypatch.setattr(common, '_drop_output', lambda: None)
+  monkeypatch.setattr(sys, 'stdout', Gone())
+  assert launch(main=lambda config: print('text'))[::2] == (141, '')
+  assert launch('--help')[::2] == (141, '')
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
+def test_any_full_disk_is_one_line(launch, number):
+  def main(config):
+    error = OSError(number, os.strerror(number), 'some/file')
+    error.add_note('all is well')
+    raise error
+
+  said = f'some/file: cannot be written: {os.strerror(number)}; all is well\n'
+  assert launch(main=main) == (2, '', f'generate.py: {said}')
+
+
+@pytest.mark.parametrize('room', [0, 1, 9])
+def test_a_full_disk_keeps_whole_lines(tmp_path, room):
+  path, partial = tmp_path / 'out', tmp_path / 'out.partial'
+  path.write_text('old\n')
+  line = '{"text": "é"}\n'
+  with pytest.raises(InputError) as caught:
+    with generate.JsonLines(str(path)) as lines:
+      lines.write({'text': 'é'})
+      with files_up_to(len(line.encode()) + room):
+        lines.write({'text': 'é'})
+  said = f'--output_json={path}: cannot be written: File too large'
+  assert str(caught.value) == said
+  assert caught.value.__notes__[0].startswith(f'1 answers are in {partial}')
+  assert partial.read_text() == line and path.read_text() == 'old\n'
+
+
+def test_lines_are_one_runs(tmp_path):
+  """Whatever the file is called; the second begins nothing."""
+  path, link = tmp_path / 'out', tmp_path / 'link'
+  link.symlink_to(path)
+  with generate.JsonLines(str(path)) as lines:
+    lines.write({'a': 1})
+    for name in (path, link):
+      with pytest.raises(InputError) as caught:
+        with generate.JsonLines(str(name)):
+          pass
+      said = 'cannot be written: another run is writing there'
+      assert str(caught.value) == f'--output_json={name}: {said}'
+    assert (tmp_path / 'out.partial').read_text() == '{"a": 1}\n'
+    lines.write({'a': 2})
+  assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+  with generate.JsonLines(str(link)) as lines:
+    lines.write({'a': 3})
+  assert path.read_text() == '{"a": 3}\n' and link.is_symlink()
+  assert sorted(os.listdir(tmp_path)) == ['link', 'out']
+
+
+def test_lines_of_a_killed_run_stay_until_there_is_another(tmp_path):
+  path, partial = tmp_path / 'out', tmp_path / 'out.partial'
+  partial.write_text('{"a": 1}\n{"a"')
+  with pytest.raises(InputError, match='no such model') as caught:
+    with generate.JsonLines(str(path)):
+      raise InputError('no such model')
+  assert not hasattr(caught.value, '__notes__')
+  assert partial.read_text() == '{"a": 1}\n{"a"'
+  with generate.JsonLines(str(path)) as lines:
+    lines.write({'a': 2})
+    assert partial.read_text() == '{"a": 2}\n'
+  assert path.read_text() == '{"a": 2}\n' and not partial.exists()
+
+
+def test_lines_keep_the_permissions_of_the_file(tmp_path):
+  path = write(tmp_path, 'out', 'old')
+  path.chmod(0o640)
+  with generate.JsonLines(str(path)) as lines:
+    lines.write({})
+  assert path.read_text() == '{}\n' and path.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_set_of_another_model_is_refused(launch, tmp_path):

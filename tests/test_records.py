@@ -1,14 +1,14 @@
 """Records of a search: what is written is read, what is wrong is named."""
 
 import dataclasses
-import errno
-import io
 import json
 import math
 import os
 import pathlib
+import sys
 import tempfile
 
+from full_disk import files_up_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -17,7 +17,7 @@ import pytest
 from swift_jax import skip_mask
 from swift_jax.config import SearchConfig
 from swift_jax.errors import InputError
-from swift_jax.search import records
+from swift_jax.search import file_locks, records
 from swift_jax.search.records import EVENTS, SOURCES, Header, PassRecord
 
 HEADER = Header(4, '0123456789abcdef', {'skip_ratio': 0.45})
@@ -337,7 +337,7 @@ def test_only_records_are_written_over(tmp_path):
   assert records.read(str(path)) == (HEADER, [FIRST])
 
 
-def test_files_that_cannot_be_written(tmp_path, monkeypatch):
+def test_files_that_cannot_be_written(tmp_path):
   for path, said in (
     (tmp_path / 'none' / 'x', 'cannot be written: No such file'),
     (tmp_path, 'not a file'),
@@ -346,12 +346,49 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
       records.Writer(str(path), HEADER)
     assert said in str(caught.value)
 
-  class Full(io.StringIO):
-    def flush(self):
-      if self.getvalue().count('\n') > 1:  # room for the header only
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  monkeypatch.setattr(records, 'open', lambda *_, **__: Full(), raising=False)
-  writer = records.Writer(str(tmp_path / 'x'), HEADER)
-  with pytest.raises(InputError, match="x': cannot be written: No space left"):
+@pytest.mark.parametrize('room', [0, 1, 40])
+def test_a_full_disk_leaves_no_half_line(tmp_path, room):
+  path = pathlib.Path(save(tmp_path / 'x', FIRST))
+  before = path.read_bytes()
+  with records.Writer(str(path), HEADER) as writer:
     writer.write(FIRST)
+    with files_up_to(len(before) + room):
+      with pytest.raises(InputError, match="x': cannot be written: File too"):
+        writer.write(SECOND)
+    assert path.read_bytes() == before
+    writer.write(SECOND)
+  assert records.read(str(path)) == (HEADER, [FIRST, SECOND])
+
+
+def test_a_record_is_one_engines(tmp_path):
+  """Whatever it is called; and until that one is gone, or closes it."""
+  path, link = tmp_path / 'x', tmp_path / 'link'
+  link.symlink_to(path)
+  with records.Writer(str(path), HEADER) as writer:
+    writer.write(FIRST)
+    before = path.read_bytes()
+    for name in (path, link):
+      with pytest.raises(InputError) as caught:
+        records.Writer(str(name), HEADER)
+      with pytest.raises(InputError, match=file_locks.HELD):
+        records.check_writable(str(name))
+      said = 'another run is writing there, or another engine'
+      assert str(caught.value) == f"search.record='{name}': {said}"
+    assert path.read_bytes() == before
+    writer.write(SECOND)
+  assert records.read(str(path)) == (HEADER, [FIRST, SECOND])
+  save(link, SECOND)
+  assert records.read(str(path)) == (HEADER, [SECOND])
+  for name in (link, tmp_path / 'new'):
+    records.check_writable(str(name))
+  assert records.read(str(path)) == (HEADER, [SECOND])
+  assert sorted(os.listdir(tmp_path)) == ['link', 'x']
+
+
+def test_what_is_a_stream_of_the_run_is_no_record(tmp_path, monkeypatch):
+  with open(tmp_path / 'x', 'w') as stream:
+    monkeypatch.setattr(sys, '__stdout__', stream)
+    with pytest.raises(InputError, match="x': is standard output of this run"):
+      records.Writer(str(tmp_path / 'x'), HEADER)
+  save(tmp_path / 'x', FIRST)

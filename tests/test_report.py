@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from swift_jax.evaluation import plots
-from swift_jax.search import records
+from swift_jax.search import atomic_file, records
 from swift_jax.search.records import Header, PassRecord
 
 LAUNCHER = pathlib.Path(__file__).parent.parent / 'launch' / 'report.py'
@@ -324,6 +324,44 @@ def test_wrong_inputs_end_in_one_line(tmp_path):
   ):
     assert_refused(report(*arguments), *said)
     assert set(os.listdir(tmp_path)) == {'good', 'bad', 'empty'}
+
+
+def report_here(launch, *arguments):
+  import report as launcher
+
+  how = {'sections': None, 'name': 'report.py'}
+  return launch(*arguments, main=launcher.main, **how)
+
+
+def test_what_is_reported_on_is_not_written_over(launch, tmp_path):
+  search = save(tmp_path / 'search.json', HEADER, PASSES)
+  before = search.read_bytes()
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'run.json').write_text('{}')
+  for folder, said in (
+    (tmp_path, f'search.json would replace {search}'),
+    (tmp_path / 'run', 'is the workdir of a run, whose search.json would be'),
+  ):
+    ended = report_here(launch, f'--search={search}', f'--output={folder}')
+    assert_refused(ended, f"--output='{folder}': {said}")
+  assert search.read_bytes() == before
+  assert sorted(os.listdir(tmp_path)) == ['run', 'search.json']
+  assert os.listdir(tmp_path / 'run') == ['run.json']
+
+
+def test_a_folder_is_one_reports(launch, tmp_path):
+  search = save(tmp_path / 'x', HEADER, PASSES)
+  output = tmp_path / 'out'
+  with atomic_file.folder(str(output), 'x'):
+    (output / 'sources.png').touch()
+    ended = report_here(launch, f'--search={search}', f'--output={output}')
+    assert_refused(
+      ended, f"--output='{output}': cannot be written: another run"
+    )
+    assert os.listdir(output) == ['sources.png']
+  # What is wrong with the folder is said before anything is read.
+  ended = report_here(launch, '--search=none', f'--output={search}')
+  assert_refused(ended, f"--output='{search}': cannot be written: File exists")
 
 
 def test_a_file_that_cannot_be_replaced_leaves_no_half(tmp_path):

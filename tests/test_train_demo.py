@@ -1,6 +1,8 @@
 """The trainer's launcher from corpus to a folder that the engine reads."""
 
+import contextlib
 import json
+import os
 
 from absl.testing import flagsaver
 import common
@@ -12,6 +14,7 @@ from swift_jax import skip_mask
 from swift_jax.demo import corpus
 from swift_jax.engine import Engine
 from swift_jax.errors import InputError
+from swift_jax.search import atomic_file
 
 OVERRIDES = {
   'model': {
@@ -70,6 +73,20 @@ def test_folders_that_cannot_be_written_are_named_before_training(
   folders[flag] = str(tmp_path / 'file')
   with pytest.raises(InputError, match=f'--{flag}=.*file: cannot be written'):
     run(**folders)
+
+
+@pytest.mark.parametrize('flag', ['workdir', 'output'])
+def test_folders_are_one_runs(tmp_path, flag):
+  folders = {name: str(tmp_path / name) for name in ('workdir', 'output')}
+  with contextlib.ExitStack() as stack:
+    if flag == 'workdir':
+      stack.enter_context(atomic_file.folder(folders['workdir'], 'x'))
+    else:
+      stack.enter_context(train_demo.claimed(folders['output']))
+    said = f'--{flag}={tmp_path}/{flag}: cannot be written: another run'
+    with pytest.raises(InputError, match=said):
+      run(**folders)
+  assert os.listdir(tmp_path) == []
 
 
 def test_a_workdir_is_needed(tmp_path):

@@ -1,6 +1,9 @@
 """The trainer learns, and goes on exactly where it stopped."""
 
+import contextlib
+
 from flax import nnx
+from full_disk import files_up_to
 import jax
 import numpy as np
 import pytest
@@ -90,6 +93,27 @@ def test_a_run_that_is_told_to_stop_saves_its_step(tmp_path):
   # Not the second step, which is saved anyway.
   assert (tmp_path / 'told' / '3').is_dir()
   resumed, _ = train(tmp_path / 'told')
+  jax.tree.map(np.testing.assert_array_equal, resumed, straight)
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_saved(
+  tmp_path, capfd, monkeypatch
+):
+  real = training.ocp.training.Checkpointer.save
+
+  def save(self, step, state, **how):
+    with files_up_to(100) if step == 4 else contextlib.nullcontext():
+      return real(self, step, state, **how)
+
+  with monkeypatch.context() as patch, pytest.raises(InputError) as caught:
+    patch.setattr(training.ocp.training.Checkpointer, 'save', save)
+    train(tmp_path / 'full')
+  said = str(caught.value)
+  assert said.startswith(f'{tmp_path}/full: step 4 cannot be written: ')
+  assert said.endswith('; earlier checkpoints are whole') and '\n' not in said
+  assert 'Traceback' not in capfd.readouterr().err
+  straight, _ = train(tmp_path / 'straight')
+  resumed, _ = train(tmp_path / 'full')
   jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
 

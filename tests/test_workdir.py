@@ -7,7 +7,6 @@ import datetime
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import tempfile
 
 import answer_files
 from etils.epath import backend
+from full_disk import files_up_to
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
@@ -355,6 +355,27 @@ def test_two_do_not_write_in_one_folder(folder):
     pass
 
 
+def test_who_writes_is_said_before_there_are_facts(folder):
+  """As a launcher asks, before it loads a model."""
+  with opened(folder):
+    with pytest.raises(InputError) as caught:
+      Workdir(str(folder), 0, 1).claim()
+    assert one_line(caught, folder).endswith('is writing answers.jsonl there')
+  with contextlib.closing(Workdir(str(folder), 0, 1)) as workdir:
+    workdir.claim()
+    assert refusal(folder).endswith('is writing answers.jsonl there')
+    workdir.open(FACTS, IDS)
+  with opened(folder):
+    pass
+
+
+def test_what_is_claimed_leaves_no_trace(tmp_path):
+  Workdir(str(tmp_path / 'none' / 'run'), 0, 1).claim()
+  (tmp_path / 'there').mkdir()
+  Workdir(str(tmp_path / 'there'), 0, 1).claim()
+  assert [str(p) for p in tmp_path.rglob('*')] == [str(tmp_path / 'there')]
+
+
 def test_a_folder_is_free_once_its_process_is_killed(folder):
   code = (
     'import sys, time; from swift_jax.evaluation.workdir import Workdir\n'
@@ -372,17 +393,6 @@ def test_a_folder_is_free_once_its_process_is_killed(folder):
     other.wait()
     with opened(folder) as workdir:
       assert workdir.answered == {1, 2}
-
-
-@contextlib.contextmanager
-def files_up_to(size):
-  """The system refuses every byte of a file beyond so many."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def no_space(*_):
@@ -448,8 +458,10 @@ def test_a_folder_that_cannot_be_written():
     os.chmod(path, 0o555)
     with as_nobody():
       denied = ': cannot be used: Permission denied'
-      assert refusal(path) == denied
-      assert refusal(f'{path}/in/it') == denied
+      for place in (path, f'{path}/in/it'):
+        assert refusal(place) == denied
+        with pytest.raises(InputError, match='Permission denied'):
+          Workdir(place, 0, 1).claim()
     assert not os.listdir(path)
     os.chmod(path, 0o755)
 
@@ -466,6 +478,8 @@ def test_a_folder_that_cannot_be_written():
 def test_a_path_that_can_be_no_folder(tmp_path, name, said):
   (tmp_path / 'file').write_text('')
   assert refusal(tmp_path / name) == f': cannot be used: {said}'
+  with pytest.raises(InputError, match=f'cannot be used: {said}'):
+    Workdir(str(tmp_path / name), 0, 1).claim()
   assert os.listdir(tmp_path) == ['file']
 
 

@@ -54,10 +54,14 @@ def run(
       env={**os.environ, **(environment or {})},
     ) as process,
   ):
-    lines = [process.stdout.readline()]
-    taken = time.perf_counter() - started
-    lines += process.stdout.read().splitlines()
-    process.wait()
+    try:
+      lines = [process.stdout.readline()]
+      taken = time.perf_counter() - started
+      lines += process.stdout.read().splitlines()
+      process.wait()
+    except KeyboardInterrupt:  # of which it need not have been told
+      process.terminate()
+      raise
     errors.seek(0)
     words = errors.read().strip()
   if process.returncode == _BAD_INPUT:

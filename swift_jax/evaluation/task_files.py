@@ -21,6 +21,7 @@ import zlib
 
 from etils import epath
 
+from swift_jax.checks import require_text
 from swift_jax.errors import InputError
 
 _GZIP = b'\x1f\x8b'
@@ -90,11 +91,7 @@ class Record:
   def _checked(self, name: str, text: Any, can_be_blank: bool = False) -> str:
     if not isinstance(text, str) or not (can_be_blank or text.strip()):
       raise self._error(name, text, 'text')
-    try:
-      text.encode()
-    except UnicodeEncodeError as error:  # half a character, as \ud83d alone
-      around = text[max(error.start - 20, 0) : error.end + 20]
-      raise self._error(name, around, 'whole characters') from None
+    require_text(f'{self.where}: {name}', text)
     return text
 
   def _error(self, name: str, value: Any, wanted: str) -> InputError:
@@ -116,7 +113,7 @@ def read(path: str, setting: str, suffixes: Sequence[str]) -> list[Record]:
     InputError: it cannot be read, or not in that form.
   """
   where = f'{setting}={path!r}'
-  raw = _bytes(path, where).removeprefix(codecs.BOM_UTF8)
+  raw = read_bytes(path, where).removeprefix(codecs.BOM_UTF8)
   suffix = _suffix(path)
   readers = {'.csv': _csv_rows, '.txt': _stories}
   reader = readers.get(suffix if suffix in suffixes else '', _json_values)
@@ -126,6 +123,35 @@ def read(path: str, setting: str, suffixes: Sequence[str]) -> list[Record]:
       raise InputError(f'{place}: expected an object, found {fields!r:.80}')
     records.append(Record(len(records), place, fields))
   return records
+
+
+def read_bytes(path: str, where: str) -> bytes:
+  """The content of a file, local or gs://, plain or gzip.
+
+  Raises:
+    InputError: it cannot be read, or is damaged; begins with `where`.
+  """
+  with _named_errors(where):
+    raw = epath.Path(path).expanduser().read_bytes()
+  return unpacked(raw, where, path.lower().endswith('.gz'))
+
+
+def unpacked(raw: bytes, where: str, is_gzip: bool = False) -> bytes:
+  """What may be gzip as it was before.
+
+  Args:
+    raw: whose first bytes tell; not every name does.
+    is_gzip: its name says so.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  if not is_gzip and not raw.startswith(_GZIP):
+    return raw
+  try:
+    return gzip.decompress(raw)
+  except (OSError, EOFError, zlib.error) as error:
+    raise InputError(f'{where}: damaged gzip: {_one_line(error)}') from None
 
 
 def train_file(path: str, setting: str, suffixes: Sequence[str]) -> str:
@@ -195,18 +221,6 @@ class _Rows(Sequence[Record]):
   def __getitem__(self, index: int) -> Record:
     fields = self._rows[index]
     return Record(index, f'{self._where}, row {index}', fields)
-
-
-def _bytes(path: str, where: str) -> bytes:
-  with _named_errors(where):
-    raw = epath.Path(path).expanduser().read_bytes()
-  # By its content too: not every name says so.
-  if not path.lower().endswith('.gz') and not raw.startswith(_GZIP):
-    return raw
-  try:
-    return gzip.decompress(raw)
-  except (OSError, EOFError, zlib.error) as error:
-    raise InputError(f'{where}: damaged gzip: {_one_line(error)}') from None
 
 
 @contextlib.contextmanager

@@ -14,23 +14,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import datetime
+import errno
 import hashlib
+import io
 import json
 import os
+import pathlib
+import stat
 import tempfile
-from typing import IO, Any
+from typing import Any
 
 from etils import epath
 
 from swift_jax.errors import InputError
 from swift_jax.evaluation import answers, runs
 from swift_jax.evaluation.answers import Answer
-from swift_jax.search import atomic_file
-
-try:
-  import fcntl
-except ImportError:  # not a Unix
-  fcntl = None
+from swift_jax.search import atomic_file, file_locks
 
 # Facts of `run.json` that tell what happened, not what the run is.
 _HISTORY = ('started', 'commit', 'commits', 'cpus')
@@ -53,7 +52,7 @@ class Workdir:
     self._answers = self._folder / runs.answers_name(process, num_processes)
     self._search = self._folder / f'search{suffix}.json'
     self._content = b''  # of a remote answers file
-    self._file: IO[bytes] | None = None
+    self._file: io.FileIO | None = None
     self._lock: int | None = None
 
   def started(self) -> datetime.datetime | None:
@@ -73,6 +72,22 @@ class Workdir:
       raise InputError(
         f'{where}: started={said!r:.60}: expected a date and time'
       ) from None
+
+  def claim(self) -> None:
+    """Refuses what `open` would refuse whatever the run is: it can be said before
+    a model is loaded, on which a run's facts depend.
+
+    Makes nothing: a run that is refused meanwhile leaves no folder.
+
+    Raises:
+      InputError: it cannot be written, or another process writes there.
+    """
+    if self._is_remote:
+      return
+    with self._named_errors():
+      _check_writable(pathlib.Path(self._folder))
+      if os.path.exists(self._lock_file()):
+        self._take_lock()
 
   def open(self, facts: Mapping[str, Any], question_ids: Sequence[Any]) -> None:
     """Makes the folder, or goes on in it.
@@ -95,25 +110,26 @@ class Workdir:
       self._read_answers(facts['model_id'], set(question_ids))
       if not self._is_remote:
         # Unbuffered: a close must not write again what a full disk refused.
-        self._file = open(os.fspath(self._answers), 'ab', buffering=0)
+        self._file = io.FileIO(os.fspath(self._answers), 'ab')
 
   def _take_lock(self) -> None:
     """Two that write the same file would answer everything twice."""
-    if fcntl is None:
+    if self._lock is not None:
       return
-    lock = os.path.join(self._folder, f'.{self._answers.name}.lock')
-    if self._is_remote:  # at least nobody else on this machine
-      name = hashlib.sha256(lock.encode()).hexdigest()[:16]
-      lock = os.path.join(tempfile.gettempdir(), f'swift_jax_{name}.lock')
-    self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      self._lock = file_locks.take(self._lock_file(), writes=False)
     except BlockingIOError:
       raise InputError(
         f'{self.where}: another process is writing {self._answers.name} there'
       ) from None
-    except OSError:  # some network file systems lock nothing
-      pass
+
+  def _lock_file(self) -> str:
+    lock = os.path.join(self._folder, f'.{self._answers.name}.lock')
+    if not self._is_remote:
+      return lock
+    # At least nobody else on this machine.
+    name = hashlib.sha256(lock.encode()).hexdigest()[:16]
+    return os.path.join(tempfile.gettempdir(), f'swift_jax_{name}.lock')
 
   def _check_facts(self, facts: Mapping[str, Any]) -> None:
     """Writes `run.json`, or compares with the one that is there."""
@@ -179,19 +195,8 @@ class Workdir:
         self._content += data
         self._answers.write_bytes(self._content)
       else:
-        self._append(data)
+        atomic_file.append(self._file, data, is_synced=True)
     self.answered.update(answer.question_id for answer in found)
-
-  def _append(self, data: bytes) -> None:
-    end = self._file.seek(0, os.SEEK_END)
-    try:
-      while data:
-        data = data[self._file.write(data) :]
-      os.fsync(self._file.fileno())
-    except OSError:
-      with contextlib.suppress(OSError):  # half a line is no use to anyone
-        self._file.truncate(end)
-      raise
 
   @property
   def search_name(self) -> str:
@@ -235,6 +240,16 @@ class Workdir:
     except kinds as error:
       reason = getattr(error, 'strerror', None) or ' '.join(str(error).split())
       raise InputError(f'{self.where}: cannot be used: {reason}') from error
+
+
+def _check_writable(folder: pathlib.Path) -> None:
+  """Raises what making it, or a file in it, would; makes nothing that stays."""
+  with contextlib.suppress(FileNotFoundError):
+    if not stat.S_ISDIR(folder.stat().st_mode):
+      raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+  place = next(p for p in (folder, *folder.parents) if p.exists())
+  with tempfile.TemporaryFile(dir=place):
+    pass
 
 
 def _to_json(facts: Mapping[str, Any]) -> str:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
+import io
 import os
 import pathlib
 import secrets
 import stat
+import sys
+import tempfile
 
 from swift_jax.errors import InputError
+from swift_jax.search import file_locks
 
-try:
-  import fcntl
-except ImportError:  # not a Unix
-  fcntl = None
+_STREAMS = {'stdin': 'input', 'stdout': 'output', 'stderr': 'error'}
 
 
 def read(path: str, where: str) -> bytes:
@@ -27,11 +28,21 @@ def read(path: str, where: str) -> bytes:
     InputError: it cannot be read.
   """
   _check_path(path, where)
-  with _named_errors(f'{where}: cannot be read'):
+  with named_errors(f'{where}: cannot be read'):
     # A pipe could make us wait for ever, a device never end.
     if not stat.S_ISREG(os.stat(path).st_mode):
       raise InputError(f'{where}: not a file')
     return pathlib.Path(path).read_bytes()
+
+
+def is_same(path: str, other: str) -> bool:
+  """Whether two paths lead to one file, which need not be there."""
+  try:
+    return os.path.samefile(path, other)
+  except (OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError):  # no path at all
+      return os.path.realpath(path) == os.path.realpath(other)
+    return False
 
 
 def writable(path: str, where: str) -> pathlib.Path:
@@ -41,12 +52,16 @@ def writable(path: str, where: str) -> pathlib.Path:
     InputError: it cannot be written.
   """
   _check_path(path, where)
-  with _named_errors(f'{where}: cannot be written'):
+  with named_errors(f'{where}: cannot be written'):
+    # Not of where the links lead: that of a pipe's is no name.
+    mode = _mode(path)
     target = pathlib.Path(os.path.realpath(path))
-    mode = _mode(target)
     is_file = mode is None or stat.S_ISREG(mode)
     if not is_file or not os.path.basename(path):
       raise InputError(f'{where}: not a file')
+    stream = _stream_of(target)
+    if stream:
+      raise InputError(f'{where}: is {stream} of this run')
     # The folder alone would have us replace it.
     if mode is not None and not os.access(target, os.W_OK):
       raise PermissionError(None, 'not writable')
@@ -66,55 +81,89 @@ def replace(target: pathlib.Path, content: str | bytes, where: str) -> None:
     InputError: it cannot be written, and is as it was.
   """
   partial = _partial(target)
-  with _named_errors(f'{where}: cannot be written'):
+  with named_errors(f'{where}: cannot be written'):
     try:
       data = content.encode() if isinstance(content, str) else content
-      with open(partial, 'xb') as file:
-        file.write(data)
-        file.flush()
-        mode = _mode(target)
-        if mode is not None:
-          os.chmod(partial, stat.S_IMODE(mode))
-        os.fsync(file.fileno())
-      os.replace(partial, target)
+      with open(partial, 'xb', buffering=0) as file:
+        append(file, data)
+        move(file, partial, target)
     finally:
       partial.unlink(missing_ok=True)
+
+
+def append(file: io.FileIO, data: bytes, is_synced: bool = False) -> None:
+  """Adds to a file, all of it or nothing: half a line is no use to anyone.
+
+  Args:
+    file: without a buffer, whose close would write again what was refused.
+    is_synced: it is on the disk when this returns.
+
+  Raises:
+    OSError: it cannot be written; the file is as it was.
+  """
+  end = file.seek(0, os.SEEK_END)
+  try:
+    while data:
+      data = data[file.write(data) :]
+    if is_synced:
+      os.fsync(file.fileno())
+  except BaseException:  # Ctrl-C too
+    with contextlib.suppress(OSError):
+      file.truncate(end)
+    raise
+
+
+def move(file: io.FileIO, partial: pathlib.Path, target: pathlib.Path) -> None:
+  """A file that is complete takes the place of another, and its permissions.
+
+  Args:
+    file: the open one, at `partial`.
+
+  Raises:
+    OSError: it cannot be done, and nothing has changed.
+  """
+  mode = _mode(target)
+  if mode is not None:
+    os.chmod(partial, stat.S_IMODE(mode))
+  os.fsync(file.fileno())
+  os.replace(partial, target)
   _sync_folder(target.parent)
 
 
 @contextlib.contextmanager
-def locked(target: pathlib.Path, where: str) -> Iterator[None]:
+def locked(
+  target: pathlib.Path, where: str, waits: bool = True
+) -> Iterator[None]:
   """One process at a time, so that none writes over what another just added.
 
+  Args:
+    target: what `writable` gives.
+    waits: until nobody else has it; else it is refused.
+
   Raises:
-    InputError: the lock file beside `target` cannot be made.
+    InputError: somebody has it, or the lock file beside it cannot be made.
   """
-  if fcntl is None:
+  with contextlib.ExitStack() as stack:
+    with named_errors(f'{where}: cannot be written'):
+      stack.enter_context(file_locks.beside(target, waits))
     yield
-    return
-  lock = target.with_name(f'.{target.name}.swift_jax.lock')
-  with _named_errors(f'{where}: cannot be written'):
-    descriptor = _take(lock)
-  try:
-    yield
-  finally:
-    with contextlib.suppress(OSError):  # a lock file that stays does no harm
-      lock.unlink()
-    os.close(descriptor)
 
 
-def _take(lock: pathlib.Path) -> int:
-  """Waits for the lock; a descriptor that holds it until it is closed."""
-  while True:
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    # Some network file systems lock nothing: saving without is better than not.
-    with contextlib.suppress(OSError):
-      fcntl.flock(descriptor, fcntl.LOCK_EX)
-    # Whoever held it has removed the file: another may hold a new one by now.
-    with contextlib.suppress(FileNotFoundError):
-      if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
-        return descriptor
-    os.close(descriptor)
+@contextlib.contextmanager
+def folder(path: str, where: str) -> Iterator[pathlib.Path]:
+  """A folder for one run alone; made if need be, and kept if anything is in it.
+
+  Raises:
+    InputError: another run writes there, or it cannot be written.
+  """
+  _check_path(path, where)
+  with contextlib.ExitStack() as stack:
+    with named_errors(f'{where}: cannot be written'):
+      place = pathlib.Path(os.path.realpath(path))
+      stack.enter_context(file_locks.folder(place))
+      with tempfile.TemporaryFile(dir=place):
+        pass
+    yield place
 
 
 def _partial(target: pathlib.Path) -> pathlib.Path:
@@ -122,12 +171,23 @@ def _partial(target: pathlib.Path) -> pathlib.Path:
   return target.with_name(f'.{target.name}.{secrets.token_hex(3)}.partial')
 
 
-def _mode(target: pathlib.Path) -> int | None:
+def _mode(path: str | pathlib.Path) -> int | None:
   """A file's mode; None where there is no file."""
   try:
-    return os.lstat(target).st_mode
+    return os.stat(path).st_mode
   except FileNotFoundError:
     return None
+
+
+def _stream_of(target: pathlib.Path) -> str | None:
+  """The stream that a shell has led to this file, or from it."""
+  for name, called in _STREAMS.items():
+    # Closed, it has no file, or is None.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+      status = os.fstat(getattr(sys, f'__{name}__').fileno())
+      if os.path.samestat(os.stat(target), status):
+        return f'standard {called}'
+  return None
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
@@ -150,7 +210,8 @@ def _check_path(path: str, where: str) -> None:
 
 
 @contextlib.contextmanager
-def _named_errors(where: str) -> Iterator[None]:
+def named_errors(where: str) -> Iterator[None]:
+  """The system's errors as one line that begins with `where`."""
   try:
     yield
   except OSError as error:

@@ -6,7 +6,7 @@ The forms that a file may have are those of `set_forms`.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import pathlib
 
 from swift_jax.errors import InputError
@@ -104,11 +104,21 @@ def _no_choice(
   return InputError(f'search.cache={path!r}: {foreign}; this model is {model}')
 
 
-def save(path: str, entry: CachedSet) -> None:
+def save(
+  path: str,
+  entry: CachedSet,
+  stays: Callable[[CachedSet], bool] = lambda rival: False,
+) -> bool:
   """Adds a set to a file, in place of the one of the same model and name.
 
   The others stay. The file is replaced as a whole: a process that dies leaves
   the old one. Of processes that save at the same time, each one's set is kept.
+
+  Args:
+    stays: whether the one that is there is kept instead.
+
+  Returns:
+    Whether the set is in the file now.
 
   Raises:
     InputError: the file cannot be written or is not in our form, or the set
@@ -119,19 +129,12 @@ def save(path: str, entry: CachedSet) -> None:
   target = _target(path, where)
   with atomic_file.locked(target, where):
     sets = {(s.model, s.name): s for s in _saved(target, where)}
+    rival = sets.get((entry.model, entry.name))
+    if rival is not None and stays(rival):
+      return False
     sets[entry.model, entry.name] = entry
     atomic_file.replace(target, set_forms.to_ours(sets.values()), where)
-
-
-def saved(path: str, name: str, model: str) -> CachedSet | None:
-  """What `save` last wrote for a model under a name; None where nothing.
-
-  Raises:
-    InputError: the file cannot be read or is not in our form.
-  """
-  where = f'search.save={path!r}'
-  sets = _saved(_target(path, where), where)
-  return next((s for s in sets if (s.model, s.name) == (model, name)), None)
+  return True
 
 
 def check_writable(path: str) -> None:
@@ -165,7 +168,8 @@ def export(
   if not official:
     raise InputError(f'{where}: there are no sets')
   target = _target(path, where)
-  atomic_file.replace(target, set_forms.to_text(official), where)
+  with atomic_file.locked(target, where):
+    atomic_file.replace(target, set_forms.to_text(official), where)
 
 
 def _target(path: str, where: str) -> pathlib.Path:

@@ -6,13 +6,12 @@ most its last line torn. What the lines hold is in `record_forms`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import contextlib
+import io
 import pathlib
-from typing import IO
 
 from swift_jax.errors import InputError
-from swift_jax.search import atomic_file, record_forms
+from swift_jax.search import atomic_file, file_locks, record_forms
 from swift_jax.search.record_forms import EVENTS, SOURCES, Header, PassRecord
 
 __all__ = ['EVENTS', 'SOURCES', 'Header', 'PassRecord', 'Writer', 'read']
@@ -26,22 +25,20 @@ class Writer:
   A record that is there is replaced when this is made.
 
   Raises:
-    InputError: the file cannot be written, or holds something else than a
-      record: then it is as it was.
+    InputError: the file cannot be written, somebody else writes it, or it holds
+      something else than a record: then it is as it was.
   """
 
   def __init__(self, path: str, header: Header):
     self._where = f'search.record={path!r}'
     target = atomic_file.writable(path, self._where)
-    with self._named_errors():
-      if not _is_ours(target):
-        raise InputError(f'{self._where}: the file there is no search record')
-      self._file: IO[str] = open(target, 'w', encoding='utf-8', newline='\n')
+    self._file = _open(target, self._where)
     try:
+      with self._named_errors():
+        self._file.truncate(0)
       self._append(record_forms.header_line(header))
     except BaseException:
-      with contextlib.suppress(OSError):
-        self._file.close()
+      self._file.close()
       raise
 
   def write(self, record: PassRecord) -> None:
@@ -53,8 +50,7 @@ class Writer:
     self._append(record_forms.pass_line(record))
 
   def close(self) -> None:
-    with self._named_errors():
-      self._file.close()
+    self._file.close()
 
   def __enter__(self) -> Writer:
     return self
@@ -64,17 +60,10 @@ class Writer:
 
   def _append(self, line: str) -> None:
     with self._named_errors():
-      self._file.write(line)
-      self._file.flush()
+      atomic_file.append(self._file, line.encode())
 
-  @contextlib.contextmanager
-  def _named_errors(self) -> Iterator[None]:
-    try:
-      yield
-    except OSError as error:
-      raise InputError(
-        f'{self._where}: cannot be written: {error.strerror or error}'
-      ) from error
+  def _named_errors(self) -> contextlib.AbstractContextManager[None]:
+    return atomic_file.named_errors(f'{self._where}: cannot be written')
 
 
 def read(
@@ -106,10 +95,29 @@ def read(
   return header, passes
 
 
-def _is_ours(path: pathlib.Path) -> bool:
-  """Whether a file may be written over: it is a record, empty or not there."""
-  if not path.exists():
-    return True
-  with open(path, 'rb') as file:
-    line = file.readline(_MAX_HEADER)
-  return not line or record_forms.is_header(line)
+def check_writable(path: str) -> None:
+  """Refuses a path that a `Writer` would refuse; the file stays as it is.
+
+  Raises:
+    InputError: as a `Writer`.
+  """
+  where = f'search.record={path!r}'
+  target = atomic_file.writable(path, where)
+  if target.exists():
+    _open(target, where).close()
+
+
+def _open(target: pathlib.Path, where: str) -> io.FileIO:
+  """A file that holds a record or nothing, for nobody but us."""
+  with atomic_file.named_errors(f'{where}: cannot be written'):
+    try:
+      # Unbuffered: a close must not write again what a full disk refused.
+      file = io.FileIO(file_locks.take(target), 'r+')
+    except BlockingIOError:
+      held = f'{file_locks.HELD}, or another engine'
+      raise InputError(f'{where}: {held}') from None
+  line, _, _ = (file.read(_MAX_HEADER) or b'').partition(b'\n')
+  if line and not record_forms.is_header(line):
+    file.close()
+    raise InputError(f'{where}: the file there is no search record')
+  return file
