@@ -196,6 +196,7 @@ def load_tokenizer(folder: pathlib.Path, cfg: ModelConfig) -> Any:
     largest = max(vocab[token] for token in base)
   except InputError:
     raise
+  # The tokenizers library raises plain Exceptions.
   except Exception as error:
     raise InputError(
       f'{folder}: the tokenizer cannot be read: {one_line(error)}'
