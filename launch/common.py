@@ -215,6 +215,18 @@ def decode_config(config: ConfigDict, **changes: Any) -> DecodeConfig:
   return dataclasses.replace(decode, sampling=sampling, **changes)
 
 
+def without_logprobs(decode: DecodeConfig) -> DecodeConfig:
+  """The same, with no pass over the texts for figures that nobody would see."""
+  asked = decode.sampling.logprobs
+  if asked is not None:
+    say(
+      f'sampling.logprobs={asked}: none are taken; generate.py writes them to'
+      ' --output_json'
+    )
+  sampling = dataclasses.replace(decode.sampling, logprobs=None)
+  return dataclasses.replace(decode, sampling=sampling)
+
+
 def load_engine(config: ConfigDict) -> Engine:
   """The engine that a config describes."""
   source = section(config, 'model')

@@ -12,6 +12,7 @@ status 1 if any text differs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import json
 import pathlib
 import time
@@ -94,8 +95,9 @@ def first_difference(one: Sequence, two: Sequence) -> str | None:
 
 
 def main(config: ml_collections.ConfigDict) -> int:
-  plain_cfg = common.decode_config(config, method='plain')
-  swift_cfg = common.decode_config(config, method='swift')
+  decode = common.without_logprobs(common.decode_config(config))
+  plain_cfg = dataclasses.replace(decode, method='plain')
+  swift_cfg = dataclasses.replace(decode, method='swift')
   started = time.perf_counter()
   engine = common.load_engine(config)
   prompts = read_prompts()

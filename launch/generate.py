@@ -332,17 +332,6 @@ def record(result: Result) -> dict[str, Any]:
   return fields
 
 
-def without_logprobs(decode: DecodeConfig) -> DecodeConfig:
-  """The same, with no pass over the texts for figures that nobody would see."""
-  asked = decode.sampling.logprobs
-  if asked is not None:
-    common.say(
-      f'sampling.logprobs={asked}: not taken, for they go to --output_json'
-    )
-  sampling = dataclasses.replace(decode.sampling, logprobs=None)
-  return dataclasses.replace(decode, sampling=sampling)
-
-
 def write_texts(
   engine: Engine, prompts: Sequence[str | list[int]], decode: DecodeConfig
 ) -> Iterator[Result]:
@@ -398,7 +387,7 @@ def main(config: ConfigDict) -> None:
   decode = common.decode_config(config)
   path = _OUTPUT_JSON.value
   if path is None:
-    decode = without_logprobs(decode)
+    decode = common.without_logprobs(decode)
   else:
     check_output(path, config)
   with contextlib.ExitStack() as stack:

@@ -46,8 +46,6 @@ _ROPE_FIELDS = {
 _ROPE_UNREAD = ('type', 'finetuned', 'attn_factor')
 _GENERATION = 'generation_config.json'
 _LFS = b'version https://git-lfs.github.com/spec/'
-# transformers' value of a field that config.json does not have.
-_EOS_OF_LLAMA_CONFIG = 2
 _MODEL_FIELDS = tuple(
   field.name
   for field in dataclasses.fields(ModelConfig)
@@ -237,8 +235,8 @@ def eos_defaults(folder: pathlib.Path) -> SamplingConfig:
 
   They are that file's, if it says so much, else config.json's.
 
-  Where that has no such field it is transformers' LlamaConfig that says; a null
-  there means none.
+  Where neither names any there is none: transformers' `generate` takes none either,
+  though its LlamaConfig has a 2 for a field that is missing.
 
   Raises:
     InputError: neither an integer, nor a list of them, nor null in config.json.
@@ -254,10 +252,7 @@ def eos_defaults(folder: pathlib.Path) -> SamplingConfig:
 
 
 def _eos(path: pathlib.Path) -> tuple[int, ...] | None:
-  raw = read_json(path)
-  if path.name != _GENERATION:
-    raw = {'eos_token_id': _EOS_OF_LLAMA_CONFIG, **raw}
-  fields = {'eos_token_id': raw.get('eos_token_id')}
+  fields = {'eos_token_id': read_json(path).get('eos_token_id')}
   return from_generation_config(fields, str(path)).eos_token_id
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from reference import cases
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig
 
 from swift_jax import checkpoint, llama, prompts, skip_mask, weight_files
 from swift_jax.config import ModelConfig, RopeConfig
@@ -409,11 +408,6 @@ def eos_token_ids(folder):
 
 def test_eos_token_ids(folder):
   assert eos_token_ids(folder) is None  # a null
-  config = folder / 'config.json'
-  fields = json.loads(config.read_text())
-  del fields['eos_token_id']
-  config.write_text(json.dumps(fields))
-  assert eos_token_ids(folder) == (AutoConfig.for_model('llama').eos_token_id,)
   edit_config(folder, eos_token_id=2)
   assert eos_token_ids(folder) == (2,)
   generation = folder / 'generation_config.json'

@@ -407,7 +407,8 @@ def test_log_probabilities_go_to_the_record(launch, loaded, tmp_path):
   status, again, err = launch(*flags, asked[1])
   assert (status, again) == (0, out)
   assert err == (
-    'generate.py: sampling.logprobs=2: not taken, for they go to --output_json\n'
+    'generate.py: sampling.logprobs=2: none are taken; generate.py writes them'
+    ' to --output_json\n'
   )
 
 

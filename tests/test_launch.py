@@ -767,6 +767,28 @@ def test_the_demo_prints_a_table_of_totals():
   assert '-' in demo.row('plain', results, results).split()
 
 
+def test_the_demo_takes_no_log_probabilities(launch, monkeypatch):
+  """It would show none, and its times would hold them."""
+  warmed = []
+
+  class Spy(FakeEngine):
+    def encode(self, prompts):
+      return [[1]]
+
+    def warmup(self, decode, prompt_length):
+      warmed.append(decode)
+      if len(warmed) == 2:
+        raise InputError('that is enough')
+
+  monkeypatch.setattr(common, 'load_engine', lambda config: Spy())
+  flags = ['--config.sampling.logprobs=2', '--verbosity=-1']
+  _, _, err = launch(*flags, main=demo.main)
+  said = 'sampling.logprobs=2: none are taken; generate.py writes them'
+  assert err.count(said) == 1 and err.endswith('that is enough\n')
+  assert [decode.method for decode in warmed] == ['plain', 'swift']
+  assert [decode.sampling.logprobs for decode in warmed] == [None, None]
+
+
 def test_the_demo_has_prompts():
   prompts = demo.read_prompts()
   assert len(prompts) >= 5

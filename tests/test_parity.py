@@ -131,6 +131,26 @@ def test_tied_embeddings_and_a_head_live(head, tmp_path):
   assert cfg.tie_word_embeddings == (head != 'other')
 
 
+@pytest.mark.parametrize(
+  'given', [{}, {'eos_token_id': 3}, {'eos_token_id': None}]
+)
+def test_ends_of_text_live(given, tmp_path):
+  """Where no file names one, `generate` of transformers takes none."""
+  torch = pytest.importorskip('torch')
+  import transformers
+
+  folder = cases.write('gqa', tmp_path)
+  raw = json.loads((folder / 'config.json').read_text())
+  del raw['eos_token_id']
+  (folder / 'config.json').write_text(json.dumps({**raw, **given}))
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, dtype=torch.float32
+  )
+  prepared, _ = theirs._prepare_generation_config(None)
+  ours = checkpoint.generation_defaults(folder).eos_token_id
+  assert ours == (prepared.eos_token_id and (prepared.eos_token_id,))
+
+
 _YARN = {'type': 'yarn', 'factor': 16.0, 'original_max_position_embeddings': 64}
 _LLAMA3 = {
   'type': 'llama3',
