@@ -57,13 +57,11 @@ def test_other_signals_end_as_ctrl_c_does(name, said):
   status, _, err = run(f"""
   import os, signal, time
   try:
-    try:
-      os.kill(os.getpid(), signal.{name})
-      time.sleep(30)
-    finally:
-      os.kill(os.getpid(), signal.{name})
-      time.sleep(0.3)
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(30)
   except KeyboardInterrupt as error:
+    os.kill(os.getpid(), signal.{name})
+    time.sleep(0.3)
     error.add_note('all is well')
     raise
   """)

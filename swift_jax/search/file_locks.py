@@ -15,7 +15,7 @@ import pathlib
 try:
   import fcntl
 except ImportError:  # not a Unix
-  fcntl = None  # type: ignore[assignment]
+  fcntl = None
 
 HELD = 'another run is writing there'
 # No links: whoever may write beside a file must not choose what is written.
