@@ -127,7 +127,7 @@ INVALID = {
   'sampling.min_p': st.sampled_from([-0.1, 1.5, math.nan, '0']),
   'sampling.repetition_penalty': st.sampled_from([0, -1, math.inf, 'no']),
   'sampling.eos_token_id': st.sampled_from(
-    [-1, (2, -1), (1.5,), 'eos', True, tuple(range(9))]
+    [-1, (2, -1), (1.5,), 'eos', True, (*range(99), -1)]
   ),
   'sampling.stop_strings': st.sampled_from([('',), ('a', ''), (1,), '', 5]),
   'sampling.max_new_tokens': st.sampled_from([-1, 1.5, True, 'many']),
