@@ -17,7 +17,7 @@ from swift_jax.config import (
   SearchConfig,
 )
 from swift_jax.errors import InputError
-from swift_jax.sampling_config import MAX_LOGPROBS, SamplingConfig
+from swift_jax.sampling_config import SamplingConfig
 
 MODEL = {
   'vocab_size': 101,
@@ -127,17 +127,13 @@ INVALID = {
   'sampling.min_p': st.sampled_from([-0.1, 1.5, math.nan, '0']),
   'sampling.repetition_penalty': st.sampled_from([0, -1, math.inf, 'no']),
   'sampling.eos_token_id': st.sampled_from(
-    [-1, (2, -1), (1.5,), 'eos', True, (2**31,)]
+    [-1, (2, -1), (1.5,), 'eos', True, (*range(99), -1)]
   ),
   'sampling.stop_strings': st.sampled_from([('',), ('a', ''), (1,), '', 5]),
   'sampling.max_new_tokens': st.sampled_from([-1, 1.5, True, 'many']),
   'sampling.min_new_tokens': st.sampled_from([-1, 1.5, True, 'few']),
   'sampling.seed': st.sampled_from([-1, 1.5, True, 'lucky', 2**32]),
   'sampling.use_generation_config': NO_BOOL,
-  'sampling.skip_special_tokens': NO_BOOL,
-  'sampling.logprobs': st.sampled_from(
-    [-1, 1.5, True, False, '5', MAX_LOGPROBS + 1]
-  ),
 }
 
 
