@@ -364,9 +364,17 @@ def run(
     except RuntimeError as error:  # XLA's is one
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      raise InputError(_out_of_memory(config, error)) from error
+      raise _refused(_out_of_memory(config, error), error) from error
 
   run_plain(main_with_cache, argv, torch)
+
+
+def _refused(message: str, error: Exception) -> InputError:
+  """An error in our words, with what was noted on the way."""
+  refused = InputError(message)
+  for note in getattr(error, '__notes__', []):
+    refused.add_note(note)
+  return refused
 
 
 def _out_of_memory(config: ConfigDict, error: Exception) -> str:
@@ -437,10 +445,7 @@ def _ended(main: Callable[[], int | None]) -> int | None:
     if error.errno not in _FULL:
       raise
     file = error.filename or 'standard output or a file'
-    refused = InputError(f'{file}: cannot be written: {error.strerror}')
-    for note in getattr(error, '__notes__', []):
-      refused.add_note(note)
-    _refuse(refused)
+    _refuse(_refused(f'{file}: cannot be written: {error.strerror}', error))
   finally:
     _drop_output_that_fails()
 

@@ -132,7 +132,7 @@ def evaluate(
       model_id(config),
       task.chat,
       frozenset(mine).__contains__,
-      started,
+      task.now(started),
     )
     facts = facts_of(config, runner, engine, questions, started)
     workdir.open(facts, [question.question_id for question in mine])

@@ -400,11 +400,11 @@ def main(config: ConfigDict) -> None:
     applied = engine.resolve(decode.sampling)
     common.announce(engine.describe())
     for line in engine.remarks:
-      print(line, file=sys.stderr)
+      common.say(line)
     # So that the times are those of writing.
     engine.warmup(decode, longest, search=False)
     if applied.is_remarkable:
-      print(applied.describe(), file=sys.stderr)
+      common.say(applied.describe())
     pairs = zip(prompts, write_texts(engine, given, decode), strict=True)
     for prompt, result in show_progress(pairs, len(prompts)):
       if output is not None:

@@ -62,6 +62,8 @@ def check(arguments: Arguments | None) -> dict[str, Any]:
       raise InputError(f'{where}: cannot be given: {_OURS[name]}')
     if name == _CONTINUE and not isinstance(value, (bool, str, type(None))):
       raise InputError(f'{where}: expected true, false or the name of a field')
+    if name == 'chat_template' and not isinstance(value, (str, type(None))):
+      raise InputError(f'{where}: expected a template or the name of one')
     if name in ('tools', 'documents') and not _is_list_of_objects(value):
       raise InputError(f'{where}: expected a list of objects')
   return dict(arguments)
@@ -90,6 +92,8 @@ def encode(
       argument is not to be given.
   """
   given = check(arguments)
+  if not isinstance(messages, (list, tuple)):
+    raise InputError(f'messages={messages!r:.80}: expected a list of messages')
   for message in messages:
     # What else a message needs is its template's to say.
     if not isinstance(message, Mapping) or 'role' not in message:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 import dataclasses
 import functools
 import hashlib
@@ -83,25 +83,31 @@ def expected_weights(cfg: ModelConfig, mesh: Mesh | None) -> dict[str, Weight]:
   return weights
 
 
-def load_config(folder: pathlib.Path, dtype: str | None = None) -> ModelConfig:
+def load_config(
+  folder: pathlib.Path,
+  dtype: str | None = None,
+  remark: Callable[[str], object] = _LOGGER.warning,
+) -> ModelConfig:
   """The shape of the model in `folder`, as transformers would load it.
 
   That is config.json's, but for a head beside the embedding that differs from it:
   then the two are not tied, whatever config.json says.
 
   Args:
-    folder: holds config.json; weights are looked at if it says that they are tied.
+    folder: holds config.json. Where it says that they are tied, and the files have
+      both, embedding and head are read up to their first difference.
     dtype: bfloat16, float16 or float32; config.json's own if None, and float32
       where it names none.
+    remark: called with a line where the two are not tied.
 
   Raises:
     InputError: names the file or argument, the field and its value.
   """
   folder = pathlib.Path(folder)
-  cfg = hf_config.load_config(folder, dtype)
+  cfg = hf_config.read_config(folder, dtype)
   if not cfg.tie_word_embeddings or not weight_files.has_own_head(folder):
     return cfg
-  _LOGGER.warning(
+  remark(
     f'{folder}: config.json has tie_word_embeddings=true, but'
     f' {weight_files.HEAD} differs from {weight_files.EMBEDDING}: they are not'
     ' tied'

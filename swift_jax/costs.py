@@ -174,7 +174,7 @@ def _cores() -> int | None:
 
 
 def _path(name: str) -> pathlib.Path | None:
-  """The file of these costs; None where no user has a folder."""
+  """The file of these costs; None where there is no folder for it."""
   try:
     return hub.cache_folder() / 'costs' / f'{name}.json'
   except InputError:

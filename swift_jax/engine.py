@@ -98,8 +98,8 @@ class Engine:
     tokenizer: a transformers tokenizer; None where prompts are token ids, and
       where it cannot be read.
     defaults: sampling settings of the model's `generation_config.json`.
-    remarks: what was done to prompts and chats that nobody asked for, a line each;
-      the logger `swift_jax` has them as warnings.
+    remarks: a line for each thing that was done unasked, to the model, a prompt or
+      the end of a chat; the logger `swift_jax` has them as warnings.
     searcher: the search and its incumbent.
     model: the target on its devices.
   """
@@ -161,7 +161,7 @@ class Engine:
     return ', '.join(filter(None, parts))
 
   def _make_searcher(self, search: SearchConfig) -> Searcher:
-    _check_files(search)
+    _check_files(search, self.model.mesh)
     self._saved: cached_sets.CachedSet | None = None
     self._saved_at = 0  # passes
     searcher = paper.make_searcher(search, self.cfg.num_hidden_layers)
@@ -219,9 +219,10 @@ class Engine:
         f' {dict(mesh.shape)}'
       )
     if search is not None:  # bad files are refused before weights are fetched
-      _check_files(search)
+      _check_files(search, mesh)
     folder = checkpoint.resolve(path)
-    cfg = checkpoint.load_config(folder, dtype)
+    remarks: list[str] = []
+    cfg = checkpoint.load_config(folder, dtype, remarks.append)
     if search is not None and search.cache:
       _cached_mask(search, cfg, None)
     tokenizer, no_tokenizer, refused = None, None, None
@@ -240,6 +241,8 @@ class Engine:
       cfg, graphdef, params = quantised.quantise(cfg, params)
     made = cls(cfg, graphdef, params, tokenizer, defaults, draft, search, mesh)
     made.name, made._refused, made._no_tokenizer = path, refused, no_tokenizer
+    for line in remarks:
+      made._remark(line)
     return made
 
   @property
@@ -275,7 +278,6 @@ class Engine:
           f' {token} is outside the vocabulary of {self.cfg.vocab_size}'
         )
     if resolved.config.stop_strings:
-      self._check_tokenizer()
       self._check_stop_strings(
         resolved.config, resolved.config.eos_token_id or ()
       )
@@ -288,10 +290,17 @@ class Engine:
   def _check_stop_strings(
     self, cfg: SamplingConfig, eos_token_ids: Sequence[int]
   ) -> None:
-    """Refuses what no text holds, unless it ends the text by itself."""
+    """Refuses a stop string that no text can hold, but not the name of a token that
+    ends the text in any case."""
+    self._check_tokenizer()
+    if self.tokenizer is None:
+      raise InputError(
+        f'sampling.stop_strings={cfg.stop_strings}: the engine has no tokenizer,'
+        ' so that there is no text'
+      )
     if not cfg.skip_special_tokens:
       return
-    special = special_tokens(self.tokenizer) if cfg.stop_strings else {}
+    special = special_tokens(self.tokenizer)
     for token, name in special.items():
       for stop in cfg.stop_strings or ():
         if name not in stop or (name == stop and token in eos_token_ids):
@@ -319,7 +328,7 @@ class Engine:
     by itself for a conversation that it gets as messages; this is for one that is
     token ids already.
     """
-    decode = decode or DecodeConfig()
+    decode = _checked(decode)
     sampling, token = decode.sampling, self._end_of_turn()
     if sampling.eos_token_id is not None or token is None:
       return decode
@@ -373,7 +382,7 @@ class Engine:
       indices: of the prompts in the run, on which with the seed their draws depend;
         0, 1, ... if None.
       chat_template_kwargs: for the chat template of every conversation: `tools`,
-        `documents`, and what the template knows, as `enable_thinking`;
+        `documents`, `chat_template` (another one, or its name), and what the template knows, as `enable_thinking`;
         `continue_final_message=False` closes a last message of the assistant's, to
         be followed by another one.
 
@@ -394,7 +403,7 @@ class Engine:
     results: list[Result] = []
     with contextlib.ExitStack() as stack:
       if streamer is not None:
-        self.resolve((decode or DecodeConfig()).sampling)
+        self.resolve(_checked(decode).sampling)
         encoded = self.encode(prompts, chat_template_kwargs)
         streamer.put(np.asarray(encoded))
         stack.callback(streamer.end)  # whoever reads it waits for that
@@ -438,9 +447,9 @@ class Engine:
         f'prompt={prompts!r:.80}: expected one prompt, not {len(prompts)}'
       )
     self._check_tokenizer()
-    if isinstance(decode, DecodeConfig):
-      sampling = dataclasses.replace(decode.sampling, logprobs=None)
-      decode = dataclasses.replace(decode, sampling=sampling)
+    decode = _checked(decode)
+    sampling = dataclasses.replace(decode.sampling, logprobs=None)
+    decode = dataclasses.replace(decode, sampling=sampling)
     for step in self._write(prompts, decode, [index], chat_template_kwargs):
       if isinstance(step, Piece) and step.text:
         yield step.text
@@ -465,7 +474,9 @@ class Engine:
     return chat_template.encode(messages, self.tokenizer, chat_template_kwargs)
 
   def encode_text(self, text: str) -> list[int]:
-    """Token ids of a text to go on with, however long it is.
+    """Token ids of a text to go on with.
+
+    However long it is: `encode` refuses one that the context does not hold.
 
     With what the tokenizer sets before each text, once, and without an end of text.
 
@@ -487,11 +498,7 @@ class Engine:
     chat_template_kwargs: Arguments | None,
   ) -> Generator[Piece | Result, None, None]:
     """Batch by batch: pieces as they come, then a result a prompt."""
-    decode = DecodeConfig() if decode is None else decode
-    if not isinstance(decode, DecodeConfig):
-      raise InputError(
-        f'decode={decode!r:.80}: expected a DecodeConfig, which has `sampling`'
-      )
+    decode = _checked(decode)
     encoded = self.encode(prompts, chat_template_kwargs)
     if indices is None:
       indices = range(len(encoded))
@@ -549,7 +556,7 @@ class Engine:
     if resolved.is_remarkable and line not in self._said:
       self._said.add(line)
       _LOGGER.warning(line)
-    if decode.ignore_eos:
+    if decode.ignore_eos and resolved.config.stop_strings:
       self._check_stop_strings(resolved.config, ())
     return dataclasses.replace(decode, sampling=resolved.config)
 
@@ -768,6 +775,17 @@ class Engine:
     )
 
 
+def _checked(decode: DecodeConfig | None) -> DecodeConfig:
+  """The settings of a call; the default ones for None."""
+  if decode is None:
+    return DecodeConfig()
+  if not isinstance(decode, DecodeConfig):
+    raise InputError(
+      f'decode={decode!r:.80}: expected a DecodeConfig, which has `sampling`'
+    )
+  return decode
+
+
 def _cached_mask(
   search: SearchConfig, cfg: ModelConfig, model: str | None
 ) -> SkipMask:
@@ -782,14 +800,15 @@ def _low(found: cached_sets.CachedSet) -> float:
   return Estimate(found.matchness * found.positions, found.positions).low
 
 
-def _check_files(search: SearchConfig) -> None:
+def _check_files(search: SearchConfig, mesh: jax.sharding.Mesh | None) -> None:
   """Refuses what could not be written once there is something to write."""
   if search.save:
     cached_sets.check_writable(search.save)
     cached_sets.check_name(
       search.cache_name or _DEFAULT_NAME, 'search.cache_name'
     )
-  if search.record:
+  # To ask is to lock the file for a moment: only for who will write it.
+  if search.record and sharding.is_first(mesh):
     records.check_writable(search.record)
     if search.save and atomic_file.is_same(search.record, search.save):
       raise InputError(

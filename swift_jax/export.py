@@ -85,7 +85,7 @@ def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 def _check_config(made: pathlib.Path, cfg: ModelConfig) -> None:
   """Refuses a config that would not come back as it is."""
-  back = hf_config.load_config(made)
+  back = hf_config.read_config(made)
   if back == cfg:
     return
   wanted, found = dataclasses.asdict(cfg), dataclasses.asdict(back)

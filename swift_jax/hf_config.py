@@ -59,7 +59,7 @@ def one_line(error: Exception) -> str:
 
 
 def refuse_pointer(path: pathlib.Path) -> None:
-  """For a file that cannot be read as what it should be.
+  """Says so where a file that cannot be read is a pointer of Git LFS.
 
   Raises:
     InputError: it is what Git leaves in the place of a large file.
@@ -93,7 +93,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   return value
 
 
-def load_config(folder: pathlib.Path, dtype: str | None = None) -> ModelConfig:
+def read_config(folder: pathlib.Path, dtype: str | None = None) -> ModelConfig:
   """What config.json in `folder` says, as transformers' AutoConfig reads it.
 
   Args:
@@ -233,7 +233,7 @@ def generation_defaults(folder: pathlib.Path) -> SamplingConfig:
 def eos_defaults(folder: pathlib.Path) -> SamplingConfig:
   """End-of-text tokens alone, for who does without generation_config.json.
 
-  They are that file's, if it says so much, else config.json's.
+  They are that file's where it can be read and names some, else config.json's.
 
   Where neither names any there is none: transformers' `generate` takes none either,
   though its LlamaConfig has a 2 for a field that is missing.

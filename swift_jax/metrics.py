@@ -84,12 +84,12 @@ class LogProbs:
   of the most likely ones, and where a penalty has its say a greedy one too.
 
   Attributes:
-    tokens: one for each returned token, an end-of-text token included.
+    chosen: one for each returned token, an end-of-text token included.
     top: for each returned token the k tokens that were most likely in its place, as
       (id, logarithm), the likeliest first; empty lists where k is 0.
   """
 
-  tokens: list[float]
+  chosen: list[float]
   top: list[list[tuple[int, float]]]
 
 

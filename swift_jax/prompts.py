@@ -83,10 +83,10 @@ def _ids(
 ) -> list[int]:
   ids: Sequence[Any]
   if isinstance(prompt, str):
-    require_text(f'prompt {index}', prompt)
     if tokenizer is None and prompt:
       raise InputError(f'prompt {index}: the engine has no tokenizer')
-    ids = encode_text(prompt, tokenizer, remark) if prompt else []
+    name = f'prompt {index}'
+    ids = encode_text(prompt, tokenizer, remark, name) if prompt else []
   elif not _is_list(prompt):
     raise _wrong_kind(index, prompt)
   elif is_conversation(prompt):
@@ -106,7 +106,7 @@ def _ids(
 
 
 def encode_text(
-  text: str, tokenizer: Any, remark: Callable[[str], None]
+  text: str, tokenizer: Any, remark: Callable[[str], None], name: str = 'text'
 ) -> list[int]:
   """Token ids of a text that is to go on.
 
@@ -116,7 +116,14 @@ def encode_text(
   Args:
     text: with at least a character.
     remark: called with a line that says so, the same for all texts.
+    name: what errors call it.
+
+  Raises:
+    InputError: it is no text.
   """
+  if not isinstance(text, str):
+    raise InputError(f'{name}={text!r:.80}: expected a string')
+  require_text(name, text)
   encoded = tokenizer(text, return_special_tokens_mask=True)
   ids, is_set = list(encoded['input_ids']), encoded['special_tokens_mask']
   own = [at for at, mark in enumerate(is_set) if not mark] or [len(ids)]

@@ -42,7 +42,7 @@ class SamplingConfig:
       multiplied where negative; greedy decoding has it too.
     eos_token_id: tokens that end a text; one or several.
     stop_strings: the text ends before the first of these, escapes as in --prompt.
-      One or several; several are written ('a', 'b') on the command line.
+      One, or several, written as ('a', 'b') on the command line.
     max_new_tokens: tokens written at most for a prompt.
     min_new_tokens: no end-of-text token before so many tokens.
     seed: of the draws. With the index of the prompt in the run it fixes them,

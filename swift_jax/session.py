@@ -591,7 +591,7 @@ class Session:
     return min(wanted, self.model.capacity)
 
   def force(self, start: int) -> logprobs.Places:
-    """One pass over the text, from each row's new token of that number on."""
+    """One pass over the text, from the new token `start` of each row."""
     model, state = self.model, self.state
     cache, places = logprobs.force(
       model.graphdef,

@@ -286,7 +286,7 @@ def _checkpoints(
 
 
 def _is_no_traceback(record: Any) -> bool:
-  return not record.exc_info
+  return not (record.exc_info and 'orbax' in record.pathname)
 
 
 def train(

@@ -221,10 +221,10 @@ def test_log_probabilities_are_a_turns_own():
   [
     (None, 'logprobs=None: expected an object'),
     ([-0.5] * 4, r'logprobs=\[.*: expected an object'),
-    ({}, "logprobs: 'tokens' is missing"),
-    ({'tokens': LOGPROBS['tokens']}, "logprobs: 'top' is missing"),
+    ({}, "logprobs: 'chosen' is missing"),
+    ({'chosen': LOGPROBS['chosen']}, "logprobs: 'top' is missing"),
     *(
-      ({**LOGPROBS, 'tokens': value}, f'logprobs{end}')
+      ({**LOGPROBS, 'chosen': value}, f'logprobs{end}')
       for value, end in [
         (None, ': tokens=None: expected a list of numbers <= 0'),
         ([-1, -1, -1, '1'], ': tokens=.*: expected a list of numbers <= 0'),

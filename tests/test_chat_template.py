@@ -274,3 +274,16 @@ def test_a_dated_template_is_the_template_at_that_time(monkeypatch):
 
 def test_a_template_without_a_date_stays_as_it_is():
   assert chat_template.dated(KEEPS, NOW) is KEEPS
+
+
+@pytest.mark.parametrize('value', [{'a': 1}, [1], 3])
+def test_a_template_is_a_text_or_a_name(value):
+  said = f'chat_template_kwargs: chat_template={value!r}: expected a template'
+  with pytest.raises(InputError, match=re.escape(said)):
+    text(MESSAGES, arguments={'chat_template': value})
+
+
+@pytest.mark.parametrize('messages', [None, 3, 'hi', ASKED])
+def test_messages_are_a_list(messages):
+  with pytest.raises(InputError, match='^messages=.*: expected a list'):
+    chat_template.encode(messages, make_tokenizer(KEEPS))

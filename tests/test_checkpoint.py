@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from swift_jax import checkpoint, llama, prompts, skip_mask, weight_files
 from swift_jax.config import ModelConfig, RopeConfig
+from swift_jax.engine import Engine
 from swift_jax.errors import InputError
 
 CFG = ModelConfig(
@@ -760,6 +761,14 @@ def test_a_head_that_differs_is_a_head(
   checkpoint.export_hf(tmp_path / 'again', cfg, params)
   assert checkpoint.load_config(tmp_path / 'again') == cfg
   assert_same_bits(load(tmp_path / 'again')[1], params)
+
+
+def test_an_engine_says_that_a_head_is_its_own(folder):
+  head = cases.tensors('gqa')[EMBEDDING] + 1
+  edit_config(folder, tie_word_embeddings=True)
+  edit_weights(folder, lambda t: t.update({HEAD: head}))
+  (line,) = Engine.from_pretrained(str(folder)).remarks
+  assert line.startswith(f'{folder}: config.json has tie_word_embeddings=true')
 
 
 def test_a_head_of_another_shape_is_not_dropped(folder):

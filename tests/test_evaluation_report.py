@@ -267,6 +267,11 @@ def test_settings_that_differ_are_told_of(changes, warning):
   assert '\n' not in line
 
 
+def test_what_a_run_of_an_older_version_does_not_say_is_no_difference():
+  found = build(run_of(SWIFT, prompts='0a' * 8))
+  assert found['comparisons']['swift']['warnings'] == []
+
+
 def test_notes_tell_what_to_keep_in_mind():
   cut = dataclasses.replace(
     SWIFT[0],

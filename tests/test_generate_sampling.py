@@ -338,12 +338,14 @@ def test_what_was_not_asked_for_is_said(launch, loaded):
   drawn = ['--prompt=x', *plain, '--config.sampling.temperature=0.6']
   status, _, err = launch(*drawn)
   assert status == 0 and err.count('\n') == 1
-  assert err.startswith('sampling: temperature=0.6, top_k=50 (default), ')
+  assert err.startswith(
+    'generate.py: sampling: temperature=0.6, top_k=50 (default), '
+  )
   assert launch(*drawn, '--config.sampling.top_k=50')[2] == ''
   assert launch('--prompt=x', *plain)[2] == ''
   status, _, err = launch('--prompt=x', *plain, '--config.sampling.top_p=0.9')
   assert status == 0 and err.count('\n') == 1
-  assert err.startswith('greedy decoding: ')
+  assert err.startswith('generate.py: greedy decoding: ')
   assert err.endswith('; without effect: top_p=0.9\n')
 
 
@@ -397,7 +399,7 @@ def test_log_probabilities_go_to_the_record(launch, loaded, tmp_path):
   assert (status, err) == (0, '')
   record = json.loads(output.read_text())
   found = record['logprobs']
-  assert list(record)[-1] == 'logprobs' and list(found) == ['tokens', 'top']
+  assert list(record)[-1] == 'logprobs' and list(found) == ['chosen', 'top']
   assert len(found['tokens']) == len(found['top']) == len(record['tokens']) == 8
   pairs = zip(record['tokens'], found['tokens'], found['top'], strict=True)
   for token, value, (first, second) in pairs:
@@ -451,7 +453,9 @@ def test_what_the_file_says_is_done_and_said(launch, folder):
   ]
   status, _, err = launch(*flags)
   assert status == 0 and err.count('\n') == 1
-  assert err.startswith('sampling: temperature=0.7 (generation_config.json), ')
+  assert err.startswith(
+    'generate.py: sampling: temperature=0.7 (generation_config.json), '
+  )
   assert 'top_k=1 (generation_config.json)' in err
   status, _, err = launch(*flags, '--config.sampling.do_sample=False')
   assert (status, err) == (0, '')

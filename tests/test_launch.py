@@ -320,10 +320,13 @@ def test_bad_config_files(launch, tmp_path, text, said):
 
 def test_out_of_memory_says_what_to_lower(launch):
   def main(config):
-    raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory: 7 bytes\nmore')
+    error = RuntimeError('RESOURCE_EXHAUSTED: Out of memory: 7 bytes\nmore')
+    error.add_note('3 answers are kept')
+    raise error
 
   ended = launch('--config.decode.batch_size=64', main=main)
   said = ['lower decode.batch_size=64, sampling.max_new_tokens=', '7 bytes']
+  said.append('; 3 answers are kept')
   assert_refused(ended, [*said, '--config.model.weights=int8'])
 
 

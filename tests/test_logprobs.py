@@ -4,6 +4,7 @@ where nobody asks."""
 import dataclasses
 import time
 
+from flax import nnx
 import jax
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_the_tokens_alone_are_the_same(engine):
   alone, more = (engine.generate(prompts, asking(k=k)) for k in (0, 3))
   for one, two in zip(alone, more, strict=True):
     assert one.tokens == two.tokens
-    assert one.logprobs.tokens == pytest.approx(two.logprobs.tokens, abs=1e-6)
+    assert one.logprobs.chosen == pytest.approx(two.logprobs.chosen, abs=1e-6)
     assert one.logprobs.top == [[]] * len(one.tokens)
 
 
@@ -170,13 +171,11 @@ def test_the_head_by_parts_is_the_head(engine, monkeypatch, places):
   finally:
     logprobs.force.clear_cache()
   for one, two in zip(whole, parts, strict=True):
-    assert one.logprobs.tokens == pytest.approx(two.logprobs.tokens, abs=1e-5)
+    assert one.logprobs.chosen == pytest.approx(two.logprobs.chosen, abs=1e-5)
     assert_right(prompts, parts, 3)
 
 
 def parts_of_head(engine, hidden, tokens):
-  from flax import nnx
-
   model = nnx.merge(engine.model.graphdef, engine.model.params)
   return tuple(logprobs._of_hidden(model, hidden, tokens, 3))
 

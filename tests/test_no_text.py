@@ -16,6 +16,7 @@ from swift_jax.checks import require_text
 from swift_jax.config import SearchConfig
 from swift_jax.engine import Engine
 from swift_jax.errors import InputError
+from swift_jax.evaluation import answers
 from swift_jax.sampling_config import SamplingConfig
 from swift_jax.search import atomic_file, cached_sets
 
@@ -52,6 +53,20 @@ def said(call, *arguments):
 def test_prompts(engine, prompts, name):
   wanted = f"{name}='a\\ud83d': expected whole characters"
   assert said(engine.generate, prompts) == wanted
+
+
+def test_a_text_alone(engine):
+  assert said(engine.encode_text, HALF).startswith("text='a\\ud83d': expected")
+  assert said(engine.encode_text, [5, 6]) == 'text=[5, 6]: expected a string'
+
+
+def test_answers():
+  for name in ('category', 'model_id'):
+    fields = {'question_id': 1, name: HALF}
+    line = said(answers.parse, json.dumps(fields).encode(), 'x.jsonl, line 2')
+    assert (
+      line == f"x.jsonl, line 2: {name}='a\\ud83d': expected whole characters"
+    )
 
 
 def test_whole_characters_are_taken(engine):

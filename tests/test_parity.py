@@ -231,7 +231,7 @@ def test_log_probabilities_are_hugging_faces(stored, tmp_path):
     wanted, at = _log_softmax(theirs[place]), place + 1 - start
     top = dict(result.logprobs.top[at])
     best = np.argsort(-wanted)[:4]
-    values = [result.logprobs.tokens[at], *top.values()]
+    values = [result.logprobs.chosen[at], *top.values()]
     wanted = [wanted[tokens[place + 1]], *wanted[best]]
     assert values == pytest.approx(wanted, abs=TOLERANCE)
     assert set(top) == set(best.tolist())

@@ -373,7 +373,7 @@ def test_a_record_is_one_engines(tmp_path):
         records.Writer(str(name), HEADER)
       with pytest.raises(InputError, match=file_locks.HELD):
         records.check_writable(str(name))
-      said = 'another run is writing there, or another engine'
+      said = f'{file_locks.HELD}, or another engine here: delete that first'
       assert str(caught.value) == f"search.record='{name}': {said}"
     assert path.read_bytes() == before
     writer.write(SECOND)

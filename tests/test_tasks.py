@@ -363,6 +363,8 @@ def test_samples(tmp_path):
     ({'seed': -1}, 'task.seed=-1: expected an integer >= 0'),
     ({'seed': None}, 'task.seed=None: expected an integer'),
     ({'chat': 1}, 'task.chat=1: expected a boolean'),
+    ({'date': '24.12.2026'}, "task.date='24.12.2026': expected a day as in"),
+    ({'date': 20261224}, 'task.date=20261224: expected a day as in'),
   ],
   ids=str,
 )

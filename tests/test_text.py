@@ -5,7 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
 
-from swift_jax import DecodeConfig, InputError, SamplingConfig
+from swift_jax import (
+  DecodeConfig,
+  InputError,
+  SamplingConfig,
+  SearchConfig,
+  sharding,
+)
+from swift_jax import engine as engines
+from swift_jax.search import records
 
 METHODS = ('plain', 'swift', 'prompt_lookup')
 KINDS = pytest.mark.parametrize('kind', chain_model.TOKENIZERS)
@@ -138,3 +146,33 @@ def test_a_stop_string_with_a_special_token(kind):
   found = write(made, chain[:1], **keep)
   assert found == ('b<|im_end|>c</s>', 'eos', chain[1:5])
   assert write(made, chain[:1]) == ('bc', 'eos', chain[1:5])
+
+
+def test_a_stop_string_needs_a_tokenizer():
+  made = chain_model.engine(None)
+  with pytest.raises(InputError, match='^sampling.stop_strings=.*no tokenizer'):
+    made.generate([[5]], decode('plain', stop_strings='a'))
+
+
+@pytest.mark.parametrize('call', ['for_chats', 'generate', 'stream'])
+def test_settings_of_another_kind_are_refused_by_every_call(call):
+  made, settings = chain_model.engine(None), SamplingConfig()
+  calls = {
+    'for_chats': lambda: made.for_chats(settings),
+    'generate': lambda: made.generate([[5]], settings, streamer=object()),
+    'stream': lambda: next(made.stream([5], settings)),
+  }
+  with pytest.raises(InputError, match='^decode=Sampling.*: expected a Decode'):
+    calls[call]()
+
+
+def test_a_record_is_asked_for_only_by_who_writes_it(monkeypatch, tmp_path):
+  """Of processes in step one does; the others would lock it, for a moment."""
+  path = str(tmp_path / 'x')
+  search = SearchConfig(record=path)
+  with records.Writer(path, records.Header(3, '0' * 16, {})):
+    monkeypatch.setattr(sharding, 'is_first', lambda mesh: False)
+    engines._check_files(search, None)
+    monkeypatch.setattr(sharding, 'is_first', lambda mesh: True)
+    with pytest.raises(InputError, match='another run is writing there'):
+      engines._check_files(search, None)

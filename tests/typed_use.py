@@ -69,7 +69,7 @@ for result in engine.generate('text'):
   assert_type(result.rounds, list[Round])
   assert_type(result.logprobs, LogProbs | None)
   if result.logprobs is not None:
-    assert_type(result.logprobs.tokens, list[float])
+    assert_type(result.logprobs.chosen, list[float])
     assert_type(result.logprobs.top, list[list[tuple[int, float]]])
   assert_type(result.metrics.tokens_per_second, float | None)
 

@@ -111,10 +111,12 @@ def _of_hidden(
   def one(place: tuple[Array, Array]) -> tuple[Array, Array, Array]:
     hidden, token = place  # [B, D], [B]
     logits = model.logits(hidden)  # [B, V]
-    # Of equals the lower id comes first, which argmax takes too.
-    best, ids = jax.lax.top_k(logits, max(k, 1))  # `map` takes nothing empty
     own = jnp.take_along_axis(logits, token[:, None], axis=-1)
     highest = logits.max(-1, keepdims=True)
+    if k:  # of equals the lower id comes first, which argmax takes too
+      best, ids = jax.lax.top_k(logits, k)
+    else:  # cut off below: `map` takes nothing empty
+      best, ids = highest, token[:, None]
     total = jax.nn.logsumexp(logits - highest, axis=-1, keepdims=True)
     own, best = (found - highest - total for found in (own, best))
     return own[:, 0], ids, best

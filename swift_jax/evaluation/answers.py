@@ -16,6 +16,7 @@ import dataclasses
 import json
 from typing import Any
 
+from swift_jax.checks import require_text
 from swift_jax.errors import InputError
 from swift_jax.metrics import LogProbs
 from swift_jax.search.fields import Fields, Valid, bad, check
@@ -162,6 +163,8 @@ def parse(line: bytes, where: str) -> Answer:
     raise InputError(f'{where}: not JSON: {error}') from None
   if not isinstance(fields, dict):
     raise InputError(f'{where}: expected an object, found {fields!r:.60}')
+  for name, value in fields.items():
+    require_text(f'{where}: {name}', value)
   check(fields, _FIELDS, where)
   if not isinstance(fields['choices'][0], dict):
     found = fields['choices'][0]
@@ -274,7 +277,7 @@ def _logprobs(fields: Mapping[str, Any], where: str) -> LogProbs | None:
   if len(set(map(len, found['top']))) > 1:
     raise bad(where, 'logprobs.top', found['top'], 'as many for each token')
   top = [[(token, value) for token, value in place] for place in found['top']]
-  return LogProbs(found['tokens'], top)
+  return LogProbs(found['chosen'], top)
 
 
 def _is_count(value: Any) -> bool:
@@ -360,7 +363,7 @@ _DETAIL_FIELDS: Fields = {
   'verify_s': _NUMBER,
 }
 _LOGPROBS_FIELDS: Fields = {
-  'tokens': (_list_of(_is_log), 'a list of numbers <= 0'),
+  'chosen': (_list_of(_is_log), 'a list of numbers <= 0'),
   'top': (
     _list_of(_list_of(_is_pair)),
     'a list of lists of [token id, number <= 0]',

@@ -36,6 +36,7 @@ _COMPARED = (
   'questions',
   'prompts',
 )
+_NEWER = ('prompts',)  # runs of older versions do not say
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -91,6 +92,8 @@ def differences(
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
       keys = [key for key in ours | theirs if ours.get(key) != theirs.get(key)]
       ours, theirs = ({k: v.get(k) for k in keys} for v in (ours, theirs))
+    if name in _NEWER and None in (ours, theirs):
+      continue
     if ours != theirs:
       lines.append(
         f'{names[1]} and {names[0]} differ in {name}: {theirs!r:.60} and'

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import datetime
 import hashlib
 import json
 import re
@@ -52,6 +53,8 @@ class TaskConfig:
       smaller number are among those of a larger one. 0: all.
     seed: draws the samples and the shots.
     chat: ask in the tokenizer's chat template; None: if it has one.
+    date: the day that such a template writes, as in 2026-12-24, so that runs of
+      several days ask the same; empty: the day on which the run began, in UTC.
   """
 
   name: str = ''
@@ -61,6 +64,7 @@ class TaskConfig:
   num_samples: int = 0
   seed: int = 0
   chat: bool | None = None
+  date: str = ''
 
   def __post_init__(self):
     names = f'one of {", ".join(TASKS)}'
@@ -74,6 +78,12 @@ class TaskConfig:
       require_int('task.num_shots', self.num_shots, 0)
     if self.chat is not None:
       require_bool('task.chat', self.chat)
+    require(
+      isinstance(self.date, str) and (not self.date or self._day() is not None),
+      'task.date',
+      self.date,
+      'a day as in 2026-12-24',
+    )
     task = _TASKS[self.name]
     wanted = f'a file, since the hub has no {self.name}'
     require(
@@ -83,6 +93,21 @@ class TaskConfig:
       wanted = f'none for {self.name}, which is asked without shots'
       require(not self.shots_path, 'task.shots_path', self.shots_path, wanted)
       require(not self.num_shots, 'task.num_shots', self.num_shots, wanted)
+
+  def _day(self) -> datetime.datetime | None:
+    try:
+      day = datetime.date.fromisoformat(self.date)
+    except ValueError:
+      return None
+    return datetime.datetime.combine(day, datetime.time(), datetime.UTC)
+
+  def now(self, started: datetime.datetime) -> datetime.datetime:
+    """The moment that a chat template takes for the present one.
+
+    Args:
+      started: when the run began.
+    """
+    return self._day() or started
 
 
 @dataclasses.dataclass(frozen=True)

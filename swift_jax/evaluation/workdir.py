@@ -74,8 +74,9 @@ class Workdir:
       ) from None
 
   def claim(self) -> None:
-    """Refuses what `open` would refuse whatever the run is: it can be said before
-    a model is loaded, on which a run's facts depend.
+    """Refuses a folder that cannot be written or that another process writes.
+
+    `open` does too, but it needs the run's facts, and they need the model.
 
     Makes nothing: a run that is refused meanwhile leaves no folder.
 

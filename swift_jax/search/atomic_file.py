@@ -1,6 +1,6 @@
 """Files that are replaced as a whole: a process that dies leaves the old one.
 
-Each function's `where` says which setting and file an error is about.
+An argument `where` says which setting and file an error is about.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def take(
       user's.
 
   Returns:
-    A descriptor that reads, and writes.
+    A descriptor that reads, and writes if it `writes`.
 
   Raises:
     BlockingIOError: somebody has it, in this process or in another.

@@ -114,7 +114,7 @@ def _open(target: pathlib.Path, where: str) -> io.FileIO:
       # Unbuffered: a close must not write again what a full disk refused.
       file = io.FileIO(file_locks.take(target), 'r+')
     except BlockingIOError:
-      held = f'{file_locks.HELD}, or another engine'
+      held = f'{file_locks.HELD}, or another engine here: delete that first'
       raise InputError(f'{where}: {held}') from None
   line, _, _ = (file.read(_MAX_HEADER) or b'').partition(b'\n')
   if line and not record_forms.is_header(line):
