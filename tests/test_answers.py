@@ -197,7 +197,7 @@ def test_a_field_that_is_missing_or_wrong_is_refused(place, name):
 
 PLACE = [[[3, -0.5]]]
 LOGPROBS = {
-  'tokens': [-0.5, -1, 0, -2.5],
+  'chosen': [-0.5, -1, 0, -2.5],
   'top': [[[3, -0.5], [1, -2]]] * 4,
 }
 
@@ -226,13 +226,13 @@ def test_log_probabilities_are_a_turns_own():
     *(
       ({**LOGPROBS, 'chosen': value}, f'logprobs{end}')
       for value, end in [
-        (None, ': tokens=None: expected a list of numbers <= 0'),
-        ([-1, -1, -1, '1'], ': tokens=.*: expected a list of numbers <= 0'),
-        ([-1, -1, -1, 0.5], ': tokens=.*: expected a list of numbers <= 0'),
-        ([-1, -1, -1, True], ': tokens=.*: expected a list of numbers <= 0'),
-        ([-1, -1, -1, math.nan], ': tokens=.*nan.: expected a list'),
-        ([-1, -1, -1, -math.inf], ': tokens=.*inf.: expected a list'),
-        ([-1, -1, -1], '.tokens=.*: expected one for each of 4 tokens'),
+        (None, ': chosen=None: expected a list of numbers <= 0'),
+        ([-1, -1, -1, '1'], ': chosen=.*: expected a list of numbers <= 0'),
+        ([-1, -1, -1, 0.5], ': chosen=.*: expected a list of numbers <= 0'),
+        ([-1, -1, -1, True], ': chosen=.*: expected a list of numbers <= 0'),
+        ([-1, -1, -1, math.nan], ': chosen=.*nan.: expected a list'),
+        ([-1, -1, -1, -math.inf], ': chosen=.*inf.: expected a list'),
+        ([-1, -1, -1], '.chosen=.*: expected one for each of 4 tokens'),
       ]
     ),
     *(
