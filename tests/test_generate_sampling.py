@@ -324,7 +324,8 @@ def test_what_is_done_to_prompts_and_chats_is_said_once(
   ]:
     monkeypatch.setattr(loaded, 'remarks', [])
     status, _, err = launch(chat, f'--prompts_file={file}', *flags)
-    assert status == 0 and err.count('\n') == 1 and err.startswith(said)
+    assert status == 0 and err.count('\n') == 1
+    assert err.startswith(f'generate.py: {said}')
 
 
 # ---- what is applied and not asked for
@@ -400,8 +401,8 @@ def test_log_probabilities_go_to_the_record(launch, loaded, tmp_path):
   record = json.loads(output.read_text())
   found = record['logprobs']
   assert list(record)[-1] == 'logprobs' and list(found) == ['chosen', 'top']
-  assert len(found['tokens']) == len(found['top']) == len(record['tokens']) == 8
-  pairs = zip(record['tokens'], found['tokens'], found['top'], strict=True)
+  assert len(found['chosen']) == len(found['top']) == len(record['tokens']) == 8
+  pairs = zip(record['tokens'], found['chosen'], found['top'], strict=True)
   for token, value, (first, second) in pairs:
     assert first == [token, value]  # greedy
     assert 0 >= first[1] >= second[1] and first[0] != second[0]

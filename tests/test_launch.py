@@ -390,7 +390,7 @@ def test_a_record_has_log_probabilities_where_they_are():
   assert json.loads(json.dumps(found)) == {
     **without,
     'logprobs': {
-      'tokens': [-0.5, -1.0],
+      'chosen': [-0.5, -1.0],
       'top': [[[1, -0.5]], [[7, -0.25]]],
     },
   }
