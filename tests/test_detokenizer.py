@@ -20,7 +20,16 @@ SOME = [chain_model.FIRST_BYTE + byte for byte in 'é🙂\n'.encode()]
 TOKENS = st.lists(
   st.sampled_from(SOME) | st.integers(0, chain_model.SIZE - 1), max_size=24
 )
-STOPS = st.lists(st.text('ab é🙂\n\ufffd', min_size=1, max_size=3), max_size=3)
+# Few enough that stop strings come, and begin and do not end.
+FEW = st.lists(
+  st.sampled_from([chain_model.FIRST_BYTE + byte for byte in 'abé\n'.encode()]),
+  max_size=12,
+)
+STOPS = st.lists(
+  st.text('ab', min_size=1, max_size=3)
+  | st.text('ab é🙂\n\ufffd', min_size=1, max_size=3),
+  max_size=3,
+)
 
 
 def in_blocks(data, tokens):
@@ -73,7 +82,7 @@ def test_a_byte_fallback_text_is_too_where_its_bytes_are_characters(text, data):
 
 
 @KINDS
-@given(tokens=TOKENS, stops=STOPS, data=st.data())
+@given(tokens=FEW | TOKENS, stops=STOPS, data=st.data())
 def test_a_text_ends_at_the_token_that_completes_a_stop_string(
   kind, tokens, stops, data
 ):
@@ -95,6 +104,15 @@ def test_a_text_ends_at_the_token_that_completes_a_stop_string(
       assert shown == text[: min(places)]
       return
   assert (row.stopped, row.tokens, shown) == (False, tokens, texts[-1])
+
+
+@KINDS
+def test_of_two_stop_strings_the_one_that_begins_first_ends_the_text(kind):
+  tokens = chain_model.ids(chain_model.TOKENIZERS[kind], 'c a b c')
+  for stops in (['ab', 'b'], ['b', 'ab'], ['x', 'cab', 'b', 'ab']):
+    row = Detokenizer(BYTES[kind], stops, prompt(kind))
+    assert write(row, [tokens]) == ('' if 'cab' in stops else 'c')
+    assert row.tokens == tokens[:3]
 
 
 @KINDS
