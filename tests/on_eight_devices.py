@@ -37,7 +37,8 @@ DRAFT = DraftConfig(
   adaptive=False,
 )
 SEARCH = SearchConfig(context_window=12, num_candidates=3, time_budget=1.0)
-SEARCHED = (2, 4)  # with a search, whose programs take long to compile
+# With a search and log-probabilities, whose programs take long to compile.
+SEARCHED = (2, 4)
 PROGRAMS = ('prefill', 'plain_steps', 'speculative_rounds', 'force')
 
 compiled = collections.Counter()
@@ -58,7 +59,7 @@ def report(
   graphdef, params = checkpoint.load_params(folder, cfg, mesh)
   search = dataclasses.replace(SEARCH, enabled=searches)
   engine = Engine(cfg, graphdef, params, draft=DRAFT, search=search, mesh=mesh)
-  greedy = SamplingConfig(max_new_tokens=30, logprobs=2)
+  greedy = SamplingConfig(max_new_tokens=30, logprobs=2 if searches else None)
   drawn = SamplingConfig(max_new_tokens=30, temperature=0.8, seed=4)
   texts, logs = {}, {}
   compiled.clear()
