@@ -16,8 +16,10 @@ import jax
 from jaxtyping import install_import_hook
 import pytest
 
-# A shell's background process is deaf to Ctrl-C, and so is all that it starts.
+# A shell's background process is deaf to Ctrl-C, one of nohup to SIGHUP, and so is
+# all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Nothing goes into the real one; and what a test or a launcher compiles, the next
 # need not, whichever process it runs in.

@@ -492,9 +492,10 @@ def test_a_broken_chat_template_stops_only_a_chat(folder, template, said):
   (folder / 'chat_template.jinja').write_text(template)
   cfg = checkpoint.load_config(folder)
   tokenizer = checkpoint.load_tokenizer(folder, cfg)
-  assert prompts.encode(0, 'w5 w7', tokenizer, cfg) == [5, 7]
+  assert prompts.encode(0, 'w5 w7', tokenizer, cfg, print) == [5, 7]
+  messages = [{'role': 'user', 'content': 'w5'}]
   with refused('the chat template refuses', *said):
-    prompts.encode(0, [{'role': 'user', 'content': 'w5'}], tokenizer, cfg)
+    prompts.encode(0, messages, tokenizer, cfg, print)
 
 
 # Round trips

@@ -17,7 +17,7 @@ from swift_jax.config import (
   SearchConfig,
 )
 from swift_jax.errors import InputError
-from swift_jax.sampling_config import SamplingConfig
+from swift_jax.sampling_config import MAX_LOGPROBS, SamplingConfig
 
 MODEL = {
   'vocab_size': 101,
@@ -134,6 +134,10 @@ INVALID = {
   'sampling.min_new_tokens': st.sampled_from([-1, 1.5, True, 'few']),
   'sampling.seed': st.sampled_from([-1, 1.5, True, 'lucky', 2**32]),
   'sampling.use_generation_config': NO_BOOL,
+  'sampling.skip_special_tokens': NO_BOOL,
+  'sampling.logprobs': st.sampled_from(
+    [-1, 1.5, True, False, '5', MAX_LOGPROBS + 1]
+  ),
 }
 
 

@@ -156,9 +156,9 @@ def test_a_change_that_is_staged_brings_one_search_back(monkeypatch):
     engine = tiny_model.engine(search={'restart': restart})
     encode = engine.encode
 
-    def seen(prompts):
+    def seen(prompts, arguments):
       engine.searcher.is_new = prompts[0] in ([7, 7], [8, 8], [9, 9])
-      return encode(prompts)
+      return encode(prompts, arguments)
 
     engine.encode = seen
     return engine
