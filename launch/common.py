@@ -35,6 +35,7 @@ import console
 from console import say
 import help_text
 from ml_collections import ConfigDict, config_dict, config_flags
+import xla_flags
 
 from swift_jax.config import (
   DTYPES,
@@ -51,6 +52,7 @@ if typing.TYPE_CHECKING:
   from swift_jax import Engine
 
 console.heed_interrupts()  # what launchers import now takes a second
+xla_flags.set_for_cpu(os.environ)
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 

@@ -15,6 +15,10 @@ from hypothesis import HealthCheck, settings
 import jax
 from jaxtyping import install_import_hook
 import pytest
+import xla_flags
+
+# As launchers have it: what a test compiles they need not.
+xla_flags.set_for_cpu(os.environ)
 
 # A shell's background process is deaf to Ctrl-C, one of nohup to SIGHUP, and so is
 # all that they start.
