@@ -549,7 +549,7 @@ def unescaped(flag: str, text: str) -> str:
 
 def _texts(flag: str, value: str) -> tuple[str, ...]:
   """One text as it is, or several as a Python tuple, with the same escapes."""
-  is_several = re.match(r'[([]\s*([\'")\]])', value)
+  is_several = re.match(r'[([]\s*[\'"]', value)
   if not is_several and value[:1] not in ('"', "'"):
     return (unescaped(flag, value),)
   try:

@@ -153,6 +153,8 @@ def _parse_line(where: str, line: bytes, is_chat: bool) -> Prompt:
   except (ValueError, RecursionError) as error:
     raise InputError(f'{where}: not JSON: {error}') from None
   arguments = {}
+  if isinstance(value, dict):
+    _check_keys(where, value, is_chat)
   if is_chat and isinstance(value, dict):
     arguments = _arguments(where, value)
     if 'messages' in value:
@@ -163,6 +165,15 @@ def _parse_line(where: str, line: bytes, is_chat: bool) -> Prompt:
       wanted += ', or --chat for "messages"'
     raise InputError(f'{where}: {wanted}, found {value!r:.80}')
   return _checked(where, value['prompt'])._replace(arguments=arguments)
+
+
+def _check_keys(where: str, line: dict[str, Any], is_chat: bool) -> None:
+  """Refuses what would have no effect."""
+  if 'prompt' in line and 'messages' in line:
+    raise InputError(f'{where}: "prompt" and "messages": expected one of them')
+  for name in ('tools', 'chat_template_kwargs'):
+    if name in line and not is_chat:
+      raise InputError(f'{where}: "{name}": is for --chat')
 
 
 def _arguments(where: str, line: dict[str, Any]) -> dict[str, Any]:

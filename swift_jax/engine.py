@@ -232,6 +232,7 @@ class Engine:
       if require_tokenizer:
         raise
       no_tokenizer = error
+      remarks.append(f'{error}; texts of token ids are empty')
     try:
       defaults = checkpoint.generation_defaults(folder)
     except InputError as error:  # who does not use the file may go on
@@ -398,6 +399,8 @@ class Engine:
     prompts = as_list(prompts)
     if on_text is not None:
       self._check_tokenizer()
+    if streamer is not None and not hasattr(streamer, 'put'):
+      raise InputError(f'streamer={streamer!r:.80}: expected a BaseStreamer')
     if streamer is not None and len(prompts) != 1:
       raise InputError(f'streamer: expected one prompt, not {len(prompts)}')
     results: list[Result] = []
@@ -660,7 +663,7 @@ class Engine:
       search: compile scoring too; else that is done beside the text, in a run that
         lasts.
     """
-    decode = decode or DecodeConfig()
+    decode = _checked(decode)
     prompts = [[0] * prompt_length] * decode.batch_size
     # A searcher of its own: compiling must not move the search or its budget.
     layers, evidence = self.cfg.num_hidden_layers, self.model.evidence

@@ -36,7 +36,7 @@ _WANTED = (
 )
 
 
-def resolve(path: str) -> pathlib.Path:
+def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
   """The local folder of a checkpoint, fetched first if `path` is a hub id or
   lies on an object store (gs://).
 
@@ -45,6 +45,9 @@ def resolve(path: str) -> pathlib.Path:
   Raises:
     InputError: none of these, or hub or store did not give it.
   """
+  if not isinstance(path, (str, os.PathLike)):
+    raise InputError(f'path={path!r:.80}: {_WANTED}')
+  path = os.fspath(path)
   if '://' in path:
     return _from_store(path)
   try:

@@ -41,13 +41,12 @@ class SamplingConfig:
     repetition_penalty: logits of tokens in prompt and text are divided by it, or
       multiplied where negative; greedy decoding has it too.
     eos_token_id: tokens that end a text; one or several.
-    stop_strings: the text ends before the first of these, escapes as in --prompt.
-      One, or several, written as ('a', 'b') on the command line.
+    stop_strings: the text ends before the first of these, one or several. On the
+      command line with the escapes of --prompt, and several as ('a', 'b').
     max_new_tokens: tokens written at most for a prompt.
     min_new_tokens: no end-of-text token before so many tokens.
-    seed: of the draws. With the index of the prompt in the run it fixes them,
-      whatever batch a prompt rides in; with them the text, unless a search is at
-      work, whose sets follow the clock.
+    seed: of the draws. With the index of the prompt in the run it fixes them, and
+      with them the text, whatever batch, method or search a prompt rides with.
     use_generation_config: take what is not given from the model's file; without it
       only its end-of-text tokens.
     skip_special_tokens: leave special tokens (`</s>`, `<|im_end|>`) out of the text;

@@ -126,6 +126,8 @@ def test_fields_of_every_kind_can_be_set(launch):
     ('### User: ', '### User: '),
     ('[INST]', '[INST]'),
     ('(', '('),
+    ('()', '()'),
+    ('[]', '[]'),
     ("don't, ", "don't, "),
   ],
 )
@@ -805,3 +807,23 @@ def test_without_a_compilation_cache_it_is_said_to_be_off(capsys):
   finally:
     jax.config.update('jax_compilation_cache_dir', KEPT)
   assert capsys.readouterr().err.endswith('compilation cache: off\n')
+
+
+@pytest.mark.parametrize(
+  'line, chat, said',
+  [
+    ({'prompt': 'a', 'tools': []}, [], '"tools": is for --chat'),
+    (
+      {'prompt': 'a', 'chat_template_kwargs': {}},
+      [],
+      '"chat_template_kwargs": is for --chat',
+    ),
+    ({'prompt': 'a', 'messages': []}, ['--chat'], 'expected one of them'),
+  ],
+)
+def test_what_would_have_no_effect_in_a_line_is_refused(
+  launch, tmp_path, line, chat, said
+):
+  file = write(tmp_path, 'prompts.jsonl', json.dumps(line) + '\n')
+  where = f'--prompts_file={file}, line 1: '
+  assert_refused(launch(f'--prompts_file={file}', *chat), [where, said])

@@ -4,9 +4,11 @@ import chain_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
+from transformers import TextStreamer
 
 from swift_jax import (
   DecodeConfig,
+  Engine,
   InputError,
   SamplingConfig,
   SearchConfig,
@@ -154,16 +156,25 @@ def test_a_stop_string_needs_a_tokenizer():
     made.generate([[5]], decode('plain', stop_strings='a'))
 
 
-@pytest.mark.parametrize('call', ['for_chats', 'generate', 'stream'])
+@pytest.mark.parametrize('call', ['for_chats', 'generate', 'stream', 'warmup'])
 def test_settings_of_another_kind_are_refused_by_every_call(call):
   made, settings = chain_model.engine(None), SamplingConfig()
   calls = {
     'for_chats': lambda: made.for_chats(settings),
-    'generate': lambda: made.generate([[5]], settings, streamer=object()),
+    'generate': lambda: made.generate([[5]], settings, streamer=TextStreamer),
+    'warmup': lambda: made.warmup(settings),
     'stream': lambda: next(made.stream([5], settings)),
   }
   with pytest.raises(InputError, match='^decode=Sampling.*: expected a Decode'):
     calls[call]()
+
+
+def test_arguments_of_another_kind_are_refused():
+  made = chain_model.engine(None)
+  with pytest.raises(InputError, match='^streamer=3: expected a BaseStreamer'):
+    made.generate([[5]], streamer=3)
+  with pytest.raises(InputError, match='^path=None: expected the folder'):
+    Engine.from_pretrained(None)
 
 
 def test_a_record_is_asked_for_only_by_who_writes_it(monkeypatch, tmp_path):
