@@ -53,7 +53,8 @@ def test_new_settings_compile_nothing():
 def test_new_sampling_settings_compile_nothing():
   """Temperature, cuts, penalties, seeds, ends and stop strings are traced."""
   mask = skip_masks.uniform(CFG.num_hidden_layers, 0.4)
-  engine = tiny_model.engine(mask, confidence_threshold=0.3)
+  letters = tiny_model.Letters()
+  engine = tiny_model.engine(mask, (), letters, confidence_threshold=0.3)
   compilations = Compilations()
   for method in ('plain', 'swift'):
     engine.warmup(tiny_model.decode(method, temperature=0.5), 12)
