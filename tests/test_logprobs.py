@@ -55,11 +55,11 @@ def assert_right(prompts, results, k):
   """What numpy makes of a full pass: the tokens' own, and the first k by sorting."""
   for prompt, result in zip(prompts, results, strict=True):
     found, wanted = result.logprobs, full_pass(prompt, result.tokens)
-    assert len(found.tokens) == len(found.top) == len(result.tokens)
+    assert len(found.chosen) == len(found.top) == len(result.tokens)
     places = np.arange(len(result.tokens))
     near = {'atol': TOLERANCE, 'rtol': 0}
     np.testing.assert_allclose(
-      found.tokens, wanted[places, result.tokens], **near
+      found.chosen, wanted[places, result.tokens], **near
     )
     ids = np.array([[token for token, _ in place] for place in found.top])
     best = np.array([[value for _, value in place] for place in found.top])
