@@ -383,9 +383,9 @@ class Engine:
       indices: of the prompts in the run, on which with the seed their draws depend;
         0, 1, ... if None.
       chat_template_kwargs: for the chat template of every conversation: `tools`,
-        `documents`, `chat_template` (another one, or its name), and what the template knows, as `enable_thinking`;
-        `continue_final_message=False` closes a last message of the assistant's, to
-        be followed by another one.
+        `documents`, `chat_template` (another one, or its name), and what the
+        template knows, as `enable_thinking`; `continue_final_message=False` closes
+        a last message of the assistant's, to be followed by another one.
 
     Returns:
       A result a prompt, in order: a list for one prompt too.
@@ -479,9 +479,8 @@ class Engine:
   def encode_text(self, text: str) -> list[int]:
     """Token ids of a text to go on with.
 
-    However long it is: `encode` refuses one that the context does not hold.
-
     With what the tokenizer sets before each text, once, and without an end of text.
+    However long it is: `encode` refuses one that the context does not hold.
 
     Raises:
       InputError: the text is empty, or there is no tokenizer.
