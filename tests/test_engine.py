@@ -12,9 +12,11 @@ from reference import cases
 from test_checkpoint import POINTER, make_tokenizer
 import tiny_model
 from tiny_model import CFG, PROMPTS_OF_DIFFERENT_LENGTH
+from transformers import TextStreamer
 
 import swift_jax
 from swift_jax import checkpoint, llama, sharding, skip_mask
+from swift_jax import engine as engines
 from swift_jax.config import DraftConfig, SearchConfig
 from swift_jax.engine import Engine
 from swift_jax.errors import InputError
@@ -438,3 +440,36 @@ def test_settings_of_another_kind_are_refused():
     InputError, match=r'^decode=SamplingConfig\(.*DecodeConfig'
   ):
     engine.generate([5], SamplingConfig(max_new_tokens=3))
+
+
+@pytest.mark.parametrize('call', ['for_chats', 'generate', 'stream', 'warmup'])
+def test_settings_of_another_kind_are_refused_by_every_call(call):
+  made, settings = tiny_model.engine(HALF), SamplingConfig()
+  calls = {
+    'for_chats': lambda: made.for_chats(settings),
+    'generate': lambda: made.generate([[5]], settings, streamer=TextStreamer),
+    'warmup': lambda: made.warmup(settings),
+    'stream': lambda: next(made.stream([5], settings)),
+  }
+  with pytest.raises(InputError, match='^decode=Sampling.*: expected a Decode'):
+    calls[call]()
+
+
+def test_arguments_of_another_kind_are_refused():
+  made = tiny_model.engine(HALF)
+  with pytest.raises(InputError, match='^streamer=3: expected a BaseStreamer'):
+    made.generate([[5]], streamer=3)
+  with pytest.raises(InputError, match='^path=None: expected the folder'):
+    Engine.from_pretrained(None)
+
+
+def test_a_record_is_asked_for_only_by_who_writes_it(monkeypatch, tmp_path):
+  """Of processes in step one does; the others would lock it, for a moment."""
+  path = str(tmp_path / 'x')
+  search = SearchConfig(record=path)
+  with records.Writer(path, records.Header(3, '0' * 16, {})):
+    monkeypatch.setattr(sharding, 'is_first', lambda mesh: False)
+    engines._check_files(search, None)
+    monkeypatch.setattr(sharding, 'is_first', lambda mesh: True)
+    with pytest.raises(InputError, match='another run is writing there'):
+      engines._check_files(search, None)

@@ -4,18 +4,8 @@ import chain_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
-from transformers import TextStreamer
 
-from swift_jax import (
-  DecodeConfig,
-  Engine,
-  InputError,
-  SamplingConfig,
-  SearchConfig,
-  sharding,
-)
-from swift_jax import engine as engines
-from swift_jax.search import records
+from swift_jax import DecodeConfig, InputError, SamplingConfig
 
 METHODS = ('plain', 'swift', 'prompt_lookup')
 KINDS = pytest.mark.parametrize('kind', chain_model.TOKENIZERS)
@@ -154,36 +144,3 @@ def test_a_stop_string_needs_a_tokenizer():
   made = chain_model.engine(None)
   with pytest.raises(InputError, match='^sampling.stop_strings=.*no tokenizer'):
     made.generate([[5]], decode('plain', stop_strings='a'))
-
-
-@pytest.mark.parametrize('call', ['for_chats', 'generate', 'stream', 'warmup'])
-def test_settings_of_another_kind_are_refused_by_every_call(call):
-  made, settings = chain_model.engine(None), SamplingConfig()
-  calls = {
-    'for_chats': lambda: made.for_chats(settings),
-    'generate': lambda: made.generate([[5]], settings, streamer=TextStreamer),
-    'warmup': lambda: made.warmup(settings),
-    'stream': lambda: next(made.stream([5], settings)),
-  }
-  with pytest.raises(InputError, match='^decode=Sampling.*: expected a Decode'):
-    calls[call]()
-
-
-def test_arguments_of_another_kind_are_refused():
-  made = chain_model.engine(None)
-  with pytest.raises(InputError, match='^streamer=3: expected a BaseStreamer'):
-    made.generate([[5]], streamer=3)
-  with pytest.raises(InputError, match='^path=None: expected the folder'):
-    Engine.from_pretrained(None)
-
-
-def test_a_record_is_asked_for_only_by_who_writes_it(monkeypatch, tmp_path):
-  """Of processes in step one does; the others would lock it, for a moment."""
-  path = str(tmp_path / 'x')
-  search = SearchConfig(record=path)
-  with records.Writer(path, records.Header(3, '0' * 16, {})):
-    monkeypatch.setattr(sharding, 'is_first', lambda mesh: False)
-    engines._check_files(search, None)
-    monkeypatch.setattr(sharding, 'is_first', lambda mesh: True)
-    with pytest.raises(InputError, match='another run is writing there'):
-      engines._check_files(search, None)
