@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs the whole test suite; makes the environment first if needed.
-#   launch/test.sh [PYTEST_ARGUMENT ...]
+#   launch/test.sh [--nightly] [PYTEST_ARGUMENT ...]
+# In two processes, for tests wait for compilations; --nightly runs all there are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 use_environment test
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

@@ -1,7 +1,9 @@
 """Shapes in annotations are checked while tests run; tests need no accelerator."""
 
 import atexit
+import gc
 import os
+import pathlib
 import signal
 import sys
 import tempfile
@@ -56,9 +58,72 @@ install_import_hook(
 
 # The first example compiles, and a machine may be busy: time decides nothing.
 settings.register_profile(
-  'swift_jax', deadline=None, suppress_health_check=[HealthCheck.too_slow]
+  'quick',
+  deadline=None,
+  max_examples=20,
+  suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile('swift_jax')
+settings.register_profile(
+  'nightly', settings.get_profile('quick'), max_examples=200
+)
+settings.load_profile('quick')
+
+
+_LEFT = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    '--nightly',
+    action='store_true',
+    help='run all tests, and property tests with ten times the examples',
+  )
+
+
+def pytest_configure(config):
+  if config.getoption('nightly'):
+    settings.load_profile('nightly')
+
+
+def pytest_collection_modifyitems(config, items):
+  """Leaves what is marked nightly to the nightly run."""
+  if config.getoption('nightly'):
+    return
+  left = [item for item in items if item.get_closest_marker('nightly')]
+  items[:] = [item for item in items if not item.get_closest_marker('nightly')]
+  config.hook.pytest_deselected(items=left)
+  config.stash[_LEFT] = len(left)
+
+
+def pytest_sessionfinish(session):
+  if hasattr(session.config, 'workeroutput'):  # one of several processes
+    session.config.workeroutput['left'] = session.config.stash.get(_LEFT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  node.config.stash[_LEFT] = getattr(node, 'workeroutput', {}).get('left', 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  left = config.stash.get(_LEFT, 0)
+  if left:
+    terminalreporter.write_line(
+      f'{left} tests are left to the nightly run: launch/test.sh --nightly'
+    )
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _few_programs_at_a_time():
+  """Linux gives a process 65,530 pieces of memory, and each program takes some.
+
+  Beyond them XLA crashes. What is needed again comes from the disk.
+  """
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > 15_000:
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -99,7 +99,6 @@ def make_engine(has_tree, **changes):
 def blocks(engine, method, batch, count, seed=0, **settings):
   """Texts [N, LENGTH + 1], the prompt's one token first, and each token's place in
   its block, -1 where no text is: `count` blocks or a few more."""
-  logging.disable(logging.WARNING)  # that top_k is Hugging Face's
   decode = DecodeConfig(
     method,
     batch_size=batch,
@@ -205,6 +204,7 @@ def smallest(found):
 
 def main(count=200_000):
   """Prints a line a setting; ends with 1 if one is refused."""
+  logging.disable(logging.WARNING)  # that top_k is Hugging Face's
   rejected = 0
   for has_tree in (True, False):
     engine = make_engine(has_tree)

@@ -194,6 +194,7 @@ def test_the_suites_draft_and_verify():
 # Decoding.
 
 
+@pytest.mark.nightly
 def test_the_suite_decode(model, launch, tmp_path, monkeypatch):
   """Every figure from the raw times and the texts."""
   written = []
@@ -414,6 +415,7 @@ def test_a_child_that_refuses_or_breaks(tmp_path):
     children.run(script(tmp_path, '1 / 0'))
 
 
+@pytest.mark.nightly
 def test_the_suite_compile_of_a_real_start(model, launch, tmp_path):
   file = tmp_path / 'new.json'
   status, _, err = launch(
@@ -810,6 +812,7 @@ def test_too_short_texts_and_too_many_prompts(model, launch):
   assert (status, '--prompts=99999' in err) == (2, True)
 
 
+@pytest.mark.nightly
 def test_random_weights_of_a_published_shape(launch, monkeypatch):
   """Passes are measured without a checkpoint; 7B is only looked at."""
   seven = random_model.SHAPES['llama2_7b']

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 import skip_sets
@@ -207,7 +207,6 @@ ENTRIES = st.builds(
 )
 
 
-@settings(max_examples=40)
 @given(st.lists(ENTRIES, min_size=1, max_size=4))
 def test_what_is_saved_is_read(entries):
   with tempfile.TemporaryDirectory() as folder:
@@ -231,7 +230,6 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60)
 @given(
   st.sampled_from([*CODE_FIELDS, 'format', 'version', 'sets', 'all']), JSON
 )

@@ -108,11 +108,15 @@ DRAWN = {'temperature': 1.5, 'top_k': 0, 'seed': 5}
 CASES = pytest.mark.parametrize(
   'settings',
   [
-    {'method': method, **drawn}
-    for method in ('plain', 'swift')
-    for drawn in ({}, DRAWN)
+    pytest.param({'method': 'plain'}, id='plain greedy'),
+    pytest.param(
+      {'method': 'plain', **DRAWN}, id='plain drawn', marks=pytest.mark.nightly
+    ),
+    pytest.param(
+      {'method': 'swift'}, id='swift greedy', marks=pytest.mark.nightly
+    ),
+    pytest.param({'method': 'swift', **DRAWN}, id='swift drawn'),
   ],
-  ids=['plain greedy', 'plain drawn', 'swift greedy', 'swift drawn'],
 )
 
 

@@ -768,7 +768,7 @@ def test_an_engine_says_that_a_head_is_its_own(folder):
   head = cases.tensors('gqa')[EMBEDDING] + 1
   edit_config(folder, tie_word_embeddings=True)
   edit_weights(folder, lambda t: t.update({HEAD: head}))
-  (line,) = Engine.from_pretrained(str(folder)).remarks
+  line, _ = Engine.from_pretrained(str(folder)).remarks
   assert line.startswith(f'{folder}: config.json has tie_word_embeddings=true')
 
 

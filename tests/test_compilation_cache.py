@@ -184,6 +184,7 @@ def shell(folder, *arguments):
   return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.nightly
 def test_the_next_process_takes_what_the_last_one_left(tmp_path):
   """Whatever has become of it in between."""
 

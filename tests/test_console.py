@@ -170,6 +170,7 @@ def test_another_exception_keeps_its_traceback():
   assert status == 1 and err.endswith('KeyError: 3\n') and 'Traceback' in err
 
 
+@pytest.mark.nightly
 def test_what_python_would_forget_comes_again():
   """As when it arrives while JAX collects garbage."""
   ended = run(f"""

@@ -1,6 +1,6 @@
 """The parts of a round, each against a second way of computing it."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,6 @@ def wanted_leaves(draft: Draft, row: int) -> list[tuple[float, int, int]]:
   return sorted(leaves, reverse=True)
 
 
-@settings(max_examples=60, deadline=None)
 @given(draft=drafts(), root=st.integers(0, 39))
 def test_tree_is_the_papers(draft, root):
   shapes, traced = drafting.split_config(CONFIG, 40)
@@ -76,7 +75,6 @@ def test_tree_is_the_papers(draft, root):
       assert set(np.flatnonzero(seen[row, i])) == set(range(i + 1))
 
 
-@settings(max_examples=60, deadline=None)
 @given(draft=drafts(), data=st.data())
 def test_acceptance_walks_the_targets_path(draft, data):
   """Against a walk in Python: follow the target until no node has its token."""

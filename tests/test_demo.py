@@ -122,6 +122,7 @@ def test_generate_writes_text_and_a_record(tmp_path):
   assert record['finish_reason'] == 'length'
 
 
+@pytest.mark.nightly
 def test_the_readmes_example_runs(capsys):
   readme = (ROOT / 'README.md').read_text()
   (example,) = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)
@@ -141,16 +142,20 @@ SMALL = {
 }
 
 
+@pytest.fixture(scope='module')
+def searching():
+  search = SearchConfig(**SMALL['search'])
+  return Engine.from_pretrained('demo', dtype='float32', search=search)
+
+
 def run_demo(monkeypatch, engine):
   monkeypatch.setattr(common, 'load_engine', lambda config: engine)
   monkeypatch.setattr(demo, 'read_prompts', lambda: [TEXT, 'class A:\n'])
   return demo.main(common.merge(ConfigDict(SMALL), common.SECTIONS))
 
 
-def test_the_demo_ends_with_identical_yes(monkeypatch, capsys):
-  search = SearchConfig(**SMALL['search'])
-  engine = Engine.from_pretrained('demo', dtype='float32', search=search)
-  assert run_demo(monkeypatch, engine) == 0
+def test_the_demo_ends_with_identical_yes(searching, monkeypatch, capsys):
+  assert run_demo(monkeypatch, searching) == 0
   lines = capsys.readouterr().out.splitlines()
   assert lines[-1] == 'identical: yes'
   assert [line for line in lines if line.startswith(('attention', 'mlp'))]
@@ -159,8 +164,7 @@ def test_the_demo_ends_with_identical_yes(monkeypatch, capsys):
   assert TEXT.splitlines()[-1] in lines
 
 
-def test_the_demo_says_where_text_differs(monkeypatch, capsys):
-  engine = Engine.from_pretrained('demo', dtype='float32')
+def test_the_demo_says_where_text_differs(searching, monkeypatch, capsys):
 
   class Wrong(Engine):
     """SWIFT's fourth token is another."""
@@ -174,7 +178,7 @@ def test_the_demo_says_where_text_differs(monkeypatch, capsys):
         for r in results
       ]
 
-  engine.__class__ = Wrong
-  assert run_demo(monkeypatch, engine) == 1
+  monkeypatch.setattr(searching, '__class__', Wrong)
+  assert run_demo(monkeypatch, searching) == 1
   last = capsys.readouterr().out.splitlines()[-1]
   assert last.startswith('identical: no (swift: prompt 1, token 3: plain [')

@@ -14,7 +14,12 @@ from swift_jax.config import DecodeConfig
 from swift_jax.sampling_config import SamplingConfig
 
 
-@pytest.fixture(scope='module', params=['tree', 'chain'])
+NIGHTLY = pytest.mark.nightly
+
+
+@pytest.fixture(
+  scope='module', params=['tree', pytest.param('chain', marks=NIGHTLY)]
+)
 def engine(request):
   return make_engine(request.param == 'tree')
 
@@ -25,15 +30,25 @@ def worst(engine, method, batch, count, **settings):
   return drawn_text.smallest(found), found, places
 
 
+def test_drawn_text_has_the_targets_distribution(engine):
+  check(engine, 'all', 4_000)
+
+
+@NIGHTLY
 @pytest.mark.parametrize('name', SETTINGS)
-def test_drawn_text_has_the_targets_distribution(engine, name):
+def test_so_it_has_in_any_setting(engine, name):
   """200,000 blocks over all settings, of chain and tree."""
-  p, found, places = worst(engine, 'swift', 5, 12_500, **SETTINGS[name])
+  check(engine, name, 12_500)
+
+
+def check(engine, name, count):
+  p, found, places = worst(engine, 'swift', 5, count, **SETTINGS[name])
   assert p > FALSE_ALARM
   assert {place for place, _ in found} >= {0, 1, 2}
-  assert (places == 0).sum() >= 12_500
+  assert (places == 0).sum() >= count
 
 
+@NIGHTLY
 @pytest.mark.parametrize('name', ['temperature 1', 'all'])
 @pytest.mark.parametrize('method, batch', [('swift', 1), ('plain', 5)])
 def test_so_has_a_batch_of_one_and_plain_decoding(engine, name, method, batch):
@@ -41,7 +56,7 @@ def test_so_has_a_batch_of_one_and_plain_decoding(engine, name, method, batch):
   assert p > FALSE_ALARM
 
 
-@pytest.mark.parametrize('batch', [1, 5])
+@pytest.mark.parametrize('batch', [pytest.param(1, marks=NIGHTLY), 5])
 @pytest.mark.parametrize('penalty', [1.0, 1.4])
 def test_greedy_text_is_the_targets_best(engine, batch, penalty):
   settings = {'temperature': 0.0, 'repetition_penalty': penalty}
@@ -80,7 +95,9 @@ def noise_of_the_round(choose, logits, context, sampling, samples):
   return choose(logits, first, sampling, samples)
 
 
-@pytest.mark.parametrize('defect', [raw_depths, noise_of_the_round])
+@pytest.mark.parametrize(
+  'defect', [pytest.param(raw_depths, marks=NIGHTLY), noise_of_the_round]
+)
 def test_the_test_sees_what_is_wrong(monkeypatch, defect):
   engine = make_engine(True)
   settings = SETTINGS['temperature .6']
@@ -88,10 +105,10 @@ def test_the_test_sees_what_is_wrong(monkeypatch, defect):
   with monkeypatch.context() as patch:
     wrong = functools.partial(defect, samplings.choose)
     patch.setattr(samplings, 'choose', wrong)
-    p, _, _ = worst(engine, 'swift', 5, 12_500, **settings)
+    p, _, _ = worst(engine, 'swift', 5, 4_000, **settings)
   jax.clear_caches()  # and now the wrong one
   assert p < FALSE_ALARM
-  right, _, _ = worst(engine, 'swift', 5, 12_500, **settings)
+  right, _, _ = worst(engine, 'swift', 5, 4_000, **settings)
   assert right > FALSE_ALARM
 
 

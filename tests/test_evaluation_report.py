@@ -565,7 +565,17 @@ def test_pictures_are_drawn_without_a_warning():
     figure.savefig(io.BytesIO(), format='png')
 
 
-def launched(*arguments, **environment):
+@pytest.fixture
+def launched(launch):
+  """The launcher, in this process; (status, stdout, stderr)."""
+  import report as launcher
+
+  return lambda *arguments: launch(
+    *arguments, main=launcher.main, sections=None, name='report.py'
+  )
+
+
+def started(*arguments, **environment):
   """The real program; (status, stdout, stderr)."""
   done = subprocess.run(
     [sys.executable, LAUNCHER, *map(str, arguments)],
@@ -614,7 +624,7 @@ def equal_py(one, other):
   return all(a == b for a, b in zip(*texts, strict=False))
 
 
-def test_a_report_of_runs(tmp_path):
+def test_a_report_of_runs(launched, tmp_path):
   plain = answer_files.write_run(tmp_path / 'plain', PLAIN[::-1])
   swift = answer_files.write_run(tmp_path / 'swift', SWIFT)
   theirs = foreign_file(
@@ -683,7 +693,7 @@ def test_a_report_of_runs(tmp_path):
     assert figures == near(speed_py(other, one, task))
 
 
-def test_a_foreign_baseline(tmp_path):
+def test_a_foreign_baseline(launched, tmp_path):
   theirs = foreign_file(tmp_path / 'vanilla.jsonl', PLAIN)
   swift = answer_files.write_run(tmp_path / 'swift', SWIFT)
   output = tmp_path / 'out'
@@ -737,14 +747,14 @@ def test_export_writes_what_json_can_hold(tmp_path):
     ),
   ],
 )
-def test_wrong_flags_end_in_one_line(tmp_path, arguments, parts):
+def test_wrong_flags_end_in_one_line(launched, tmp_path, arguments, parts):
   answer_files.write_run(tmp_path / 'plain', PLAIN)
   given = [argument.replace('{}', str(tmp_path)) for argument in arguments]
   refused(launched(*given, f'--output={tmp_path}/out'), *parts)
   assert set(os.listdir(tmp_path)) == {'plain'}
 
 
-def test_an_output_is_needed(tmp_path):
+def test_an_output_is_needed(launched, tmp_path):
   refused(launched('--baseline=x', '--candidate=y'), '--output: a folder')
   plain = answer_files.write_run(tmp_path / 'plain', PLAIN)
   file = plain / 'run.json'
@@ -778,7 +788,7 @@ def test_an_output_is_needed(tmp_path):
     ),
   ],
 )
-def test_damaged_runs_end_in_one_line(tmp_path, damage, part):
+def test_damaged_runs_end_in_one_line(launched, tmp_path, damage, part):
   plain = answer_files.write_run(tmp_path / 'plain', PLAIN)
   swift = answer_files.write_run(tmp_path / 'swift', SWIFT)
   file = swift / 'answers.jsonl'
@@ -789,7 +799,7 @@ def test_damaged_runs_end_in_one_line(tmp_path, damage, part):
   assert not (tmp_path / 'out').exists()
 
 
-def test_a_run_that_is_not_finished_is_taken_if_asked(tmp_path):
+def test_a_run_that_is_not_finished_is_taken_if_asked(launched, tmp_path):
   plain = answer_files.write_run(tmp_path / 'plain', PLAIN)
   swift = answer_files.write_run(tmp_path / 'swift', SWIFT)
   file = swift / 'answers.jsonl'
@@ -806,7 +816,7 @@ def test_a_run_that_is_not_finished_is_taken_if_asked(tmp_path):
   assert 'speedups are over the 2 questions of both\n' in out
 
 
-def test_facts_that_json_lacks_end_in_one_line(tmp_path):
+def test_facts_that_json_lacks_end_in_one_line(launched, tmp_path):
   plain = answer_files.write_run(tmp_path / 'plain', PLAIN, cpus=float('nan'))
   runs = (f'--baseline={plain}', f'--candidate={plain}')
   ended = launched(*runs, f'--output={tmp_path / "out"}')
@@ -820,7 +830,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path):
   absent.mkdir()
   text = 'raise ModuleNotFoundError("No module named \'matplotlib\'")\n'
   (absent / 'matplotlib.py').write_text(text)
-  ended = launched(
+  ended = started(
     f'--baseline={plain}',
     f'--candidate={plain}',
     f'--output={tmp_path / "out"}',

@@ -362,6 +362,7 @@ def shell(*arguments):
   return done.stdout, done.stderr
 
 
+@pytest.mark.nightly
 def test_a_drawn_text_is_the_same_in_a_batch(tmp_path):
   """In a shell: standard error holds one line, logged or printed."""
   file = lines(tmp_path, {'prompt': 'import os\n'}, {'prompt': 'import os\n'})

@@ -3,7 +3,10 @@
 import importlib.util
 import pathlib
 
+import pytest
 
+
+@pytest.mark.nightly
 def test_nothing_is_lost_and_nothing_comes_twice(tmp_path):
   file = pathlib.Path(__file__).parent / 'stress' / 'kill_and_resume.py'
   spec = importlib.util.spec_from_file_location('kill_and_resume', file)

@@ -3,7 +3,7 @@
 import dataclasses
 
 from flax import nnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
@@ -176,7 +176,6 @@ def test_rounds_in_halves_write_the_same(method):
       assert m.draft_s + m.verify_s < m.decode_s
 
 
-@settings(max_examples=25, deadline=None)
 @given(
   bits=st.lists(st.booleans(), min_size=6, max_size=6),
   threshold=st.sampled_from([0.0, 0.3, 1.0]),
@@ -230,7 +229,6 @@ def test_search_while_decoding_changes_nothing(bayes_interval):
   assert engine.matchness is not None
 
 
-@settings(max_examples=40, deadline=None)
 @given(
   bits=st.lists(st.booleans(), min_size=6, max_size=6),
   prompts=st.lists(

@@ -104,6 +104,7 @@ def test_elsewhere_nothing_is_installed(monkeypatch):
   exec(CODE['install'].source, {})
 
 
+@pytest.mark.nightly
 def test_a_run_from_top_to_bottom(tmp_path):
   model = evaluation_runs.make_model(tmp_path / 'model')
   notebook = nbformat.from_dict(NOTEBOOK)  # a copy

@@ -9,7 +9,7 @@ import sys
 import tempfile
 
 from full_disk import files_up_to
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
@@ -97,7 +97,6 @@ def searches(draw):
   return Header(num_layers, model, settings), passes
 
 
-@settings(max_examples=60)
 @given(searches())
 def test_what_is_written_is_read(search):
   header, passes = search

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import types
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
@@ -210,7 +210,6 @@ def test_what_is_not_published_in_a_form_is_read_as_json(tmp_path):
     assert load('jsonl', tmp_path / file) == [Question(0, 0, 'jsonl', ('a',))]
 
 
-@settings(max_examples=60)
 @given(st.lists(st.text().filter(str.strip), min_size=1), st.booleans())
 def test_any_text_is_asked_as_it_is(prompts, ascii_only):
   """Separators of lines that are not b'\\n' among it."""

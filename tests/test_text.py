@@ -1,7 +1,7 @@
 """The text of a model with either kind of tokenizer is the same however it came."""
 
 import chain_model
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
@@ -44,7 +44,6 @@ def write(made, prompt, **sampling):
 
 
 @KINDS
-@settings(max_examples=25)
 @given(data=st.data())
 def test_all_methods_write_what_decoding_at_the_end_gives(kind, data):
   token = st.sampled_from(BYTES) | st.integers(0, chain_model.SIZE - 1)
