@@ -525,7 +525,12 @@ def clock(wait):
 
 
 @pytest.mark.parametrize(
-  'method, wait', [('swift', 2.0), ('plain', 0.0), ('prompt_lookup', 0.0)]
+  'method, wait',
+  [
+    ('swift', 2.0),
+    ('plain', 0.0),
+    pytest.param('prompt_lookup', 0.0, marks=pytest.mark.nightly),
+  ],
 )
 def test_a_batchs_seconds_are_split_over_its_rows(
   tmp_path, engine, monkeypatch, method, wait
@@ -548,7 +553,14 @@ def test_a_batchs_seconds_are_split_over_its_rows(
   assert all(answer.tstamp == 1234.5 for answer in found.values())
 
 
-@pytest.mark.parametrize('method', ['swift', 'plain', 'prompt_lookup'])
+@pytest.mark.parametrize(
+  'method',
+  [
+    'swift',
+    'plain',
+    pytest.param('prompt_lookup', marks=pytest.mark.nightly),
+  ],
+)
 def test_what_is_written_adds_up(tmp_path, engine, method, monkeypatch):
   # No round runs in halves where plain steps are forced.
   monkeypatch.setattr(clock_module.Guard, 'is_closed', False)

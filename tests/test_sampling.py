@@ -281,8 +281,19 @@ def texts(engine, prompts, **settings):
   return [r.tokens for r in results]
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_a_seed_fixes_the_text_whoever_writes_it(method):
+NIGHTLY = pytest.mark.nightly
+GREEDY = {'temperature': 0.0}
+OPEN = {'temperature': 1.0, 'top_k': 0}
+
+
+@pytest.mark.parametrize(
+  'method, batches',
+  [
+    ('swift', (1,)),
+    *(pytest.param(method, (1, 2, 5), marks=NIGHTLY) for method in METHODS),
+  ],
+)
+def test_a_seed_fixes_the_text_whoever_writes_it(method, batches):
   """Whatever the method, mask, draft, batch, order or start."""
   engine = tiny_model.engine(
     skip_masks.uniform(CFG.num_hidden_layers, 0.5), confidence_threshold=0.2
@@ -290,7 +301,7 @@ def test_a_seed_fixes_the_text_whoever_writes_it(method):
   prompts = [*PROMPTS_OF_DIFFERENT_LENGTH, [5], [5]]
   wanted = texts(engine, prompts, method='plain')
   assert len({tuple(t) for t in wanted}) == 5  # three prompts are equal
-  for batch in (1, 2, 5):
+  for batch in batches:
     assert texts(engine, prompts, method=method, batch_size=batch) == wanted
   decode = tiny_model.decode(method=method, **DRAWN)
   order = [4, 1, 0, 3, 2]
@@ -304,7 +315,10 @@ def test_a_seed_fixes_the_text_whoever_writes_it(method):
   assert texts(engine, prompts, method=method, seed=6) != wanted
 
 
-@pytest.mark.parametrize('widths', [(1, 8), (2, 5), (26,)])
+@pytest.mark.parametrize(
+  'widths',
+  [(1, 8), *(pytest.param(w, marks=NIGHTLY) for w in ((2, 5), (26,)))],
+)
 def test_any_verify_widths(widths):
   """Of one node too; the draft that is the target is always accepted."""
   draft = DraftConfig(
@@ -326,9 +340,14 @@ def test_any_verify_widths(widths):
     assert metrics.accepted >= 0.9 * metrics.drafted > 20
 
 
-@pytest.mark.parametrize('method', ['plain', 'swift'])
 @pytest.mark.parametrize(
-  'settings', [{'temperature': 0.0}, {'temperature': 1.0, 'top_k': 0}]
+  'method, settings',
+  [
+    ('plain', GREEDY),
+    ('swift', OPEN),
+    pytest.param('plain', OPEN, marks=NIGHTLY),
+    pytest.param('swift', GREEDY, marks=NIGHTLY),
+  ],
 )
 def test_no_end_of_text_before_the_minimum(method, settings):
   eos = tuple(range(0, CFG.vocab_size, 10))  # eleven of them

@@ -6,17 +6,24 @@ import evaluation_runs as er
 import pytest
 
 METHOD = '--config.decode.method=swift'
+NIGHTLY = pytest.mark.nightly
 
 
 @pytest.fixture(scope='module')
 def asked(tmp_path_factory):
-  """Model, prompts, and what one process writes."""
+  """Model and prompts."""
   folder = tmp_path_factory.mktemp('several')
   model = er.make_model(folder / 'model')
-  prompts = er.make_prompts(folder / 'prompts.jsonl', 24)
-  status, _, err = er.finish(er.command(model, prompts, folder / 'one', METHOD))
+  return model, er.make_prompts(folder / 'prompts.jsonl', 24)
+
+
+@pytest.fixture(scope='module')
+def wanted(asked, tmp_path_factory):
+  """What one process writes."""
+  folder = tmp_path_factory.mktemp('one')
+  status, _, err = er.finish(er.command(*asked, folder, METHOD))
   assert status == 0, err
-  return model, prompts, er.texts(folder / 'one')
+  return er.texts(folder)
 
 
 class Pair:
@@ -47,11 +54,32 @@ class Pair:
     assert running.wait(timeout=600) == 0, log.read_text()[-3000:]
 
 
+def test_two_write_what_one_writes(tmp_path, asked):
+  """One mesh over both, plain decoding; the nightly run has the rest."""
+  model, _ = asked
+  prompts = er.make_prompts(tmp_path / 'prompts.jsonl', 4)
+  plain = ('--config.decode.method=plain', '--config.sampling.max_new_tokens=8')
+  one = er.command(model, prompts, tmp_path / 'one', *plain)
+  status, _, err = er.finish(one)
+  assert status == 0, err
+  across = '--config.mesh.across_processes=True'
+  mesh = ('--config.mesh.tensor=2', '--config.mesh.data=2', across)
+  pair = Pair(tmp_path, model, prompts, *mesh, *plain)
+  both = [pair.start(0), pair.start(1)]
+  try:
+    for i, process in enumerate(both):
+      pair.ends_well(i, process)
+  finally:
+    for process in both:
+      process.kill()
+  assert er.texts(pair.workdir) == er.texts(tmp_path / 'one')
+
+
+@NIGHTLY
 def test_one_is_killed_and_started_again_while_the_other_goes_on(
-  tmp_path, asked
+  tmp_path, asked, wanted
 ):
-  model, prompts, wanted = asked
-  pair = Pair(tmp_path, model, prompts, '--config.mesh.tensor=2')
+  pair = Pair(tmp_path, *asked, '--config.mesh.tensor=2')
   first, second = pair.start(0), pair.start(1)
   try:
     assert er.wait_for_lines(pair.answers(1), 2, second)
@@ -71,13 +99,12 @@ def test_one_is_killed_and_started_again_while_the_other_goes_on(
   assert f'12 questions answered, {before} of them before' in said
 
 
-def test_one_mesh_over_two_processes(tmp_path, asked):
+@NIGHTLY
+def test_one_mesh_over_two_processes(tmp_path, asked, wanted):
   """Each writes its part of what both compute; both are killed once."""
-  model, prompts, wanted = asked
   pair = Pair(
     tmp_path,
-    model,
-    prompts,
+    *asked,
     '--config.mesh.data=2',
     '--config.mesh.tensor=2',
     '--config.mesh.across_processes=True',
@@ -120,7 +147,7 @@ def test_one_mesh_over_two_processes(tmp_path, asked):
 def test_wrong_flags_are_named(launch, tmp_path, asked, flags, said):
   import evaluate
 
-  arguments = er.command(*asked[:2], tmp_path / 'run', *flags)[2:]
+  arguments = er.command(*asked, tmp_path / 'run', *flags)[2:]
   status, out, err = launch(
     *arguments, main=evaluate.main, sections=evaluate.SECTIONS
   )

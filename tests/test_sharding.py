@@ -30,14 +30,27 @@ CFG = ModelConfig(
 )
 
 
+ON_MESHES = pytest.mark.parametrize(
+  'data, tensor',
+  [
+    *on_eight_devices.MESHES,
+    *(
+      pytest.param(*mesh, marks=pytest.mark.nightly)
+      for mesh in on_eight_devices.MORE_MESHES
+    ),
+  ],
+)
+
+
 @pytest.fixture(scope='module')
-def reports(tmp_path_factory):
+def reports(tmp_path_factory, request):
   """What `on_eight_devices` says; devices must be set before jax starts."""
   folder = tmp_path_factory.mktemp('sharding') / 'model'
   params = jax.tree.map(lambda p: p * 0.6, random_params(CFG))
   checkpoint.export_hf(folder, CFG, params)
+  more = ['all'] if request.config.getoption('nightly') else []
   done = subprocess.run(
-    [sys.executable, on_eight_devices.__file__, str(folder)],
+    [sys.executable, on_eight_devices.__file__, str(folder), *more],
     capture_output=True,
     text=True,
     check=False,
@@ -46,7 +59,7 @@ def reports(tmp_path_factory):
   return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize('data, tensor', on_eight_devices.MESHES)
+@ON_MESHES
 def test_eight_devices_write_what_one_writes(reports, data, tensor):
   one, eight = reports['one'], reports[f'{data}x{tensor}']
   assert one['plain'] == one['swift'] == eight['plain'] == eight['swift']
@@ -79,7 +92,7 @@ def test_eight_devices_give_the_log_probabilities_of_one(reports):
     assert (ids == other_ids)[is_clear, 0].all() and is_clear.sum() > 20
 
 
-@pytest.mark.parametrize('data, tensor', on_eight_devices.MESHES)
+@ON_MESHES
 def test_a_mesh_compiles_no_more_than_a_device(reports, data, tensor):
   """What one program leaves lies where the next one wants it."""
   searches = (data, tensor) == on_eight_devices.SEARCHED
@@ -92,7 +105,7 @@ def test_a_mesh_compiles_no_more_than_a_device(reports, data, tensor):
   assert reports['one']['programs'] == one
 
 
-@pytest.mark.parametrize('data, tensor', on_eight_devices.MESHES)
+@ON_MESHES
 def test_each_device_holds_its_part_only(reports, data, tensor):
   one, eight = reports['one'], reports[f'{data}x{tensor}']
   assert one['bytes_on_one'] == one['bytes'] == eight['bytes']
