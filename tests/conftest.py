@@ -83,6 +83,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
   if config.getoption('nightly'):
     settings.load_profile('nightly')
+  else:
+    # A quarter less to compile, and as fast; the nightly run has what users have.
+    os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=1'
 
 
 def pytest_collection_modifyitems(config, items):
@@ -124,6 +127,12 @@ def _few_programs_at_a_time():
   if maps.exists() and maps.read_bytes().count(b'\n') > 15_000:
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope='session')
+def nightly(request):
+  """Whether all tests run, in as many cases as there are."""
+  return request.config.getoption('nightly')
 
 
 @pytest.fixture

@@ -233,6 +233,7 @@ def test_the_suite_decode(model, launch, tmp_path, monkeypatch):
   assert {'versions', 'device', 'commit', 'config'} <= report.keys()
 
 
+@pytest.mark.nightly
 def test_some_methods_with_a_set_that_is_given(
   model, launch, tmp_path, monkeypatch
 ):

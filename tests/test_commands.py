@@ -128,8 +128,17 @@ def folder(tmp_path, monkeypatch):
   return tmp_path
 
 
-def test_all_of_them_run(folder, launch):
+@pytest.mark.parametrize(
+  'docs',
+  [
+    pytest.param(test_docs.DOCS[:1], id='of the README'),
+    pytest.param(test_docs.DOCS, id='all', marks=pytest.mark.nightly),
+  ],
+)
+def test_they_run(folder, launch, docs):
   for doc, command in COMMANDS:
+    if doc not in docs:
+      continue
     said = ' '.join(command)
     if said in ELSEWHERE:
       continue

@@ -79,6 +79,7 @@ def test_its_card_is_of_this_model(engine):
   assert uniform <= found
 
 
+@pytest.mark.nightly
 def test_the_set_found_for_it_drafts_without_a_search():
   file = str(MODEL_DIR / 'skip_sets.json')
   engine = Engine.from_pretrained(
@@ -106,6 +107,7 @@ def test_generate_writes_text_and_a_record(tmp_path):
       ROOT / 'launch' / 'generate.py',
       f'--config={ROOT}/configs/tiny.py',
       f'--prompt={TEXT}',
+      '--config.decode.method=plain',  # the quickest to compile
       f'--output_json={output}',
       '--verbosity=-1',
     ],
@@ -142,20 +144,17 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope='module')
-def searching():
-  search = SearchConfig(**SMALL['search'])
-  return Engine.from_pretrained('demo', dtype='float32', search=search)
-
-
 def run_demo(monkeypatch, engine):
   monkeypatch.setattr(common, 'load_engine', lambda config: engine)
   monkeypatch.setattr(demo, 'read_prompts', lambda: [TEXT, 'class A:\n'])
   return demo.main(common.merge(ConfigDict(SMALL), common.SECTIONS))
 
 
-def test_the_demo_ends_with_identical_yes(searching, monkeypatch, capsys):
-  assert run_demo(monkeypatch, searching) == 0
+@pytest.mark.nightly
+def test_the_demo_ends_with_identical_yes(monkeypatch, capsys):
+  search = SearchConfig(**SMALL['search'])
+  engine = Engine.from_pretrained('demo', dtype='float32', search=search)
+  assert run_demo(monkeypatch, engine) == 0
   lines = capsys.readouterr().out.splitlines()
   assert lines[-1] == 'identical: yes'
   assert [line for line in lines if line.startswith(('attention', 'mlp'))]
@@ -164,7 +163,9 @@ def test_the_demo_ends_with_identical_yes(searching, monkeypatch, capsys):
   assert TEXT.splitlines()[-1] in lines
 
 
-def test_the_demo_says_where_text_differs(searching, monkeypatch, capsys):
+def test_the_demo_says_where_text_differs(monkeypatch, capsys):
+  resting = SearchConfig(enabled=False)
+  engine = Engine.from_pretrained('demo', dtype='float32', search=resting)
 
   class Wrong(Engine):
     """SWIFT's fourth token is another."""
@@ -178,7 +179,7 @@ def test_the_demo_says_where_text_differs(searching, monkeypatch, capsys):
         for r in results
       ]
 
-  monkeypatch.setattr(searching, '__class__', Wrong)
-  assert run_demo(monkeypatch, searching) == 1
+  engine.__class__ = Wrong
+  assert run_demo(monkeypatch, engine) == 1
   last = capsys.readouterr().out.splitlines()[-1]
   assert last.startswith('identical: no (swift: prompt 1, token 3: plain [')

@@ -57,7 +57,7 @@ def test_so_has_a_batch_of_one_and_plain_decoding(engine, name, method, batch):
 
 
 @pytest.mark.parametrize('batch', [pytest.param(1, marks=NIGHTLY), 5])
-@pytest.mark.parametrize('penalty', [1.0, 1.4])
+@pytest.mark.parametrize('penalty', [pytest.param(1.0, marks=NIGHTLY), 1.4])
 def test_greedy_text_is_the_targets_best(engine, batch, penalty):
   settings = {'temperature': 0.0, 'repetition_penalty': penalty}
   texts, places = blocks(engine, 'swift', batch, 500, **settings)
@@ -95,9 +95,8 @@ def noise_of_the_round(choose, logits, context, sampling, samples):
   return choose(logits, first, sampling, samples)
 
 
-@pytest.mark.parametrize(
-  'defect', [pytest.param(raw_depths, marks=NIGHTLY), noise_of_the_round]
-)
+@NIGHTLY
+@pytest.mark.parametrize('defect', [raw_depths, noise_of_the_round])
 def test_the_test_sees_what_is_wrong(monkeypatch, defect):
   engine = make_engine(True)
   settings = SETTINGS['temperature .6']

@@ -44,10 +44,10 @@ def evaluate(launch, asked):
 
 
 def test_all_methods_write_the_same_and_nothing_is_repeated(
-  evaluate, tmp_path, asked
+  evaluate, tmp_path, asked, nightly
 ):
   texts = []
-  for method in METHODS:
+  for method in METHODS if nightly else METHODS[:2]:
     workdir = tmp_path / method
     setting = f'--config.decode.method={method}'
     status, out, err = evaluate(workdir, setting)
@@ -60,7 +60,7 @@ def test_all_methods_write_the_same_and_nothing_is_repeated(
     _, out, _ = evaluate(workdir, setting, elsewhere)
     assert out == f'{workdir}: 8 questions answered, 8 of them before\n'
     assert (workdir / 'answers.jsonl').read_bytes() == before
-  assert texts[0] == texts[1] == texts[2]
+  assert all(text == texts[0] for text in texts[1:])
   line = json.loads(before.splitlines()[0])
   assert line.keys() == KEYS
   (choice,) = line['choices']
@@ -205,6 +205,7 @@ def test_processes_in_step_begin_when_the_first_does(monkeypatch, tmp_path):
   assert alone != first and len(given) == 1
 
 
+@pytest.mark.nightly
 def test_drawn_text_does_not_depend_on_the_batch_or_a_restart(
   evaluate, tmp_path
 ):

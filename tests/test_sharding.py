@@ -43,12 +43,12 @@ ON_MESHES = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope='module')
-def reports(tmp_path_factory, request):
+def reports(tmp_path_factory, nightly):
   """What `on_eight_devices` says; devices must be set before jax starts."""
   folder = tmp_path_factory.mktemp('sharding') / 'model'
   params = jax.tree.map(lambda p: p * 0.6, random_params(CFG))
   checkpoint.export_hf(folder, CFG, params)
-  more = ['all'] if request.config.getoption('nightly') else []
+  more = ['all'] if nightly else []
   done = subprocess.run(
     [sys.executable, on_eight_devices.__file__, str(folder), *more],
     capture_output=True,
