@@ -13,7 +13,6 @@ from swift_jax import sampling as samplings
 from swift_jax.config import DecodeConfig
 from swift_jax.sampling_config import SamplingConfig
 
-
 NIGHTLY = pytest.mark.nightly
 
 
