@@ -1,8 +1,9 @@
 """The site's part of what lies outside docs/, for mkdocs.
 
-README.md and BUILD.md are pages too. A link to a source leads to the page of the
-reference that documents it, or becomes the name of the file where there is none.
-All else is left to mkdocs, which refuses links that lead nowhere.
+The documents at the root are pages too, as `extra.outside` of mkdocs.yml lists them.
+A link to a source leads to the page of the reference that documents it, or becomes
+the name of the file where there is none. All else is left to mkdocs, which refuses
+links that lead nowhere.
 """
 
 import pathlib
@@ -12,14 +13,13 @@ import re
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OUTSIDE = {'index.md': 'README.md', 'build.md': 'BUILD.md'}
 LINK = re.compile(r'\[([^]\n]+)\]\(([^)\s#]+)(#[^)\s]*)?\)')
 DIRECTIVE = re.compile(r'^::: ([\w.]+)\.\w+$', re.M)
 
 
 def on_files(files, config):
   """Adds the pages that lie outside docs/."""
-  for page, path in OUTSIDE.items():
+  for page, path in config.extra['outside'].items():
     files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
   return files
 
@@ -27,8 +27,9 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
   """Turns links that leave docs/ to where the site has what they mean."""
   here = page.file.src_uri
-  folder = posixpath.dirname(OUTSIDE.get(here, f'docs/{here}'))
-  pages = pages_by_path(files)
+  outside = config.extra['outside']
+  folder = posixpath.dirname(outside.get(here, f'docs/{here}'))
+  pages = pages_by_path(files, outside)
 
   def turned(link: re.Match) -> str:
     text, target, anchor = link.groups(default='')
@@ -43,11 +44,11 @@ def on_page_markdown(markdown, page, config, files):
   return LINK.sub(turned, markdown)
 
 
-def pages_by_path(files) -> dict[str, str]:
+def pages_by_path(files, outside: dict[str, str]) -> dict[str, str]:
   """What the site calls a file of the repository, or the page about it."""
   pages = {}
   for file in files:
-    pages[OUTSIDE.get(file.src_uri, f'docs/{file.src_uri}')] = file.src_uri
+    pages[outside.get(file.src_uri, f'docs/{file.src_uri}')] = file.src_uri
     if file.is_documentation_page():
       modules = DIRECTIVE.findall(file.content_string)
       pages |= {f'{m.replace(".", "/")}.py': file.src_uri for m in modules}

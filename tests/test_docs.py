@@ -9,15 +9,27 @@ import common
 import evaluate
 import pytest
 import train_demo
+import yaml
 
 import swift_jax
 from swift_jax.config import SearchConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
+SITE = yaml.safe_load((ROOT / 'mkdocs.yml').read_text())
+
+
+def pages(nav) -> list[str]:
+  """The pages below a part of the site's navigation, in its order."""
+  if isinstance(nav, str):
+    return [nav]
+  parts = nav.values() if isinstance(nav, dict) else nav
+  return [page for part in parts for page in pages(part)]
+
+
+# In the order in which they are read, and their commands run.
 DOCS = [
-  ROOT / 'README.md',
-  ROOT / 'BUILD.md',
-  *sorted(ROOT.glob('docs/**/*.md')),
+  ROOT / SITE['extra']['outside'].get(page, f'docs/{page}')
+  for page in pages(SITE['nav'])
 ]
 FOLDERS = ('swift_jax', 'launch', 'configs', 'notebooks', 'tests', 'docs')
 SECTIONS = (evaluate.SECTIONS, train_demo.SECTIONS)
@@ -73,6 +85,11 @@ FLAGS = {
 }
 
 
+def test_each_document_is_a_page_of_the_site():
+  there = [*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')]
+  assert sorted(DOCS) == sorted(there)
+
+
 @each_doc
 def test_links_lead_somewhere(doc):
   for link in re.findall(r'\]\(([^)\s]+)\)', BLOCK.sub('', doc.read_text())):
@@ -93,7 +110,7 @@ def test_files_that_are_named_are_there(doc):
   there = {file.name for file in ROOT.iterdir()}
   for folder in FOLDERS:
     there |= {file.name for file in (ROOT / folder).rglob('*')}
-  assert set(re.findall(r'[\w-]+\.(?:md|py|sh|toml|yaml)\b', text)) <= there
+  assert set(re.findall(r'\.?[\w-]+\.(?:md|py|sh|toml|yaml)\b', text)) <= there
 
 
 @each_doc
@@ -120,7 +137,7 @@ def test_flags_that_are_named_exist(doc):
   for line in code_of(doc):
     for command in re.split(r'&&|;|\s#', line):
       found = re.search(r'launch/(\w+\.(?:py|sh))\s(.*)', command)
-      if found:
+      if found and found[1] != 'test.sh':  # whose arguments are pytest's
         own, _, passed_on = found[2].partition(' -- ')
         assert set(FLAG.findall(own)) <= FLAGS[found[1]], line
         assert set(FLAG.findall(passed_on)) <= FLAGS['evaluate.py'], line
@@ -148,3 +165,15 @@ def test_the_reference_has_every_public_name():
   named = re.findall(r'^::: (\S+)\.(\w+)$', '\n'.join(pages), re.M)
   public = swift_jax._PUBLIC.items()
   assert sorted(named) == sorted((module, name) for name, module in public)
+
+
+def test_hooks_before_a_commit_are_what_ci_lints_with():
+  text = (ROOT / '.pre-commit-config.yaml').read_text()
+  (repo,) = yaml.safe_load(text)['repos']
+  ci = (ROOT / '.ci' / 'run').read_text().splitlines()
+  (first,) = [i for i, line in enumerate(ci) if 'use_environment' in line]
+  (site,) = [i for i, line in enumerate(ci) if 'mkdocs build' in line]
+  assert [hook['entry'] for hook in repo['hooks']] == ci[first + 1 : site]
+  # In the environment's versions, over all files as there.
+  for hook in repo['hooks']:
+    assert (hook['language'], hook['pass_filenames']) == ('system', False)
