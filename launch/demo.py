@@ -17,10 +17,10 @@ import json
 import pathlib
 import time
 
-import common
+from cli import common
 import ml_collections
 
-from swift_jax.metrics import distinct_ngrams, ratio
+from swift_jax.runtime.metrics import distinct_ngrams, ratio
 
 _COLUMNS = (
   ('', 12),
