@@ -130,9 +130,9 @@ def write_program(path, text):
 @pytest.fixture
 def checkout(tmp_path):
   """A folder with the launchers alone, no git repository."""
-  (tmp_path / 'code' / 'launch').mkdir(parents=True)
-  for name in ('tpu_vm.sh', 'cloud.sh'):
-    shutil.copy(LAUNCH / name, tmp_path / 'code' / 'launch')
+  (tmp_path / 'code' / 'launch' / 'cloud').mkdir(parents=True)
+  for name in ('tpu_vm.sh', 'common.sh'):
+    shutil.copy(LAUNCH / name, tmp_path / 'code' / 'launch' / 'cloud')
   return tmp_path / 'code'
 
 
@@ -230,7 +230,7 @@ def test_the_code_is_that_of_this_checkout(checkout):
   git(checkout, 'init', '--quiet')
   git(checkout, 'commit', '--quiet', '--allow-empty', '--message=one')
   git(checkout, 'remote', 'add', 'origin', 'https://example.org/mine.git')
-  script = checkout / 'launch' / 'tpu_vm.sh'
+  script = checkout / 'launch' / 'cloud' / 'tpu_vm.sh'
   flags = ['--dry_run', '--steps=install', '--name=a', '--zone=b']
   shown = launch(script, *flags, cwd='/').stdout
   assert ' https://example.org/mine.git swift_jax;' in shown
@@ -340,7 +340,7 @@ def test_xpk_refuses(flags, message):
 def test_without_git_the_code_has_to_be_named(checkout, flags, message):
   flags = ('--dry_run', '--steps=install', *SLICE, *flags)
   ceiling = {'GIT_CEILING_DIRECTORIES': str(checkout.parent)}
-  done = launch(checkout / 'launch' / 'tpu_vm.sh', *flags, **ceiling)
+  done = launch(checkout / 'launch' / 'cloud' / 'tpu_vm.sh', *flags, **ceiling)
   assert done.stderr == f'tpu_vm.sh: {message}\n'
   assert (done.stdout, done.returncode) == ('', 2)
 
@@ -557,7 +557,7 @@ exit "$STATUS"
 @pytest.mark.skipif(not shutil.which('git'), reason='needs git')
 @pytest.mark.parametrize('status', [0, 3])
 def test_xpk_gets_what_is_committed(checkout, tmp_path, status):
-  shutil.copy(LAUNCH / 'xpk.sh', checkout / 'launch')
+  shutil.copy(LAUNCH / 'xpk.sh', checkout / 'launch' / 'cloud')
   (checkout / 'README.md').touch()
   git(checkout, 'init', '--quiet')
   git(checkout, 'add', '.')
@@ -568,11 +568,16 @@ def test_xpk_gets_what_is_committed(checkout, tmp_path, status):
   write_program(tmp_path / 'xpk', XPK)
   path = f'{tmp_path}{os.pathsep}{os.environ["PATH"]}'
   done = launch(
-    checkout / 'launch' / 'xpk.sh', *WORKLOAD, PATH=path, STATUS=str(status)
+    checkout / 'launch' / 'cloud' / 'xpk.sh',
+    *WORKLOAD,
+    PATH=path,
+    STATUS=str(status),
   )
   assert (done.stdout, done.stderr, done.returncode) == ('', '', status)
   assert (tmp_path / 'sent').read_text().split() == ['README.md', 'launch']
-  shown = launch(checkout / 'launch' / 'xpk.sh', '--dry_run', *WORKLOAD)
+  shown = launch(
+    checkout / 'launch' / 'cloud' / 'xpk.sh', '--dry_run', *WORKLOAD
+  )
   asked = (tmp_path / 'asked').read_text().splitlines()
   assert ['xpk', *asked] == shlex.split(shown.stdout.splitlines()[-1])
 
