@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from benchmark_suites import SUITES, Sizes
 from benchmark_tables import print_figures, print_tables, say
-from cli import common, console
+from cli import common, console, machine
 from ml_collections import ConfigDict
 
 from swift_jax.errors import InputError
@@ -311,7 +311,7 @@ def environment(config: ConfigDict) -> dict[str, Any]:
   return {
     'suite': _SUITE.value,
     'config': config.to_dict(),
-    **common.environment(),
+    **machine.environment(),
     'flags': list(arguments()),
   }
 

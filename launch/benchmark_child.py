@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from cli import common
+from cli import common, console
 from ml_collections import ConfigDict
 
 from swift_jax.config.sampling import SamplingConfig
@@ -28,7 +28,7 @@ _FIRST_TOKENS = 8
 
 def main(config: ConfigDict) -> None:
   measure = {'start': start, 'memory': memory}[_MEASURE.value]
-  common.write(f'{json.dumps(measure(config))}\n')
+  console.write(f'{json.dumps(measure(config))}\n')
 
 
 class FirstToken:
@@ -41,7 +41,7 @@ class FirstToken:
     """The prompt comes first, then tokens as they are written."""
     self._calls += 1
     if self._calls == 2:
-      common.write('first token\n')
+      console.write('first token\n')
 
   def end(self) -> None:
     """Nothing is left to say."""

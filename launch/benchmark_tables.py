@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import sys
 from typing import TYPE_CHECKING, Any
 
-from cli import common
+from cli import console
 
 if TYPE_CHECKING:
   from swift_jax.benchmark.report import Table
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def print_tables(tables: Iterable[Table]) -> None:
   """A blank line before each."""
   for table in tables:
-    common.write(f'\n{table.text()}\n')
+    console.write(f'\n{table.text()}\n')
 
 
 def print_figures(title: str, figures: Mapping[str, Any]) -> None:
@@ -23,7 +23,7 @@ def print_figures(title: str, figures: Mapping[str, Any]) -> None:
   from swift_jax.benchmark.report import show
 
   lines = [f'  {name:<28} {show(value)}' for name, value in figures.items()]
-  common.write('\n'.join(['', title, *lines, '']))
+  console.write('\n'.join(['', title, *lines, '']))
 
 
 def say(what: str) -> None:

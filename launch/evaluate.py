@@ -26,7 +26,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from cli import common, console
+from cli import common, console, machine
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -146,7 +146,7 @@ def evaluate(
     with show_progress(len(asked), len(done)) as show:
       runner.run(done, show)
   before = sum(question.index in done for question in mine)
-  common.write(
+  console.write(
     f'{_WORKDIR.value}: {len(mine)} questions answered, {before} of them before\n'
   )
 
@@ -183,7 +183,7 @@ def facts_of(
   # What stands in no section changes no answer: another start may set it anew.
   sections = {name: config[name].to_dict() for name in SECTIONS}
   sections['decode']['phase_interval'] = runner.decode.phase_interval
-  environment = common.environment()
+  environment = machine.environment()
   return {
     'model_id': model_id(config),
     'fingerprint': engine.fingerprint,

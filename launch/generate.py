@@ -29,7 +29,8 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
-from cli import common
+from cli import common, console
+from cli.arguments import unescaped
 from ml_collections import ConfigDict
 
 from swift_jax import progress
@@ -115,7 +116,7 @@ def read_prompts(
     return _read_file(path, is_chat)
   if prompt is None:
     raise InputError('--prompt or --prompts_file is needed')
-  prompt = common.unescaped('--prompt', prompt)
+  prompt = unescaped('--prompt', prompt)
   return [_as_chat(_checked('--prompt', prompt), is_chat)]
 
 
@@ -352,7 +353,7 @@ def write_texts(
 
     def first_only(row: int, piece: str) -> None:
       if row == 0:
-        common.show_text(row, piece)
+        console.show_text(row, piece)
 
     _title(at, len(prompts))
     batch = prompts[at : at + decode.batch_size]
@@ -362,13 +363,13 @@ def write_texts(
     for row, result in enumerate(results):
       if row:
         _title(at + row, len(prompts))
-        common.show_text(row, result.text)
-      common.write('\n')
+        console.show_text(row, result.text)
+      console.write('\n')
 
 
 def _title(index: int, count: int) -> None:
   if count > 1:
-    common.write(f'--- prompt {index + 1} of {count}\n')
+    console.write(f'--- prompt {index + 1} of {count}\n')
 
 
 def show_progress(work: Iterable[Any], count: int) -> Iterable[Any]:

@@ -23,7 +23,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-from cli import common
+from cli import common, console
 
 from swift_jax.checkpoint import hub
 from swift_jax.checkpoint.hf_config import one_line
@@ -149,7 +149,7 @@ def report_search(path: str, folder: pathlib.Path) -> None:
   files = {name: png(figure) for name, figure in figures.items()}
   files['search.json'] = (json.dumps(summary, indent=1) + '\n').encode()
   write_files(folder, files)
-  common.write(search_report.table(summary))
+  console.write(search_report.table(summary))
 
 
 def report_runs(folder: pathlib.Path) -> None:
@@ -185,7 +185,7 @@ def report_runs(folder: pathlib.Path) -> None:
       lines = report.spec_bench_lines(run.answers)
       files[f'answers/{name}.jsonl'] = lines
   write_files(folder, files)
-  common.write(report_text.terminal(summary))
+  console.write(report_text.terminal(summary))
 
 
 def to_json(summary: report.Report) -> bytes:

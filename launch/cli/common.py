@@ -7,18 +7,13 @@ field of each section becomes `--config.SECTION.FIELD=VALUE`.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import difflib
 import errno
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
-import platform
-import re
-import subprocess
 import sys
 import types
 import typing
@@ -31,10 +26,10 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 
 from absl import app, flags, logging
-from cli import console, help_text, xla_flags
-from cli.console import say
 from ml_collections import ConfigDict, config_dict, config_flags
 
+from cli import arguments, console, help_text, machine, xla_flags
+from cli.console import say
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.config.settings import (
   DTYPES,
@@ -96,21 +91,6 @@ FIELDS: Mapping[str, tuple[type, str]] = {
     'where compiled programs are kept, may be gs://; empty: nowhere',
   )
 }
-# Flags of fields that hold text; see `unescaped`.
-_TEXTS = ('config.sampling.stop_strings',)
-_ESCAPE = re.compile(
-  r'\\(?:[\\\'"abfnrtv\n]|[0-7]{1,3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}'
-  r'|U[0-9a-fA-F]{8}|N\{[^}]*\}|[xuUN])'
-)
-# What a run's memory grows with, beside the model.
-_TAKE_MEMORY = (
-  ('decode', 'batch_size'),
-  ('sampling', 'max_new_tokens'),
-  ('decode', 'prefill_chunk'),
-  ('search', 'num_candidates'),
-  ('train', 'batch_size'),
-  ('train', 'seq_len'),
-)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -262,78 +242,6 @@ def announce(what: str) -> None:
     say(f'{what}; compilation cache: {kept}')
 
 
-def environment() -> dict[str, Any]:
-  """What figures depend on beside the config."""
-  import jax
-
-  packages = ('swift-jax', 'jax', 'flax', 'gpjax', 'transformers')
-  found = {name: _version(name) for name in packages}
-  return {
-    'versions': {**found, 'python': platform.python_version()},
-    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'cpus': os.cpu_count(),
-    'commit': _commit(),
-  }
-
-
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
-
-
-def _commit() -> str | None:
-  """The commit that is checked out; None outside a repository."""
-  root = pathlib.Path(__file__).resolve().parent
-  command = ['git', '-C', str(root), 'describe', '--always', '--dirty']
-  try:
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-  except (OSError, subprocess.CalledProcessError):
-    return None
-  return done.stdout.strip()
-
-
-def write(text: str) -> None:
-  """Writes to standard output at once.
-
-  Raises:
-    InputError: it cannot be written, the disk behind it is full for instance.
-  """
-  if sys.stdout is None:  # closed by whoever started us
-    return
-  try:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-  except BrokenPipeError:
-    _drop_output()
-    raise
-  except OSError as error:
-    _drop_output()
-    raise InputError(
-      f'standard output: cannot be written: {error.strerror}'
-    ) from None
-
-
-def show_text(_: int, piece: str) -> None:
-  """Writes a piece of text as it comes."""
-  write(piece)
-
-
-def _drop_output() -> None:
-  """Python would complain when it flushes what could not be written."""
-  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _drop_output_that_fails() -> None:
-  if sys.stdout is None:
-    return
-  try:
-    sys.stdout.flush()
-  except OSError:
-    _drop_output()
-
-
 def run(
   main: Callable[[ConfigDict], int | None],
   default_config: str = 'demo',
@@ -343,13 +251,13 @@ def run(
   """Declares the flags and runs `main(config)`; bad input ends with status 2."""
   console.begin()
   try:
-    path, argv = _take_config(sys.argv)
+    path, argv = arguments.take_config(sys.argv)
     path = path or str(_CONFIGS / f'{default_config}.py')
     config = merge(read_config(path), sections)
     if help_text.is_asked(argv):
       _help(main, config, sections)
-    _check_fields(argv, config)
-    argv = _with_texts(argv)
+    arguments.check_fields(argv, config, FIELDS)
+    argv = arguments.with_texts(argv)
     config_flags.DEFINE_config_dict('config', config, sys_argv=argv)
   except InputError as error:
     _refuse(error)
@@ -365,7 +273,7 @@ def run(
     except RuntimeError as error:  # XLA's is one
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
-      raise _refused(_out_of_memory(config, error), error) from error
+      raise _refused(machine.out_of_memory(config, error), error) from error
 
   run_plain(main_with_cache, argv, torch)
 
@@ -376,24 +284,6 @@ def _refused(message: str, error: Exception) -> InputError:
   for note in getattr(error, '__notes__', []):
     refused.add_note(note)
   return refused
-
-
-def _out_of_memory(config: ConfigDict, error: Exception) -> str:
-  """What to lower, of what this config has."""
-  sizes = {
-    f'{name}.{field}': config[name][field]
-    for name, field in _TAKE_MEMORY
-    if name in config
-  }
-  advice = ', '.join(f'{path}={value}' for path, value in sizes.items())
-  smaller = ''
-  if 'mesh' in config:
-    smaller = (
-      ', or have smaller weights (--config.model.dtype=bfloat16,'
-      ' --config.model.weights=int8) or more devices (--config.mesh.tensor)'
-    )
-  what = str(error).partition('\n')[0]
-  return f'out of memory: lower {advice}{smaller}: {what}'
 
 
 def run_plain(
@@ -433,7 +323,7 @@ def _ended(main: Callable[[], int | None]) -> int | None:
   """The status that `main` ends with, whatever it runs into but a bug."""
   try:
     status = main()
-    write('')  # what `print` holds back still
+    console.write('')  # what `print` holds back still
     return status
   except InputError as error:
     _refuse(error)
@@ -448,7 +338,7 @@ def _ended(main: Callable[[], int | None]) -> int | None:
     file = error.filename or 'standard output or a file'
     _refuse(_refused(f'{file}: cannot be written: {error.strerror}', error))
   finally:
-    _drop_output_that_fails()
+    console.drop_output_that_fails()
 
 
 def _help(
@@ -461,7 +351,7 @@ def _help(
   if config is not None:
     fields = {name: meaning for name, (_, meaning) in FIELDS.items()}
     lines += help_text.of_config(config, sections, fields)
-  sys.exit(_ended(lambda: write('\n'.join([*lines, '']))))
+  sys.exit(_ended(lambda: console.write('\n'.join([*lines, '']))))
 
 
 def _quiet() -> None:
@@ -489,113 +379,6 @@ def _hide_torch() -> None:
     is_torch_available()
   finally:
     del sys.modules['torch']
-
-
-def _check_fields(argv: Sequence[str], config: ConfigDict) -> None:
-  """Names an unknown field as it was typed; the flag library only raises."""
-  for argument in argv[1:]:
-    if argument == '--':
-      return
-    flag = argument.partition('=')[0].lstrip('-')
-    prefix, _, path = flag.partition('.')
-    if prefix not in ('config', 'noconfig') or not argument.startswith('-'):
-      continue
-    name, dot, field = path.partition('.')
-    if name in FIELDS:
-      is_known = not dot
-    else:
-      is_known = name in config and field in config[name]
-    if not is_known:
-      near = difflib.get_close_matches(path, _paths(config), 1)
-      advice = f'did you mean {near[0]}?' if near else '--help lists them'
-      raise InputError(f'{argument}: the config has no such field; {advice}')
-
-
-def _paths(config: ConfigDict) -> list[str]:
-  """All fields, as in `draft.tree`."""
-  sections = config.to_dict().items()
-  return [*FIELDS] + [
-    f'{name}.{field}'
-    for name, of in sections
-    if name not in FIELDS
-    for field in of
-  ]
-
-
-def unescaped(flag: str, text: str) -> str:
-  """A text of the command line, with Python's escapes: \\n is a line break.
-
-  A backslash that begins none of them stays.
-
-  Args:
-    flag: what errors call it.
-
-  Raises:
-    InputError: an escape that is not whole, as \\x4.
-  """
-
-  def character(found: re.Match[str]) -> str:
-    try:
-      return ast.literal_eval(f'"{found[0]}"')
-    except SyntaxError:
-      raise InputError(
-        f'{flag}={text!r:.80}: {found[0]} is no whole escape; a backslash is'
-        ' written \\\\'
-      ) from None
-
-  return _ESCAPE.sub(character, text)
-
-
-def _texts(flag: str, value: str) -> tuple[str, ...]:
-  """One text as it is, or several as a Python tuple, with the same escapes."""
-  is_several = re.match(r'[([]\s*[\'"]', value)
-  if not is_several and value[:1] not in ('"', "'"):
-    return (unescaped(flag, value),)
-  try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # of a backslash that stays
-      found = ast.literal_eval(value)
-  except (SyntaxError, ValueError):
-    if not is_several:  # a quotation mark is a text too
-      return (unescaped(flag, value),)
-    raise InputError(
-      f"{flag}={value!r:.80}: expected a text, or several as in ('a', 'b')"
-    ) from None
-  return (found,) if isinstance(found, str) else tuple(found)
-
-
-def _with_texts(argv: Sequence[str]) -> list[str]:
-  """The arguments, those that hold texts as the flag library reads them."""
-  read = list(argv)
-  for at, argument in enumerate(argv):
-    if argument == '--':
-      break
-    flag, equals, value = argument.partition('=')
-    if flag.lstrip('-') not in _TEXTS or not flag.startswith('-'):
-      continue
-    if equals:
-      read[at] = f'{flag}={_texts(flag, value)!r}'
-    elif at + 1 < len(argv):
-      read[at + 1] = repr(_texts(flag, argv[at + 1]))
-  return read
-
-
-def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-  """Splits `--config=FILE` off the arguments; the last one counts."""
-  path, rest, at = None, [], 0
-  while at < len(argv):
-    name, equals, value = argv[at].partition('=')
-    if name in ('--config', '-config'):
-      if not equals:
-        at += 1
-        if at == len(argv):
-          raise InputError('--config: a file is missing')
-        value = argv[at]
-      path = value
-    else:
-      rest.append(argv[at])
-    at += 1
-  return path, rest
 
 
 def _refuse(error: Exception) -> NoReturn:

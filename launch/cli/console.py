@@ -1,4 +1,4 @@
-"""What is said on standard error, and how a run is ended from outside.
+"""What is said and written, and how a run is ended from outside.
 
 Ctrl-C, SIGTERM (a scheduler has had enough) and SIGHUP (the terminal is gone) end a
 run with one line, which says what is kept and how to go on where somebody on the
@@ -18,6 +18,8 @@ import sys
 import threading
 import time
 from typing import Any
+
+from swift_jax.errors import InputError
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -55,6 +57,47 @@ def say(message: object) -> None:
     return
   name, line = pathlib.Path(sys.argv[0]).name, ' '.join(str(message).split())
   print(f'{name}: {line}', file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+  """Writes to standard output at once.
+
+  Raises:
+    InputError: it cannot be written, the disk behind it is full for instance.
+  """
+  if sys.stdout is None:  # closed by whoever started us
+    return
+  try:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+  except BrokenPipeError:
+    _drop_output()
+    raise
+  except OSError as error:
+    _drop_output()
+    raise InputError(
+      f'standard output: cannot be written: {error.strerror}'
+    ) from None
+
+
+def show_text(_: int, piece: str) -> None:
+  """Writes a piece of text as it comes."""
+  write(piece)
+
+
+def _drop_output() -> None:
+  """Python would complain when it flushes what could not be written."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def drop_output_that_fails() -> None:
+  """Gives up what standard output would not take, before Python complains."""
+  if sys.stdout is None:
+    return
+  try:
+    sys.stdout.flush()
+  except OSError:
+    _drop_output()
 
 
 def with_notes(message: object, error: BaseException) -> str:

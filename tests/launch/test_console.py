@@ -127,7 +127,7 @@ def main():
   with generate.JsonLines(sys.argv[1]) as lines:
     for i in range(10**7):
       lines.write({{'a': i}})
-      common.write(f'{{i}}\\n')
+      console.write(f'{{i}}\\n')
 console.begin()
 sys.exit(common._ended(main))
 """

@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 
-from cli import common
+from cli import common, console
 import demo
 from full_disk import files_up_to
 import generate
@@ -504,13 +504,13 @@ def test_standard_output_that_cannot_be_written(monkeypatch):
       raise OSError(errno.ENOSPC, 'No space left on device')
 
   dropped = []
-  monkeypatch.setattr(common, '_drop_output', lambda: dropped.append(True))
+  monkeypatch.setattr(console, '_drop_output', lambda: dropped.append(True))
   monkeypatch.setattr(sys, 'stdout', Full())
   with pytest.raises(InputError, match='standard output: .*No space left'):
-    common.write('text')
+    console.write('text')
   assert dropped == [True]
   monkeypatch.setattr(sys, 'stdout', None)  # closed by whoever started us
-  common.write('text')
+  console.write('text')
 
 
 class Pipe(io.StringIO):
@@ -543,7 +543,7 @@ def test_what_is_complete_is_kept_whoever_reads(
   """A batch's answers are there before its texts are shown."""
   prompts = [{'prompt': name} for name in 'abcde']
   file = write(tmp_path, 'p', '\n'.join(map(json.dumps, prompts)))
-  monkeypatch.setattr(common, '_drop_output', lambda: None)
+  monkeypatch.setattr(console, '_drop_output', lambda: None)
   error = OSError(number, os.strerror(number))
   monkeypatch.setattr(sys, 'stdout', Pipe(pieces, error))
   output = tmp_path / 'out'
@@ -568,7 +568,7 @@ def test_what_print_holds_back_is_no_less_read(launch, monkeypatch):
     def flush(self):
       raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
 
-  monkeypatch.setattr(common, '_drop_output', lambda: None)
+  monkeypatch.setattr(console, '_drop_output', lambda: None)
   monkeypatch.setattr(sys, 'stdout', Gone())
   assert launch(main=lambda config: print('text'))[::2] == (141, '')
   assert launch('--help')[::2] == (141, '')
