@@ -39,15 +39,14 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from benchmark_suites import SUITES, Sizes
 from benchmark_tables import print_figures, print_tables, say
-import common
-import console
+from cli import common, console, machine
 from ml_collections import ConfigDict
 
 from swift_jax.errors import InputError
-from swift_jax.search import atomic_file
+from swift_jax.files import atomic
 
 if TYPE_CHECKING:
-  from swift_jax.evaluation.benchmark_report import Table
+  from swift_jax.benchmark.report import Table
 
 _ALL = 'all'
 _BAD_INPUT = 2
@@ -108,18 +107,18 @@ def main(config: ConfigDict) -> int:
     raise InputError(
       f'--widen={sizes.widen}: --suite={_SUITE.value!r} takes the model as it is'
     )
-  from swift_jax.evaluation import benchmark_report
+  from swift_jax.benchmark import report as benchmark_report
 
   old = None
   if _COMPARE.value:
     where = f'--compare={_COMPARE.value!r}'
     old = benchmark_report.read(_COMPARE.value, where)
   where = f'--output={_OUTPUT.value!r}'
-  target = _OUTPUT.value and atomic_file.writable(_OUTPUT.value, where)
+  target = _OUTPUT.value and atomic.writable(_OUTPUT.value, where)
   set_apart(config)
   with contextlib.ExitStack() as stack:
     if target:
-      stack.enter_context(atomic_file.locked(target, where, waits=False))
+      stack.enter_context(atomic.locked(target, where, waits=False))
     return measure(config, sizes, target, where, old)
 
 
@@ -137,7 +136,7 @@ def measure(
     where: what errors call it.
     old: a report to compare with.
   """
-  from swift_jax.evaluation import benchmark_report
+  from swift_jax.benchmark import report as benchmark_report
 
   started, status, tables = time.perf_counter(), 0, []
   if _SUITE.value == _ALL:
@@ -150,7 +149,7 @@ def measure(
   # As another run will read it: lists, not tuples.
   text = json.dumps({**facts, **figures}, indent=1, allow_nan=False)
   if target:  # before what is printed, which nobody may read any more
-    atomic_file.replace(target, f'{text}\n', where)
+    atomic.replace(target, f'{text}\n', where)
     if status in _ENDED:
       say(f'{_OUTPUT.value} has {", ".join(figures["suites"])}')
   print_tables(tables)
@@ -201,7 +200,7 @@ def _numbers(flag: flags.FlagHolder, least: int) -> list[int]:
 
 def _methods() -> list[str]:
   """Those that are asked for, and what they are measured by."""
-  from swift_jax.evaluation.decode_runs import METHODS
+  from swift_jax.benchmark.decode_runs import METHODS
 
   wanted = list(METHODS) if _METHODS.value is None else _METHODS.value
   if not set(wanted) <= set(METHODS):
@@ -259,7 +258,7 @@ def run_one(
 def run_all() -> tuple[dict[str, Any], int]:
   """Every suite in a process of its own, so that none finds another's programs
   or memory; the figures, and the status of the last that failed."""
-  from swift_jax.evaluation import peers_suite
+  from swift_jax.benchmark.suites import peers as peers_suite
 
   figures: dict[str, Any] = {'summary': {}, 'spread': {}, 'suites': {}}
   status = 0
@@ -312,7 +311,7 @@ def environment(config: ConfigDict) -> dict[str, Any]:
   return {
     'suite': _SUITE.value,
     'config': config.to_dict(),
-    **common.environment(),
+    **machine.environment(),
     'flags': list(arguments()),
   }
 

@@ -11,10 +11,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-import common
+from cli import common, console
 from ml_collections import ConfigDict
 
-from swift_jax.sampling_config import SamplingConfig
+from swift_jax.config.sampling import SamplingConfig
 
 if TYPE_CHECKING:
   from swift_jax import DecodeConfig, Engine
@@ -28,7 +28,7 @@ _FIRST_TOKENS = 8
 
 def main(config: ConfigDict) -> None:
   measure = {'start': start, 'memory': memory}[_MEASURE.value]
-  common.write(f'{json.dumps(measure(config))}\n')
+  console.write(f'{json.dumps(measure(config))}\n')
 
 
 class FirstToken:
@@ -41,7 +41,7 @@ class FirstToken:
     """The prompt comes first, then tokens as they are written."""
     self._calls += 1
     if self._calls == 2:
-      common.write('first token\n')
+      console.write('first token\n')
 
   def end(self) -> None:
     """Nothing is left to say."""
@@ -49,7 +49,7 @@ class FirstToken:
 
 def start(config: ConfigDict) -> dict[str, Any]:
   """The first tokens with SWIFT, and what was compiled for them."""
-  from swift_jax.evaluation.measuring import Compilations
+  from swift_jax.benchmark.measuring import Compilations
 
   count = Compilations()
   engine = common.load_engine(config)
@@ -65,7 +65,7 @@ def start(config: ConfigDict) -> dict[str, Any]:
 
 def memory(config: ConfigDict) -> dict[str, Any]:
   """The peak of a text that is long enough to be searched on."""
-  from swift_jax.evaluation import memory_suite
+  from swift_jax.benchmark.suites import memory as memory_suite
 
   call = swift(config, config.search.context_window + _FIRST_TOKENS)
 

@@ -14,17 +14,17 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmark_tables import print_figures, say
-import common
+from cli import common
 from ml_collections import ConfigDict
 import numpy as np
 
+from swift_jax.config.sampling import SamplingConfig
 from swift_jax.errors import InputError
-from swift_jax.sampling_config import SamplingConfig
 
 if TYPE_CHECKING:
   from swift_jax import DecodeConfig, DraftConfig, Engine
-  from swift_jax.evaluation.benchmark_report import Outcome
-  from swift_jax.evaluation.search_suite import Comparison
+  from swift_jax.benchmark.report import Outcome
+  from swift_jax.benchmark.suites.search import Comparison
 
 _NEW_TOKENS = 128
 _STREAM_TEXTS, _FRESH_TEXTS = 24, 40  # of the comparison
@@ -51,7 +51,7 @@ class Bench(NamedTuple):
 
 def search(config: ConfigDict, seeds: int) -> Outcome:
   """The suite, with `seeds` searches of each recipe."""
-  from swift_jax.evaluation.benchmark_report import Outcome
+  from swift_jax.benchmark.report import Outcome
 
   with config.unlocked():
     bench = prepare(config)
@@ -102,11 +102,7 @@ def prepare(config: ConfigDict) -> Bench:
     config.search = dataclasses.asdict(dataclasses.replace(settings, **changes))
     return common.load_engine(config)
 
-  from swift_jax.evaluation.benchmark_prompts import (
-    documentation,
-    programs,
-    prompts_of,
-  )
+  from swift_jax.benchmark.prompts import documentation, programs, prompts_of
 
   engine = make_engine()
   if not engine.searcher.active:
@@ -142,8 +138,8 @@ def compare_recipes(
   bench: Bench, draft: DraftConfig, seeds: int
 ) -> dict[str, Any]:
   """What each recipe finds, and what the importances are worth."""
-  from swift_jax.evaluation import search_suite as suite
-  from swift_jax.evaluation.replay import Pace, Stream
+  from swift_jax.benchmark.replay import Pace, Stream
+  from swift_jax.benchmark.suites import search as suite
 
   say('writing the text')
   engine = bench.make_engine(time_budget=1.0)
@@ -179,7 +175,7 @@ def compare_recipes(
 
 def run_stream(bench: Bench) -> dict[str, Any]:
   """The engine on a stream from a cold start."""
-  from swift_jax.evaluation import search_suite as suite
+  from swift_jax.benchmark.suites import search as suite
 
   say('a stream from a cold start')
   # Not those that recipes were compared on.
@@ -193,7 +189,7 @@ def run_stream(bench: Bench) -> dict[str, Any]:
 
 def change_domain(bench: Bench) -> dict[str, Any]:
   """The engine on a stream that changes."""
-  from swift_jax.evaluation import search_suite as suite
+  from swift_jax.benchmark.suites import search as suite
 
   say('a change of domain')
   change = suite.change_of_domain(
@@ -209,7 +205,7 @@ def change_domain(bench: Bench) -> dict[str, Any]:
 
 def count_costs(bench: Bench) -> dict[str, Any]:
   """Compilations and suggestions."""
-  from swift_jax.evaluation import search_suite as suite
+  from swift_jax.benchmark.suites import search as suite
 
   say('suggestions and compilations')
   endless = bench.make_engine(
@@ -242,7 +238,7 @@ def lead(ours: np.ndarray, theirs: np.ndarray) -> dict[str, list[float]]:
 
 def print_comparison(compared: Comparison, uniform: float) -> None:
   """Mean and deviation over seeds."""
-  from swift_jax.evaluation.search_suite import POINTS
+  from swift_jax.benchmark.suites.search import POINTS
 
   def line(name: str, means: Any, errors: Any) -> None:
     pairs = zip(means, errors, strict=True)
@@ -268,8 +264,8 @@ def suggestion_on_one_core() -> float:
     'import os\n'
     'if hasattr(os, "sched_setaffinity"):\n'
     '  os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n'
-    'from swift_jax.evaluation import search_suite\n'
-    'print(search_suite.suggestion_ms(80, 0.45))'
+    'from swift_jax.benchmark.suites import search\n'
+    'print(search.suggestion_ms(80, 0.45))'
   )
   command = [sys.executable, '-W', 'ignore', '-c', code]
   done = subprocess.run(command, capture_output=True, text=True, check=True)

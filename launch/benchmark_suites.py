@@ -11,16 +11,16 @@ import tempfile
 from typing import TYPE_CHECKING
 
 from benchmark_tables import say
-import common
+from cli import common
 from ml_collections import ConfigDict
 
 from swift_jax.errors import InputError
 
 if TYPE_CHECKING:
-  from swift_jax.engine import Engine
-  from swift_jax.evaluation.benchmark_report import Outcome
-  from swift_jax.evaluation.decode_runs import Bench
-  from swift_jax.session import Model
+  from swift_jax.benchmark.decode_runs import Bench
+  from swift_jax.benchmark.report import Outcome
+  from swift_jax.runtime.engine import Engine
+  from swift_jax.runtime.session import Model
 
 _OTHER_PROMPTS = 24  # that the warm set is found on
 _CHILD = pathlib.Path(__file__).with_name('benchmark_child.py')
@@ -57,8 +57,8 @@ class Sizes:
 
 
 def decode(config: ConfigDict, sizes: Sizes) -> Outcome:
-  from swift_jax.evaluation import decode_suite
-  from swift_jax.search import cached_sets
+  from swift_jax.benchmark.suites import decode as decode_suite
+  from swift_jax.search.files import cached_sets
 
   window = config.search.context_window
   if window > sizes.new_tokens:
@@ -85,13 +85,13 @@ def decode(config: ConfigDict, sizes: Sizes) -> Outcome:
 
 
 def draft(config: ConfigDict, sizes: Sizes) -> Outcome:
-  from swift_jax.evaluation import pass_suite
+  from swift_jax.benchmark.suites import passes as pass_suite
 
   return pass_suite.draft(_model(config, sizes), sizes.repeats)
 
 
 def verify(config: ConfigDict, sizes: Sizes) -> Outcome:
-  from swift_jax.evaluation import pass_suite
+  from swift_jax.benchmark.suites import passes as pass_suite
 
   return pass_suite.verify(_model(config, sizes), sizes.repeats)
 
@@ -102,7 +102,7 @@ def _model(config: ConfigDict, sizes: Sizes) -> Model:
     engine = load_engine(config, sizes)
     common.announce(engine.describe())
     return engine.model
-  from swift_jax.evaluation import random_model
+  from swift_jax.benchmark import random_model
 
   if sizes.shape not in random_model.SHAPES:
     names = ', '.join(random_model.SHAPES)
@@ -119,7 +119,7 @@ def load_engine(config: ConfigDict, sizes: Sizes) -> Engine:
   engine = common.load_engine(config)
   if sizes.widen == 1:
     return engine
-  from swift_jax.evaluation import wide_model
+  from swift_jax.benchmark import wide_model
 
   try:
     draft = common.section(config, 'draft')
@@ -135,7 +135,7 @@ def search(config: ConfigDict, sizes: Sizes) -> Outcome:
 
 
 def compile_(config: ConfigDict, sizes: Sizes) -> Outcome:
-  from swift_jax.evaluation import start_suite
+  from swift_jax.benchmark.suites import start as start_suite
 
   with config_file(config) as file:
 
@@ -147,7 +147,7 @@ def compile_(config: ConfigDict, sizes: Sizes) -> Outcome:
 
 
 def memory(config: ConfigDict, sizes: Sizes) -> Outcome:
-  from swift_jax.evaluation import memory_suite
+  from swift_jax.benchmark.suites import memory as memory_suite
 
   with config_file(config) as file:
     return memory_suite.memory(
@@ -156,14 +156,14 @@ def memory(config: ConfigDict, sizes: Sizes) -> Outcome:
 
 
 def peers(config: ConfigDict, sizes: Sizes) -> Outcome:
-  from swift_jax import checkpoint
-  from swift_jax.evaluation import peers_suite
+  from swift_jax.benchmark.suites import peers as peers_suite
+  from swift_jax.checkpoint import hub
 
   if not peers_suite.is_there():
     raise InputError("--suite='peers': torch is not there (the extra parity)")
   peers_suite.calm_threads()
   config.model.dtype, config.model.weights = 'float32', ''  # as theirs are
-  folder = checkpoint.resolve(config.model.path)
+  folder = hub.resolve(config.model.path)
   bench = make_bench(config, sizes)
   common.announce(bench.engine.describe())
   return peers_suite.peers(bench, folder, say)
@@ -186,8 +186,8 @@ def make_bench(config: ConfigDict, sizes: Sizes) -> Bench:
   Raises:
     InputError: there is not enough text.
   """
-  from swift_jax.evaluation import benchmark_prompts
-  from swift_jax.evaluation.decode_runs import Bench
+  from swift_jax.benchmark import prompts as benchmark_prompts
+  from swift_jax.benchmark.decode_runs import Bench
 
   engine = load_engine(config, sizes)
   code = benchmark_prompts.prompts_of(engine, benchmark_prompts.programs())

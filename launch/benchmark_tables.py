@@ -6,24 +6,24 @@ from collections.abc import Iterable, Mapping
 import sys
 from typing import TYPE_CHECKING, Any
 
-import common
+from cli import console
 
 if TYPE_CHECKING:
-  from swift_jax.evaluation.benchmark_report import Table
+  from swift_jax.benchmark.report import Table
 
 
 def print_tables(tables: Iterable[Table]) -> None:
   """A blank line before each."""
   for table in tables:
-    common.write(f'\n{table.text()}\n')
+    console.write(f'\n{table.text()}\n')
 
 
 def print_figures(title: str, figures: Mapping[str, Any]) -> None:
   """A line a figure."""
-  from swift_jax.evaluation.benchmark_report import show
+  from swift_jax.benchmark.report import show
 
   lines = [f'  {name:<28} {show(value)}' for name, value in figures.items()]
-  common.write('\n'.join(['', title, *lines, '']))
+  console.write('\n'.join(['', title, *lines, '']))
 
 
 def say(what: str) -> None:

@@ -17,10 +17,10 @@ import json
 import pathlib
 import time
 
-import common
+from cli import common, console
 import ml_collections
 
-from swift_jax.metrics import distinct_ngrams, ratio
+from swift_jax.runtime.metrics import distinct_ngrams, ratio
 
 _COLUMNS = (
   ('', 12),
@@ -115,7 +115,7 @@ def main(config: ml_collections.ConfigDict) -> int:
     # In turns, so that a busy machine slows both.
     plain += engine.generate(prompt, plain_cfg)
     print(f'--- prompt {number} of {len(prompts)}, SWIFT\n{prompt}', end='')
-    swift += engine.generate(prompt, swift_cfg, common.show_text)
+    swift += engine.generate(prompt, swift_cfg, console.show_text)
     print('\n')
   runs = {'plain': plain, 'swift': swift}
   if engine.searcher.iterations:

@@ -26,13 +26,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-import common
-import console
+from cli import common, console, machine
 from ml_collections import ConfigDict
 import numpy as np
 
 from swift_jax import progress
-from swift_jax.checks import require_text
+from swift_jax.config.checks import require_text
 from swift_jax.errors import InputError
 from swift_jax.evaluation import tasks
 from swift_jax.evaluation.tasks import Question, TaskConfig
@@ -78,7 +77,7 @@ def main(config: ConfigDict) -> None:
   if not decode.phase_interval:
     decode = dataclasses.replace(decode, phase_interval=_PHASE_INTERVAL)
   questions = tasks.load(task)
-  from swift_jax import distributed
+  from swift_jax.parallel import distributed
 
   in_step = common.section(config, 'mesh').across_processes
   distributed.start(
@@ -147,7 +146,7 @@ def evaluate(
     with show_progress(len(asked), len(done)) as show:
       runner.run(done, show)
   before = sum(question.index in done for question in mine)
-  common.write(
+  console.write(
     f'{_WORKDIR.value}: {len(mine)} questions answered, {before} of them before\n'
   )
 
@@ -157,7 +156,7 @@ def beginning(workdir: Workdir, in_step: bool) -> datetime.datetime:
 
   Processes in step take the first one's, so that they ask the same.
   """
-  from swift_jax import distributed
+  from swift_jax.parallel import distributed
 
   started = workdir.started() or datetime.datetime.now(datetime.UTC)
   if in_step:
@@ -184,7 +183,7 @@ def facts_of(
   # What stands in no section changes no answer: another start may set it anew.
   sections = {name: config[name].to_dict() for name in SECTIONS}
   sections['decode']['phase_interval'] = runner.decode.phase_interval
-  environment = common.environment()
+  environment = machine.environment()
   return {
     'model_id': model_id(config),
     'fingerprint': engine.fingerprint,
@@ -207,7 +206,7 @@ def answered(
   workdir: Workdir, asked: Sequence[Question], in_step: bool
 ) -> frozenset[int]:
   """Indices of the questions that need not be asked any more."""
-  from swift_jax import distributed
+  from swift_jax.parallel import distributed
 
   have = np.array([q.question_id in workdir.answered for q in asked], bool)
   if in_step:
@@ -218,7 +217,7 @@ def answered(
 
 def resume_search(engine: Engine, workdir: Workdir, in_step: bool) -> None:
   """Goes on with what the search had learnt; processes in step with the same."""
-  from swift_jax import distributed
+  from swift_jax.parallel import distributed
 
   state = workdir.read_search()
   if in_step:

@@ -29,14 +29,16 @@ import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
-import common
+from cli import common, console
+from cli.arguments import unescaped
 from ml_collections import ConfigDict
 
-from swift_jax import chat_template, progress
-from swift_jax.checks import require_text
+from swift_jax import progress
+from swift_jax.config.checks import require_text
 from swift_jax.errors import InputError
 from swift_jax.evaluation.task_files import read_bytes, unpacked
-from swift_jax.search import atomic_file, file_locks
+from swift_jax.files import atomic, locks
+from swift_jax.runtime import chat_template
 
 if TYPE_CHECKING:
   from swift_jax import DecodeConfig, Engine, Result
@@ -114,7 +116,7 @@ def read_prompts(
     return _read_file(path, is_chat)
   if prompt is None:
     raise InputError('--prompt or --prompts_file is needed')
-  prompt = common.unescaped('--prompt', prompt)
+  prompt = unescaped('--prompt', prompt)
   return [_as_chat(_checked('--prompt', prompt), is_chat)]
 
 
@@ -143,7 +145,7 @@ def _read_file(path: str, is_chat: bool) -> list[Prompt]:
 def _standard_input(where: str) -> bytes:
   if sys.stdin is None:  # closed by whoever started us
     raise InputError(f'{where}: standard input is closed')
-  with atomic_file.named_errors(where):
+  with atomic.named_errors(where):
     return unpacked(sys.stdin.buffer.read(), where)
 
 
@@ -273,13 +275,13 @@ class JsonLines:
     self._where = f'--output_json={path}'
     if path == '-':
       raise InputError(f'{self._where}: expected a file; ./- is one')
-    self._target = atomic_file.writable(path, self._where)
+    self._target = atomic.writable(path, self._where)
     self._partial = self._target.with_name(f'{self._target.name}.partial')
     self._has_begun = False
 
   def __enter__(self) -> JsonLines:
     with self._named_errors():
-      self._file = io.FileIO(file_locks.take(self._partial), 'r+')
+      self._file = io.FileIO(locks.take(self._partial), 'r+')
     if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
       self._file.close()
       raise InputError(f'{self._where}: {self._partial} is not a file')
@@ -289,7 +291,7 @@ class JsonLines:
     line = json.dumps(record, ensure_ascii=False) + '\n'
     with self._named_errors():
       self._begin()
-      atomic_file.append(self._file, line.encode())
+      atomic.append(self._file, line.encode())
 
   def __exit__(
     self, kind: type | None, error: BaseException | None, _: object
@@ -301,7 +303,7 @@ class JsonLines:
       try:
         with self._named_errors():
           self._begin()
-          atomic_file.move(self._file, self._partial, self._target)
+          atomic.move(self._file, self._partial, self._target)
       except InputError as failed:
         self._note(failed)
         raise
@@ -330,7 +332,7 @@ class JsonLines:
     return sum(piece.count(b'\n') for piece in pieces)
 
   def _named_errors(self) -> contextlib.AbstractContextManager[None]:
-    return atomic_file.named_errors(f'{self._where}: cannot be written')
+    return atomic.named_errors(f'{self._where}: cannot be written')
 
 
 def record(result: Result) -> dict[str, Any]:
@@ -351,7 +353,7 @@ def write_texts(
 
     def first_only(row: int, piece: str) -> None:
       if row == 0:
-        common.show_text(row, piece)
+        console.show_text(row, piece)
 
     _title(at, len(prompts))
     batch = prompts[at : at + decode.batch_size]
@@ -361,13 +363,13 @@ def write_texts(
     for row, result in enumerate(results):
       if row:
         _title(at + row, len(prompts))
-        common.show_text(row, result.text)
-      common.write('\n')
+        console.show_text(row, result.text)
+      console.write('\n')
 
 
 def _title(index: int, count: int) -> None:
   if count > 1:
-    common.write(f'--- prompt {index + 1} of {count}\n')
+    console.write(f'--- prompt {index + 1} of {count}\n')
 
 
 def show_progress(work: Iterable[Any], count: int) -> Iterable[Any]:
@@ -388,7 +390,7 @@ def check_output(path: str, config: ConfigDict) -> None:
     for name in ('cache', 'save', 'record')
   }
   for name, other in {'--prompts_file': _PROMPTS_FILE.value, **others}.items():
-    if other and atomic_file.is_same(path, other):
+    if other and atomic.is_same(path, other):
       raise InputError(f'--output_json={path}: is the file of {name} too')
 
 

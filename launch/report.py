@@ -23,13 +23,16 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
-import common
+from cli import common, console
 
-from swift_jax import hub
+from swift_jax.checkpoint import hub
+from swift_jax.checkpoint.hf_config import one_line
 from swift_jax.errors import InputError
-from swift_jax.evaluation import report, report_markdown, report_text, runs
-from swift_jax.hf_config import one_line
-from swift_jax.search import atomic_file
+from swift_jax.evaluation import runs
+from swift_jax.evaluation.report import contents as report
+from swift_jax.evaluation.report import markdown as report_markdown
+from swift_jax.evaluation.report import text as report_text
+from swift_jax.files import atomic
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -80,7 +83,7 @@ def load_drawing(name: str) -> Any:
     InputError: it is not installed.
   """
   try:
-    return importlib.import_module(f'swift_jax.evaluation.{name}')
+    return importlib.import_module(f'swift_jax.evaluation.report.{name}')
   except ImportError as error:
     raise InputError(
       f'needs matplotlib ({error}): install the [plots] extra of swift-jax'
@@ -114,16 +117,16 @@ def write_files(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
   read = [_SEARCH.value, _BASELINE.value, *_CANDIDATES.value]
   for name in files:
     for path in filter(None, read):
-      if atomic_file.is_same(path, str(folder / name)):
+      if atomic.is_same(path, str(folder / name)):
         raise InputError(
           f'--output={_OUTPUT.value!r}: {name} would replace {path}'
         )
   for name, content in files.items():
     file = folder / name
     where = f'--output={_OUTPUT.value!r}: {name}'
-    with atomic_file.named_errors(f'{where}: cannot be written'):
+    with atomic.named_errors(f'{where}: cannot be written'):
       file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_file.replace(atomic_file.writable(str(file), where), content, where)
+    atomic.replace(atomic.writable(str(file), where), content, where)
 
 
 def png(figure: Figure) -> bytes:
@@ -139,14 +142,14 @@ def report_search(path: str, folder: pathlib.Path) -> None:
       f'--output={_OUTPUT.value!r}: is the workdir of a run, whose search.json'
       ' would be lost'
     )
-  search_report = load_drawing('search_report')
+  search_report = load_drawing('search')
   header, passes = search_report.read(path)
   summary = search_report.summarize(header, passes)
   figures = search_report.pictures(header, passes)
   files = {name: png(figure) for name, figure in figures.items()}
   files['search.json'] = (json.dumps(summary, indent=1) + '\n').encode()
   write_files(folder, files)
-  common.write(search_report.table(summary))
+  console.write(search_report.table(summary))
 
 
 def report_runs(folder: pathlib.Path) -> None:
@@ -182,7 +185,7 @@ def report_runs(folder: pathlib.Path) -> None:
       lines = report.spec_bench_lines(run.answers)
       files[f'answers/{name}.jsonl'] = lines
   write_files(folder, files)
-  common.write(report_text.terminal(summary))
+  console.write(report_text.terminal(summary))
 
 
 def to_json(summary: report.Report) -> bytes:
@@ -222,9 +225,7 @@ def check_flags() -> None:
 
 def main() -> None:
   check_flags()
-  with atomic_file.folder(
-    _OUTPUT.value, f'--output={_OUTPUT.value!r}'
-  ) as folder:
+  with atomic.folder(_OUTPUT.value, f'--output={_OUTPUT.value!r}') as folder:
     if _SEARCH.value is not None:
       report_search(_SEARCH.value, folder)
     else:

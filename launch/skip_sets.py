@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from absl import flags
-import common
+from cli import common, console
 
 from swift_jax.errors import InputError
-from swift_jax.search import atomic_file, cached_sets
-from swift_jax.search.cached_sets import CachedSet
+from swift_jax.files import atomic
+from swift_jax.search.files import cached_sets
+from swift_jax.search.files.cached_sets import CachedSet
 
 _SETS = flags.DEFINE_string(
   'sets', None, 'file with skip sets; published: those in the package'
@@ -96,12 +97,12 @@ def main() -> None:
     raise InputError('--sets: a file is needed')
   sets = choose(path, _MODEL.value, _NAME.value)
   if output is None:
-    common.write(table(sets))
+    console.write(table(sets))
     return
-  if atomic_file.is_same(output, path):
+  if atomic.is_same(output, path):
     raise InputError(f'--export={output!r}: would replace --sets itself')
   cached_sets.export(sets, output, '--export')
-  common.write(f'{len(sets)} sets written to {output}\n')
+  console.write(f'{len(sets)} sets written to {output}\n')
 
 
 if __name__ == '__main__':

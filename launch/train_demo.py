@@ -21,21 +21,21 @@ import tempfile
 from typing import Any
 
 from absl import flags
-import common
-import console
+from cli import common, console
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import tokenizers
 
-from swift_jax import checkpoint, llama, skip_mask, training
-from swift_jax.config import ModelConfig
-from swift_jax.demo import corpus
+from swift_jax.checkpoint import export
+from swift_jax.config.settings import ModelConfig
+from swift_jax.demo import corpus, training
+from swift_jax.demo.training import TrainConfig
 from swift_jax.errors import InputError
-from swift_jax.search import atomic_file
-from swift_jax.skip_mask import SkipMask
-from swift_jax.training import TrainConfig
+from swift_jax.files import atomic
+from swift_jax.model import llama, skip_mask
+from swift_jax.model.skip_mask import SkipMask
 
 _WORKDIR = flags.DEFINE_string(
   'workdir',
@@ -119,7 +119,7 @@ def train(config: ConfigDict) -> None:
     raise InputError('--workdir: a folder is needed')
   with contextlib.ExitStack() as stack:
     where = f'--workdir={_WORKDIR.value}'
-    workdir = stack.enter_context(atomic_file.folder(_WORKDIR.value, where))
+    workdir = stack.enter_context(atomic.folder(_WORKDIR.value, where))
     output = None
     if _OUTPUT.value:
       output = stack.enter_context(claimed(_OUTPUT.value))
@@ -131,13 +131,13 @@ def claimed(path: str) -> Iterator[pathlib.Path]:
   """The folder of the model, now and not after hours of training; it appears
   when it is complete."""
   folder, where = pathlib.Path(os.path.realpath(path)), f'--output={path}'
-  with atomic_file.named_errors(f'{where}: cannot be written'):
+  with atomic.named_errors(f'{where}: cannot be written'):
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(
       dir=folder if folder.exists() else folder.parent
     ):
       pass
-  with atomic_file.locked(folder, where, waits=False):
+  with atomic.locked(folder, where, waits=False):
     yield folder
 
 
@@ -185,7 +185,7 @@ def train_in(
       'skip_sets.json': f'{sets}\n',
       'README.md': card,
     }.items():
-      atomic_file.replace(output / name, content, f'--output={output}/{name}')
+      atomic.replace(output / name, content, f'--output={output}/{name}')
     print(card)
 
 
@@ -198,7 +198,7 @@ def _tokenizer(file: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
   """The run's tokenizer: learnt once, for a checkpoint knows only its own."""
   if not file.exists():
     learnt = corpus.train_tokenizer(vocab_size).to_str(pretty=True)
-    atomic_file.replace(file, learnt, f'--workdir={file}')
+    atomic.replace(file, learnt, f'--workdir={file}')
   tokenizer = tokenizers.Tokenizer.from_file(str(file))
   if tokenizer.get_vocab_size() > vocab_size:
     raise InputError(
@@ -288,7 +288,7 @@ def _export(
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_file=str(tokenizer_file), eos_token=corpus.END_OF_TEXT
   )
-  checkpoint.export_hf(
+  export.export_hf(
     output,
     dataclasses.replace(model_cfg, dtype='bfloat16'),
     jax.tree.map(lambda p: p.astype(jnp.bfloat16), params),

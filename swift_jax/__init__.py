@@ -5,41 +5,41 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # who checks types knows these names and no other
-  from swift_jax.chat_template import Conversation as Conversation
-  from swift_jax.config import DecodeConfig as DecodeConfig
-  from swift_jax.config import DraftConfig as DraftConfig
-  from swift_jax.config import ModelConfig as ModelConfig
-  from swift_jax.config import SearchConfig as SearchConfig
-  from swift_jax.engine import Engine as Engine
-  from swift_jax.engine import Result as Result
-  from swift_jax.errors import InputError as InputError
-  from swift_jax.metrics import LogProbs as LogProbs
-  from swift_jax.metrics import Metrics as Metrics
-  from swift_jax.metrics import Round as Round
-  from swift_jax.prompts import Prompt as Prompt
-  from swift_jax.sampling_config import SamplingConfig as SamplingConfig
-  from swift_jax.skip_mask import SkipMask as SkipMask
+from swift_jax.version import __version__ as __version__
 
-__version__ = '0.1.0'
+if TYPE_CHECKING:  # who checks types knows these names and no other
+  from swift_jax.config.sampling import SamplingConfig as SamplingConfig
+  from swift_jax.config.settings import DecodeConfig as DecodeConfig
+  from swift_jax.config.settings import DraftConfig as DraftConfig
+  from swift_jax.config.settings import ModelConfig as ModelConfig
+  from swift_jax.config.settings import SearchConfig as SearchConfig
+  from swift_jax.errors import InputError as InputError
+  from swift_jax.model.skip_mask import SkipMask as SkipMask
+  from swift_jax.runtime.chat_template import Conversation as Conversation
+  from swift_jax.runtime.engine import Engine as Engine
+  from swift_jax.runtime.engine import Result as Result
+  from swift_jax.runtime.metrics import LogProbs as LogProbs
+  from swift_jax.runtime.metrics import Metrics as Metrics
+  from swift_jax.runtime.metrics import Round as Round
+  from swift_jax.runtime.prompts import Prompt as Prompt
 
 # Where each public name lives. Looked up when used: importing the package loads
 # neither transformers nor gpjax.
 _PUBLIC = {
-  'Conversation': 'swift_jax.chat_template',
-  'DecodeConfig': 'swift_jax.config',
-  'DraftConfig': 'swift_jax.config',
-  'Engine': 'swift_jax.engine',
+  'Conversation': 'swift_jax.runtime.chat_template',
+  'DecodeConfig': 'swift_jax.config.settings',
+  'DraftConfig': 'swift_jax.config.settings',
+  'Engine': 'swift_jax.runtime.engine',
   'InputError': 'swift_jax.errors',
-  'LogProbs': 'swift_jax.metrics',
-  'Metrics': 'swift_jax.metrics',
-  'ModelConfig': 'swift_jax.config',
-  'Prompt': 'swift_jax.prompts',
-  'Result': 'swift_jax.engine',
-  'Round': 'swift_jax.metrics',
-  'SamplingConfig': 'swift_jax.sampling_config',
-  'SearchConfig': 'swift_jax.config',
-  'SkipMask': 'swift_jax.skip_mask',
+  'LogProbs': 'swift_jax.runtime.metrics',
+  'Metrics': 'swift_jax.runtime.metrics',
+  'ModelConfig': 'swift_jax.config.settings',
+  'Prompt': 'swift_jax.runtime.prompts',
+  'Result': 'swift_jax.runtime.engine',
+  'Round': 'swift_jax.runtime.metrics',
+  'SamplingConfig': 'swift_jax.config.sampling',
+  'SearchConfig': 'swift_jax.config.settings',
+  'SkipMask': 'swift_jax.model.skip_mask',
 }
 __all__ = sorted(_PUBLIC)
 

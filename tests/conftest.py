@@ -13,11 +13,11 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
+from cli import xla_flags
 from hypothesis import HealthCheck, settings
 import jax
 from jaxtyping import install_import_hook
 import pytest
-import xla_flags
 
 # As launchers have it: what a test compiles they need not.
 xla_flags.set_for_cpu(os.environ)
@@ -41,14 +41,12 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 install_import_hook(
   [
     'swift_jax.decoding',
-    'swift_jax.layers',
-    'swift_jax.llama',
-    'swift_jax.sampling',
+    'swift_jax.model.layers',
+    'swift_jax.model.llama',
     'swift_jax.search.drift',
     'swift_jax.search.gaussian_process',
     'swift_jax.search.matchness',
     'swift_jax.search.paper',
-    'swift_jax.search.paper_process',
     'swift_jax.search.proposals',
     'swift_jax.search.searcher',
     'swift_jax.search.surrogate',
@@ -143,9 +141,7 @@ def launch(monkeypatch, capsys):
   """
   from absl import app
   from absl.testing import flagsaver
-  import common
-  import compilation_cache
-  import console
+  from cli import common, compilation_cache, console
   import generate
 
   def run(

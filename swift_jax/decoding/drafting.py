@@ -8,15 +8,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from swift_jax import sampling as samplings
-from swift_jax.config import DraftConfig
+from swift_jax.config.settings import DraftConfig
 from swift_jax.decoding import policy
+from swift_jax.decoding import sampling as samplings
 from swift_jax.decoding.policy import Costs
+from swift_jax.decoding.sampling import Sampling
 from swift_jax.decoding.state import DecodeState
-from swift_jax.kv_cache import KVCache
-from swift_jax.llama import Llama
-from swift_jax.sampling import Sampling
-from swift_jax.skip_mask import Mask
+from swift_jax.model.kv_cache import KVCache
+from swift_jax.model.llama import Llama
+from swift_jax.model.skip_mask import Mask
 from swift_jax.typing import Array, Bool, Float, Int
 
 

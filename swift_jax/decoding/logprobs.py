@@ -14,10 +14,10 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from swift_jax import sharding
-from swift_jax.kv_cache import KVCache
-from swift_jax.llama import GraphDef, Llama, Params
-from swift_jax.skip_mask import Mask
+from swift_jax.model.kv_cache import KVCache
+from swift_jax.model.llama import GraphDef, Llama, Params
+from swift_jax.model.skip_mask import Mask
+from swift_jax.parallel import sharding
 from swift_jax.typing import Array, Float, Int
 
 WIDEST = 64  # tokens of a pass: more save little, and short texts are padded

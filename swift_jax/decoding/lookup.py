@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from swift_jax.config import MAX_NGRAM
+from swift_jax.config.settings import MAX_NGRAM
 from swift_jax.decoding.drafting import Draft, DraftSettings, DraftShapes
 from swift_jax.decoding.state import DecodeState
 from swift_jax.typing import Array, Int

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swift_jax.config import MAX_NGRAM
+from swift_jax.config.settings import MAX_NGRAM
 from swift_jax.typing import Array, Bool, Float, Int
 
 PLAIN, LAYERS, COPY = range(3)  # in the order in which a tie is decided

@@ -9,7 +9,6 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from swift_jax import sampling as samplings
 from swift_jax.decoding import (
   bookkeeping,
   drafting,
@@ -18,13 +17,14 @@ from swift_jax.decoding import (
   tree,
   verification,
 )
+from swift_jax.decoding import sampling as samplings
 from swift_jax.decoding import state as states
 from swift_jax.decoding.bookkeeping import Drafted
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
+from swift_jax.decoding.sampling import Sampling
 from swift_jax.decoding.state import DecodeState, commit
-from swift_jax.llama import GraphDef, Llama, Params
-from swift_jax.sampling import Sampling
-from swift_jax.skip_mask import Mask
+from swift_jax.model.llama import GraphDef, Llama, Params
+from swift_jax.model.skip_mask import Mask
 from swift_jax.typing import Array, Int
 
 start = jax.jit(

@@ -8,10 +8,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from swift_jax import sharding
 from swift_jax.decoding.policy import Evidence
-from swift_jax.kv_cache import KVCache
-from swift_jax.sampling import Context, row_keys
+from swift_jax.decoding.sampling import Context, row_keys
+from swift_jax.model.kv_cache import KVCache
+from swift_jax.parallel import sharding
 from swift_jax.typing import Array, Bool, Int, UInt
 
 

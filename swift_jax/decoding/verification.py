@@ -7,14 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from swift_jax import sampling as samplings
+from swift_jax.decoding import sampling as samplings
 from swift_jax.decoding.drafting import DraftShapes
+from swift_jax.decoding.sampling import Sampling
 from swift_jax.decoding.state import DecodeState
 from swift_jax.decoding.tree import Tree
-from swift_jax.kv_cache import Updates
-from swift_jax.llama import Llama
-from swift_jax.sampling import Sampling
-from swift_jax.skip_mask import Mask
+from swift_jax.model.kv_cache import Updates
+from swift_jax.model.llama import Llama
+from swift_jax.model.skip_mask import Mask
 from swift_jax.typing import Array, Bool, Int
 
 

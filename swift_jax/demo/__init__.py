@@ -1,5 +1,5 @@
-"""The demo model: a small Llama that was trained on two CPU cores."""
+"""The demo model: a small Llama that was trained on two CPU cores.
 
-import pathlib
-
-MODEL_DIR = pathlib.Path(__file__).parent / 'model'
+Its weights, prompts, corpus and trainer are here. It may import `checkpoint` and
+what that imports.
+"""

@@ -16,10 +16,10 @@ import dataclasses
 import json
 from typing import Any
 
-from swift_jax.checks import require_text
+from swift_jax.config.checks import require_text
 from swift_jax.errors import InputError
-from swift_jax.metrics import LogProbs
-from swift_jax.search.fields import Fields, Valid, bad, check
+from swift_jax.files.fields import Fields, Valid, bad, check
+from swift_jax.runtime.metrics import LogProbs
 
 KEY = 'swift_jax'
 METHODS = ('plain', 'swift', 'prompt_lookup')

@@ -12,13 +12,13 @@ import uuid
 
 import numpy as np
 
-from swift_jax import chat_template
-from swift_jax.config import DecodeConfig
-from swift_jax.engine import Engine, Result
+from swift_jax.config.settings import DecodeConfig
 from swift_jax.errors import InputError
 from swift_jax.evaluation.answers import Answer, Detail, Turn
 from swift_jax.evaluation.tasks import Question
 from swift_jax.evaluation.workdir import Workdir
+from swift_jax.runtime import chat_template
+from swift_jax.runtime.engine import Engine, Result
 
 _TURN = 2**24  # draws of a later turn are others than those of the first
 

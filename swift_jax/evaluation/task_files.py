@@ -21,7 +21,7 @@ import zlib
 
 from etils import epath
 
-from swift_jax.checks import require_text
+from swift_jax.config.checks import require_text
 from swift_jax.errors import InputError
 
 _GZIP = b'\x1f\x8b'

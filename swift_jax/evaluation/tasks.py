@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from swift_jax.checks import require, require_bool, require_int
+from swift_jax.config.checks import require, require_bool, require_int
 from swift_jax.errors import InputError
 from swift_jax.evaluation import task_files
 from swift_jax.evaluation.task_files import HubSource, Record

@@ -29,7 +29,7 @@ from etils import epath
 from swift_jax.errors import InputError
 from swift_jax.evaluation import answers, runs
 from swift_jax.evaluation.answers import Answer
-from swift_jax.search import atomic_file, file_locks
+from swift_jax.files import atomic, locks
 
 # Facts of `run.json` that tell what happened, not what the run is.
 _HISTORY = ('started', 'commit', 'commits', 'cpus')
@@ -118,7 +118,7 @@ class Workdir:
     if self._lock is not None:
       return
     try:
-      self._lock = file_locks.take(self._lock_file(), writes=False)
+      self._lock = locks.take(self._lock_file(), writes=False)
     except BlockingIOError:
       raise InputError(
         f'{self.where}: another process is writing {self._answers.name} there'
@@ -196,7 +196,7 @@ class Workdir:
         self._content += data
         self._answers.write_bytes(self._content)
       else:
-        atomic_file.append(self._file, data, is_synced=True)
+        atomic.append(self._file, data, is_synced=True)
     self.answered.update(answer.question_id for answer in found)
 
   @property
@@ -227,8 +227,8 @@ class Workdir:
       file.write_bytes(content.encode())
       return
     where = f'{self.where}/{file.name}'
-    target = atomic_file.writable(os.fspath(file), where)
-    atomic_file.replace(target, content, where)
+    target = atomic.writable(os.fspath(file), where)
+    atomic.replace(target, content, where)
 
   @contextlib.contextmanager
   def _named_errors(self) -> Iterator[None]:

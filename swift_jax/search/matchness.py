@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swift_jax.kv_cache import KVCache
-from swift_jax.llama import GraphDef, Llama, Params
-from swift_jax.skip_mask import SkipMask
+from swift_jax.model.kv_cache import KVCache
+from swift_jax.model.llama import GraphDef, Llama, Params
+from swift_jax.model.skip_mask import SkipMask
 from swift_jax.typing import Array, Bool, Float, Int
 
 _FLOOR = -5.0  # nats: a token given less is a miss, however little it was

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from swift_jax import skip_mask as skip_masks
-from swift_jax.skip_mask import SkipMask
+from swift_jax.model import skip_mask as skip_masks
+from swift_jax.model.skip_mask import SkipMask
 from swift_jax.typing import Float
 
 # Draws without a new mask after which there is none: small models have few masks.

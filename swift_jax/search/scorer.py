@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from swift_jax import sharding
-from swift_jax.llama import GraphDef, Params
+from swift_jax.model.llama import GraphDef, Params
+from swift_jax.model.skip_mask import SkipMask
+from swift_jax.parallel import sharding
 from swift_jax.search import matchness
 from swift_jax.search.matchness import Scores, Text
-from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Float
 
 _REPEATS = 3  # of each way when it is timed; the quickest counts

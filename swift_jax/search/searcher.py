@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from swift_jax import skip_mask as skip_masks
-from swift_jax.config import SearchConfig
+from swift_jax.config.settings import SearchConfig
 from swift_jax.errors import InputError
-from swift_jax.search import codec, proposals
+from swift_jax.model import skip_mask as skip_masks
+from swift_jax.model.skip_mask import SkipMask
+from swift_jax.search import proposals
 from swift_jax.search.budget import Budget, Estimate
 from swift_jax.search.drift import Drift
+from swift_jax.search.files import codec
+from swift_jax.search.files.record_forms import EVENTS, SOURCES, PassRecord
 from swift_jax.search.matchness import Scores
 from swift_jax.search.proposals import Proposal
-from swift_jax.search.record_forms import EVENTS, SOURCES, PassRecord
-from swift_jax.skip_mask import SkipMask
 from swift_jax.typing import Float
 
 # By which a mask must be better to draft, in deviations of the difference.

@@ -11,7 +11,8 @@ import warnings
 import jax
 import numpy as np
 
-from swift_jax.search import codec, gaussian_process
+from swift_jax.search import gaussian_process
+from swift_jax.search.files import codec
 from swift_jax.search.gaussian_process import Buffer
 from swift_jax.typing import Bool, Float
 

@@ -19,8 +19,8 @@ import numpy as np
 from scipy import stats
 
 from swift_jax import DecodeConfig, Engine, SamplingConfig, SearchConfig
-from swift_jax.demo import MODEL_DIR
-from swift_jax.evaluation import benchmark_prompts
+from swift_jax.benchmark import prompts as benchmark_prompts
+from swift_jax.checkpoint.hub import DEMO_MODEL
 
 PROMPTS, NEW_TOKENS, DRAWS = 16, 128, 20
 
@@ -62,7 +62,7 @@ def distributions(engine: Engine, temperature: float) -> list[np.ndarray]:
 
 
 def main(temperature: float = 0.6) -> None:
-  search = SearchConfig(cache=str(pathlib.Path(MODEL_DIR) / 'skip_sets.json'))
+  search = SearchConfig(cache=str(pathlib.Path(DEMO_MODEL) / 'skip_sets.json'))
   engine = Engine.from_pretrained('demo', dtype='float32', search=search)
   target, draft = distributions(engine, temperature)
   most = np.minimum(np.exp(target), np.exp(draft)).sum(-1).mean()

@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / 'support'))
 import evaluation_runs as er
 
 SETTINGS = ('--config.decode.method=swift', '--config.decode.batch_size=2')

@@ -186,10 +186,10 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
   """Every prompt by all four in turns; what each wrote and in what time."""
   sys.path.insert(0, str(ROOT / 'launch'))
   import benchmark_suites
-  import common
+  from cli import common
 
-  from swift_jax import demo
-  from swift_jax.evaluation import measuring
+  from swift_jax.benchmark import measuring
+  from swift_jax.checkpoint import hub
 
   config = common.read_config(str(ROOT / 'configs' / 'demo.py'))
   sizes = benchmark_suites.Sizes(
@@ -217,7 +217,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
   found = {name: [] for name in (*OURS, *THEIRS)}
   with tempfile.TemporaryDirectory() as scratch:
-    old_form(pathlib.Path(demo.MODEL_DIR), pathlib.Path(scratch))
+    old_form(pathlib.Path(hub.DEMO_MODEL), pathlib.Path(scratch))
     with official(args, pathlib.Path(scratch)) as theirs:
       theirs(THEIRS[0], bench.timed[0])  # the first call is slow
       for number, prompt in enumerate(bench.timed):

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Runs launch/evaluate.py on TPU slices of a GKE cluster through xpk, which
+# builds the image from a commit of this checkout and submits it as a JobSet.
+#   launch/cloud/xpk.sh --cluster=NAME --workload=NAME --tpu_type=v5litepod-16 \
+#     --workdir=gs://BUCKET/FOLDER [FLAG ...] -- ARGUMENT ...
+# The ARGUMENTs are those of launch/evaluate.py. The other flags:
+#   --zone=ZONE, --project=ID     gcloud's own, if not given
+#   --commit=COMMIT               HEAD; what is not committed stays here
+#   --num_slices=N                1
+#   --base_docker_image=IMAGE     python:3.11-slim
+#   --max_restarts=N              so often a preempted slice begins again: 10
+#   --dry_run                     print the commands, run none
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+# shellcheck source=launch/cloud/common.sh
+. launch/cloud/common.sh
+
+flags='cluster workload tpu_type workdir zone project commit num_slices'
+flags="$flags base_docker_image max_restarts"
+cluster='' workload='' tpu_type='' workdir='' zone='' project='' commit=HEAD
+num_slices=1 base_docker_image=python:3.11-slim max_restarts=10
+dry_run=''
+
+main() {
+  take_flags "$flags" dry_run "$@"
+  check_flags
+  export_commit
+  submit
+}
+
+check_flags() {
+  need cluster workload tpu_type workdir commit base_docker_image
+  need_number num_slices
+  need_number max_restarts
+  # What pods write elsewhere is gone with them.
+  [[ "$workdir" == gs://?* ]] ||
+    refuse "--workdir=$workdir: expected gs://BUCKET/FOLDER"
+  need_command xpk
+}
+
+# A folder without .venv and the like: all that is there goes into the image.
+export_commit() {
+  execute rm -rf build/xpk
+  execute mkdir -p build/xpk
+  execute git archive --output=build/xpk.tar "$commit"
+  execute tar -xf build/xpk.tar -C build/xpk
+}
+
+submit() {
+  execute xpk workload create --cluster="$cluster" --workload="$workload" \
+    --tpu-type="$tpu_type" --num-slices="$num_slices" \
+    --base-docker-image="$base_docker_image" --script-dir=build/xpk \
+    --max-restarts="$max_restarts" ${zone:+"--zone=$zone"} \
+    ${project:+"--project=$project"} \
+    --command="$(install_command) && $(evaluate_command "${workdir%/}")"
+}
+
+main "$@"

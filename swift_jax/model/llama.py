@@ -1,0 +1,219 @@
+"""The Llama transformer, each sublayer behind a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import contextlib
+import functools
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swift_jax.config.settings import ModelConfig
+from swift_jax.model import kv_cache
+from swift_jax.model.kv_cache import KVCache
+from swift_jax.model.layers import MLP, Attention, RMSNorm, rope_tables
+from swift_jax.model.skip_mask import Mask
+from swift_jax.typing import Array, Bool, Float, Int
+
+Params = nnx.State | dict[str, Any]
+# np.bool_ is an element of a host mask, bool of a known one.
+Flag = Bool[Array, ''] | np.bool_ | bool | Float[Array, '']
+
+
+@jax.tree_util.register_static
+class GraphDef(nnx.GraphDef):
+  """nnx's, hashed once.
+
+  It is a static argument of every dispatch, and nnx walks the whole model for
+  each hash: half a millisecond for 16 layers.
+  """
+
+  def __init__(self, graphdef: nnx.GraphDef):
+    super().__init__(graphdef.nodes, graphdef.attributes, graphdef.num_leaves)
+    object.__setattr__(self, '_hash', hash(graphdef))
+
+  def __hash__(self) -> int:
+    return self._hash
+
+
+def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
+  """`sublayer()`, or zeros of its shapes where `skip` holds.
+
+  A sublayer returns only what it adds, never the cache: a cache passed through
+  the branch would be copied, and then skipping half the sublayers is slower than
+  skipping none. Under vmap the branch becomes a select and both sides run.
+
+  A float in [0, 1] skips a share: the sublayer runs, and what it adds is scaled.
+  No text is written so; the derivative tells what the sublayer matters.
+  """
+  shapes = jax.eval_shape(sublayer)
+  # For derivatives only: a skipped branch must return zeros for every residual of
+  # the branch not taken, so keep few of them and recompute the rest.
+  sublayer = jax.checkpoint(
+    sublayer,
+    policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+  )
+  if jnp.issubdtype(jnp.result_type(skip), jnp.floating):
+
+    def share(d: Array) -> Array:
+      # What is skipped adds nothing, not even where it overflows.
+      return jnp.where(skip == 1, 0, (1 - skip).astype(d.dtype) * d)
+
+    return jax.tree.map(share, sublayer())
+
+  def zeros() -> object:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+  return jax.lax.cond(skip, zeros, sublayer)
+
+
+def exact_products(dtype: jnp.dtype) -> contextlib.AbstractContextManager:
+  """Traces float32 matrix products as float32 on every backend.
+
+  By default GPUs and TPUs round the factors to fewer bits, each width of a pass
+  in its own way: then SWIFT and plain decoding part at gaps that are no ties.
+  """
+  if dtype == jnp.float32:
+    return jax.default_matmul_precision('highest')
+  return contextlib.nullcontext()
+
+
+class DecoderLayer(nnx.Module):
+  """One layer: two gated sublayers, each with its norm, added to the stream."""
+
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+    norm = functools.partial(
+      RMSNorm, cfg.hidden_size, cfg.rms_norm_eps, cfg.jax_dtype
+    )
+    self.input_layernorm = norm()
+    self.self_attn = Attention(cfg, rngs)
+    self.post_attention_layernorm = norm()
+    self.mlp = MLP(cfg, rngs)
+
+  def __call__(
+    self,
+    x: Float[Array, 'b t d'],
+    rope: tuple[Array, Array],
+    attn_mask: Bool[Array, '#b t t'],
+    past: tuple[Array, Array, Array] | None,
+    skip_attn: Flag,
+    skip_mlp: Flag,
+  ) -> tuple[Array, tuple[Array, Array]]:
+    def attn() -> tuple[Array, Array, Array]:
+      return self.self_attn(self.input_layernorm(x), rope, attn_mask, past)
+
+    def mlp() -> Array:
+      return self.mlp(self.post_attention_layernorm(x))
+
+    delta, k, v = gate(skip_attn, attn)
+    x = x + delta
+    x = x + gate(skip_mlp, mlp)
+    return x, (k, v)
+
+
+@functools.partial(jax.jit, static_argnames='graphdef')
+def _run_layer(
+  graphdef: nnx.GraphDef, params: nnx.State, *arguments: Any
+) -> tuple[Array, tuple[Array, Array]]:
+  """A layer as a function of its own: all layers are traced once, together."""
+  return nnx.merge(graphdef, params)(*arguments)
+
+
+class Llama(nnx.Module):
+  """`LlamaForCausalLM`: embedding, layers, norm and head."""
+
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+    self.cfg = cfg
+    self.embed_tokens = nnx.Embed(
+      cfg.vocab_size,
+      cfg.hidden_size,
+      dtype=cfg.jax_dtype,
+      param_dtype=cfg.jax_dtype,
+      embedding_init=nnx.initializers.normal(0.02),
+      rngs=rngs,
+    )
+    layers = [DecoderLayer(cfg, rngs) for _ in range(cfg.num_hidden_layers)]
+    self.layers = nnx.List(layers)
+    self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, cfg.jax_dtype)
+    if not cfg.tie_word_embeddings:
+      self.lm_head = nnx.Linear(
+        cfg.hidden_size,
+        cfg.vocab_size,
+        use_bias=False,
+        dtype=cfg.jax_dtype,
+        param_dtype=cfg.jax_dtype,
+        kernel_init=nnx.initializers.normal(0.02),
+        rngs=rngs,
+      )
+
+  def __call__(
+    self,
+    tokens: Int[Array, 'b t'],
+    skip_mask: Mask,
+    positions: Int[Array, '#b t'] | None = None,
+    attn_mask: Bool[Array, '#b t t'] | None = None,
+    cache: KVCache | None = None,
+  ) -> tuple[Float[Array, 'b t d'], kv_cache.Updates]:
+    """Runs T new tokens on top of `cache`.
+
+    Args:
+      tokens: token ids.
+      skip_mask: sublayers to skip; `none_skipped` is the full model.
+      positions: the tokens' positions; after the filled slots if None.
+      attn_mask: which new tokens each new token sees; causal if None.
+      cache: read, not written: `cache.write(updates)` does that.
+
+    Returns:
+      Normed hidden states, and each layer's new (k, v) [B, K, T, H].
+    """
+    t = tokens.shape[1]
+    if positions is None:
+      start = 0 if cache is None else cache.length[:, None]
+      positions = start + jnp.arange(t, dtype=jnp.int32)[None]
+    if attn_mask is None:
+      attn_mask = jnp.tril(jnp.ones((1, t, t), bool))
+    rope = rope_tables(self.cfg, positions)
+    x = self.embed_tokens(tokens)
+    updates = []
+    with exact_products(self.cfg.jax_dtype):
+      for i, layer in enumerate(self.layers):
+        past = cache and (cache.k[i], cache.v[i], cache.length)
+        skip_attn, skip_mlp = skip_mask.attn[i], skip_mask.mlp[i]
+        x, update = _run_layer(
+          *nnx.split(layer), x, rope, attn_mask, past, skip_attn, skip_mlp
+        )
+        updates.append(update)
+    return self.norm(x), tuple(updates)
+
+  def logits(self, hidden: Float[Array, '*t d']) -> Float[Array, '*t v']:
+    """The head, accumulated and returned in float32."""
+    if self.cfg.tie_word_embeddings:
+      kernel, dims = self.embed_tokens.embedding[...], 1
+    else:
+      kernel, dims = self.lm_head.kernel[...], 0
+    contract = (((hidden.ndim - 1,), (dims,)), ((), ()))
+    with exact_products(self.cfg.jax_dtype):
+      return jax.lax.dot_general(
+        hidden, kernel, contract, preferred_element_type=jnp.float32
+      )
+
+
+def abstract_model(cfg: ModelConfig) -> tuple[GraphDef, Params]:
+  """(graphdef, parameters as shapes): costs no memory, whatever the size."""
+  model = nnx.eval_shape(lambda: Llama(cfg, nnx.Rngs(0)))
+  graphdef, params = nnx.split(model)
+  return GraphDef(graphdef), params
+
+
+def init_model(cfg: ModelConfig, seed: int) -> tuple[GraphDef, Params]:
+  """(graphdef, random parameters)."""
+
+  @jax.jit
+  def init(key: Array) -> Params:
+    return nnx.split(Llama(cfg, nnx.Rngs(key)))[1]
+
+  return abstract_model(cfg)[0], init(jax.random.key(seed))

@@ -1,0 +1,358 @@
+"""What passes cost on this machine, in plain steps: measured once, then corrected.
+
+The programs that decode are the ones that are timed, on a text that half fills the
+cache: how many rounds, which source and how many tokens are traced. The figures are
+kept in the user's cache folder, by all that they depend on but the machine's mood:
+delete `costs` there to have them measured anew. While text is written the clock
+corrects them for the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from swift_jax.checkpoint import hub
+from swift_jax.config.checks import require_number
+from swift_jax.config.sampling import SamplingConfig
+from swift_jax.decoding import policy, rounds, sampling
+from swift_jax.decoding.drafting import DraftShapes
+from swift_jax.decoding.state import DecodeState
+from swift_jax.errors import InputError
+from swift_jax.files import atomic
+from swift_jax.model import skip_mask as skip_masks
+from swift_jax.model.skip_mask import Mask, SkipMask
+from swift_jax.parallel import distributed, sharding
+from swift_jax.version import __version__
+
+_REPEATS = 7
+_LONGEST_S = 10.0  # of repetitions: where passes are slow, few will do
+_STEPS, _ROUNDS = 8, 2  # of one dispatch
+_FILLED = 0.5  # of the cache, about what a text has on average
+_FORMAT = 2  # to be raised with what a round or a layer does
+_DEAR = 1e3  # so that no leaf pays while drafting is timed
+_SMALLEST = 1e-3  # of a cost: rounding must not make anything free
+_SHORTEST_S = 1e-12  # that a step may be said to take
+
+
+@dataclasses.dataclass(frozen=True)
+class PassCosts:
+  """Costs in plain steps of one batch size and cache capacity.
+
+  Attributes:
+    step_s: seconds of a plain step.
+    head: a drafted token where every sublayer is skipped.
+    attn, mlp: what one attention or MLP that runs adds.
+    verify: verify and commit, by width.
+  """
+
+  step_s: float
+  head: float
+  attn: float
+  mlp: float
+  verify: tuple[float, ...]
+
+  def __post_init__(self):
+    object.__setattr__(self, 'verify', tuple(self.verify))
+    require_number('step_s', self.step_s, _SHORTEST_S, float('inf'))
+    for name in ('head', 'attn', 'mlp'):
+      require_number(name, getattr(self, name), 0, float('inf'))
+    for cost in self.verify:
+      require_number('verify', cost, 0, float('inf'))
+
+  def draft(self, skip_mask: SkipMask, saved_s: float = 0.0) -> float:
+    """One token drafted with this mask.
+
+    Args:
+      saved_s: seconds that it takes less; see `specialised`.
+    """
+    attn = (~np.asarray(skip_mask.attn)).sum()
+    mlp = (~np.asarray(skip_mask.mlp)).sum()
+    gated = float(self.head + attn * self.attn + mlp * self.mlp)
+    return max(gated - saved_s / self.step_s, _SMALLEST)
+
+  def highest_speed(
+    self, num_layers: int, num_skipped: int, widths: Sequence[int]
+  ) -> float:
+    """Tokens a plain step if every drafted token were right.
+
+    Args:
+      num_skipped: sublayers that the draft leaves out, the dearer kind first.
+    """
+    first, then = sorted((self.attn, self.mlp), reverse=True)
+    saved = first * min(num_skipped, num_layers)
+    saved += then * max(num_skipped - num_layers, 0)
+    whole = self.head + num_layers * (self.attn + self.mlp)
+    draft = whole - saved
+    pairs = zip(widths, self.verify, strict=True)
+    return max(w / ((w - 1) * draft + cost) for w, cost in pairs)
+
+
+def sampling_work(settings: SamplingConfig) -> tuple[bool, ...]:
+  """What of choosing a token takes time, whatever its value is."""
+  penalised = settings.repetition_penalty != 1 or settings.min_new_tokens > 0
+  return settings.top_k > 0, settings.top_p < 1, penalised
+
+
+def rising(verify: Sequence[float]) -> tuple[float, ...]:
+  """No pass is cheaper than a step, nor a wider one than a narrower, whatever the
+  clock says."""
+  return tuple(np.maximum.accumulate([1.0, *verify]).tolist()[1:])
+
+
+def of_model(
+  model: Any,
+  batch: int,
+  shapes: DraftShapes,
+  settings: SamplingConfig,
+  is_kept: bool = True,
+) -> PassCosts:
+  """From the file of this machine and model, or measured and written there.
+
+  Args:
+    model: a `session.Model`, as below.
+    settings: resolved.
+    is_kept: read and write the file.
+  """
+  name = _name(model, batch, shapes, settings)
+  path = _path(name) if is_kept else None
+  found = None
+  if path is not None and sharding.is_first(model.mesh):
+    found = _read(path, len(shapes.verify_widths))
+  if not sharding.agreed(found is not None, model.mesh):
+    measured = measure(model, batch, shapes, settings)
+    if sharding.is_first(model.mesh):
+      found = measured
+      if path is not None:
+        _write(path, found)
+  if sharding.spans_processes(model.mesh):
+    # All must choose alike.
+    text = json.dumps(dataclasses.asdict(found)) if found else ''
+    content = distributed.of_the_first(text.encode())
+    found = PassCosts(**json.loads(content))
+  return found
+
+
+def _name(
+  model: Any, batch: int, shapes: DraftShapes, settings: SamplingConfig
+) -> str:
+  """A hash of all that costs depend on."""
+  mesh = model.mesh
+  device = jax.devices()[0]
+  facts = {
+    'model': dataclasses.asdict(model.cfg),
+    'batch': batch,
+    'capacity': model.capacity,
+    'shapes': shapes,
+    'sampling': sampling_work(settings),
+    'mesh': None if mesh is None else dict(mesh.shape),
+    'device': (device.platform, device.device_kind),
+    'machine': (platform.node(), platform.machine(), _cores()),
+    'processes': jax.process_count(),
+    'flags': os.environ.get('XLA_FLAGS'),
+    'versions': (__version__, jax.__version__, _FORMAT),
+  }
+  text = json.dumps(facts, sort_keys=True, default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _cores() -> int | None:
+  """That this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
+
+
+def _path(name: str) -> pathlib.Path | None:
+  """The file of these costs; None where there is no folder for it."""
+  try:
+    return hub.cache_folder() / 'costs' / f'{name}.json'
+  except InputError:
+    return None
+
+
+def _read(path: os.PathLike[str], num_widths: int) -> PassCosts | None:
+  try:
+    found = PassCosts(**json.loads(atomic.read(str(path), 'costs')))
+  # What is damaged is measured anew.
+  except (InputError, TypeError, ValueError, RecursionError):
+    return None
+  return found if len(found.verify) == num_widths else None
+
+
+def _write(path: os.PathLike[str], costs: PassCosts) -> None:
+  """A folder that cannot be written costs a measurement each time, no more."""
+  text = json.dumps(dataclasses.asdict(costs), indent=2) + '\n'
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    target = atomic.writable(str(path), 'costs')
+    atomic.replace(target, text, 'costs')
+  except (InputError, OSError):
+    return
+
+
+def measure(
+  model: Any, batch: int, shapes: DraftShapes, settings: SamplingConfig
+) -> PassCosts:
+  """Times each kind of pass in turns and takes medians of the ratios."""
+  bench = Bench(model, batch, shapes, settings)
+  layers, width = model.cfg.num_hidden_layers, bench.draft_length + 1
+  every, none = np.ones(layers, bool), np.zeros(layers, bool)
+  masks = {
+    'head': SkipMask(every, every),
+    'attn': SkipMask(none, every),
+    'mlp': SkipMask(every, none),
+  }
+  masks = {name: model.put(mask) for name, mask in masks.items()}
+  kinds: dict[str | int, Callable[[], float]] = {'plain': bench.plain}
+  for w in shapes.verify_widths:
+    kinds[w] = lambda w=w: bench.round(policy.COPY, w - 1)
+  for name, mask in masks.items():
+    kinds[name] = lambda mask=mask: bench.layers(mask)
+  for run in kinds.values():
+    run()  # compiles, and warms
+  times = {name: [] for name in kinds}
+  started = time.perf_counter()
+  for number in range(_REPEATS):
+    late = time.perf_counter() - started > _LONGEST_S
+    if number and sharding.agreed(late, model.mesh):
+      break
+    # To and fro: what comes first may find the machine in another mood.
+    for name in list(kinds)[:: -1 if number % 2 else 1]:
+      times[name].append(kinds[name]())
+  step = np.asarray(times['plain'])
+  cost = {k: float(np.median(np.asarray(v) / step)) for k, v in times.items()}
+
+  def drafted(name: str) -> float:
+    """A drafted token: the round without its verify."""
+    return max((cost[name] - cost[width]) / (width - 1), _SMALLEST)
+
+  head = drafted('head')
+  return PassCosts(
+    step_s=float(np.median(step)),
+    head=head,
+    attn=max((drafted('attn') - head) / layers, 0.0),
+    mlp=max((drafted('mlp') - head) / layers, 0.0),
+    verify=rising([cost[w] for w in shapes.verify_widths]),
+  )
+
+
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+class Bench:
+  """A batch of texts of nothing but a token, begun anew for each dispatch.
+
+  Attributes:
+    draft_length: tokens of the drafts that are timed.
+  """
+
+  def __init__(
+    self,
+    model: Any,
+    batch: int,
+    shapes: DraftShapes,
+    settings: SamplingConfig,
+    capacity: int | None = None,
+  ):
+    """Makes a cache.
+
+    Args:
+      capacity: its slots; None: as many as the model's have by now.
+    """
+    self._model, self._shapes = model, shapes
+    capacity = capacity or model.capacity
+    room = capacity - shapes.max_width - 2
+    needed = max(_ROUNDS * shapes.max_width, _STEPS) + 1
+    filled = max(min(int(_FILLED * capacity), room - needed), 0)
+    tokens = np.zeros((batch, capacity), np.int32)
+    ones = np.ones(batch, np.int32)
+    indices = np.arange(batch, dtype=np.uint32)
+    arrays = (tokens, ones, room * ones, np.uint32(0), indices)
+    cache = model.empty_cache(batch, capacity)
+    evidence = model.put(policy.start())
+    widths = shapes.verify_widths
+    self._state = rounds.start(
+      cache,
+      *model.put(arrays),
+      evidence,
+      num_widths=len(widths),
+      mesh=model.mesh,
+    )
+    done = np.zeros(batch, bool)
+    length = np.full(batch, filled, np.int32)
+    self._begin = *model.put_rows((length, done)), model.put(policy.start())
+    self.draft_length = next((w for w in widths if w >= 8), widths[-1]) - 1
+    self._sampling = model.put(sampling.from_config(settings, ()))
+    layers = model.cfg.num_hidden_layers
+    self._none = model.put(skip_masks.none_skipped(layers))
+
+  def _fresh(self) -> DecodeState:
+    length, done, evidence = _copy(self._begin)  # what is donated is lost
+    state = self._state
+    return state.replace(
+      cache=state.cache.rollback(length), done=done, evidence=evidence
+    )
+
+  def plain(self) -> float:
+    """Seconds of a plain step."""
+    model = self._model
+    arguments = model.graphdef, model.params, self._fresh(), model.full
+    count = model.number(_STEPS)
+    started = time.perf_counter()
+    self._state = jax.block_until_ready(
+      rounds.plain_steps(
+        *arguments, self._sampling, count, self._shapes.samples
+      )
+    )
+    return (time.perf_counter() - started) / _STEPS
+
+  def layers(self, mask: Mask) -> float:
+    """Seconds of a round that drafts by layers."""
+    return self.round(policy.LAYERS, self.draft_length, mask)
+
+  def round(self, source: int, length: int, mask: Mask | None = None) -> float:
+    """Seconds of a round that drafts `length` tokens from a source."""
+    model = self._model
+    widths = len(self._shapes.verify_widths)
+    dear = policy.Costs(
+      np.asarray(1, np.float32),
+      _DEAR * np.arange(1, widths + 1, dtype=np.float32),
+    )
+    forced, longest, threshold, prices = model.put(
+      (np.int32(source), np.int32(length), np.float32(0), dear)
+    )
+    settings = model.settings.replace(
+      forced=forced,
+      max_length=longest,
+      lookup_length=longest,
+      threshold=threshold,  # no draft ends before
+      costs=prices,
+    )
+    state, count = self._fresh(), model.number(_ROUNDS)
+    started = time.perf_counter()
+    self._state = jax.block_until_ready(
+      rounds.speculative_rounds(
+        model.graphdef,
+        model.params,
+        state,
+        self._none if mask is None else mask,
+        model.full,
+        settings,
+        self._sampling,
+        count,
+        self._shapes,
+      )
+    )
+    return (time.perf_counter() - started) / _ROUNDS

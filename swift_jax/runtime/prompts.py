@@ -1,0 +1,174 @@
+"""What a text may begin with: a string, token ids or a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from swift_jax.config.checks import require_text
+from swift_jax.config.settings import ModelConfig
+from swift_jax.errors import InputError
+from swift_jax.runtime import chat_template
+from swift_jax.runtime.chat_template import Conversation
+
+Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]] | Conversation
+"""A string, token ids or a conversation."""
+
+
+def as_list(given: Prompt | Sequence[Prompt]) -> list[Prompt]:
+  """The prompts, where it is only one too.
+
+  Raises:
+    InputError: it is none of the kinds; what it holds is looked at later.
+  """
+  plain = _plain(given)
+  if isinstance(plain, str):
+    return [plain]
+  if not _is_list(plain):
+    raise _wrong_kind(0, plain)
+  prompts = [_plain(prompt) for prompt in plain]
+  is_one = bool(prompts) and isinstance(prompts[0], (int, Mapping))
+  return [plain] if is_one else prompts
+
+
+def needs_tokenizer(prompt: Prompt) -> bool:
+  """Whether it is a string or a conversation, of those that `as_list` gives."""
+  return isinstance(prompt, str) or is_conversation(prompt)
+
+
+def encode(
+  index: int,
+  prompt: Prompt,
+  tokenizer: Any,
+  cfg: ModelConfig,
+  remark: Callable[[str], None],
+  arguments: chat_template.Arguments | None = None,
+) -> list[int]:
+  """Token ids of a prompt that the model can take.
+
+  Args:
+    index: what errors call it.
+    remark: called as by `encode_text`.
+    arguments: of the chat template, where the prompt is a conversation.
+
+  Raises:
+    InputError: of no kind that is known, empty, longer than the context, or a
+      token outside the vocabulary.
+  """
+  ids = _ids(index, prompt, tokenizer, remark, arguments)
+  for token in ids:
+    if not 0 <= token < cfg.vocab_size:
+      raise InputError(
+        f'prompt {index}: token {token} is outside the vocabulary of'
+        f' {cfg.vocab_size}'
+      )
+  context = cfg.max_position_embeddings
+  if len(ids) > context:
+    raise InputError(
+      f'prompt {index} has {len(ids)} tokens, but the context holds'
+      f' max_position_embeddings={context}'
+    )
+  return ids
+
+
+def _ids(
+  index: int,
+  prompt: Any,
+  tokenizer: Any,
+  remark: Callable[[str], None],
+  arguments: chat_template.Arguments | None,
+) -> list[int]:
+  ids: Sequence[Any]
+  if isinstance(prompt, str):
+    if tokenizer is None and prompt:
+      raise InputError(f'prompt {index}: the engine has no tokenizer')
+    name = f'prompt {index}'
+    ids = encode_text(prompt, tokenizer, remark, name) if prompt else []
+  elif not _is_list(prompt):
+    raise _wrong_kind(index, prompt)
+  elif is_conversation(prompt):
+    try:
+      ids = chat_template.encode(prompt, tokenizer, arguments)
+    except InputError as error:
+      raise InputError(f'prompt {index}: {error}') from error
+  else:
+    ids = prompt
+  ids = [_plain(token) for token in ids]
+  if not ids:
+    raise InputError(f'prompt {index} is empty: {prompt!r}')
+  for token in ids:
+    if not isinstance(token, int) or isinstance(token, bool):
+      raise InputError(f'prompt {index}: {token!r:.80} is no token id')
+  return ids
+
+
+def encode_text(
+  text: str, tokenizer: Any, remark: Callable[[str], None], name: str = 'text'
+) -> list[int]:
+  """Token ids of a text that is to go on.
+
+  What the tokenizer sets before each text is left off where the text begins with
+  it already, and an end of text that it sets behind each always is.
+
+  Args:
+    text: with at least a character.
+    remark: called with a line that says so, the same for all texts.
+    name: what errors call it.
+
+  Raises:
+    InputError: it is no text.
+  """
+  if not isinstance(text, str):
+    raise InputError(f'{name}={text!r:.80}: expected a string')
+  require_text(name, text)
+  encoded = tokenizer(text, return_special_tokens_mask=True)
+  ids, is_set = list(encoded['input_ids']), encoded['special_tokens_mask']
+  own = [at for at, mark in enumerate(is_set) if not mark] or [len(ids)]
+  before, body, behind = (
+    ids[: own[0]],
+    ids[own[0] : own[-1] + 1],
+    ids[own[-1] + 1 :],
+  )
+  if before and body[: len(before)] == before:
+    remark(
+      f'a prompt that begins with {_names(before, tokenizer)} gets no second one'
+      ' from the tokenizer'
+    )
+    before = []
+  end = getattr(tokenizer, 'eos_token_id', None)
+  if end in behind:
+    remark(
+      f'the {_names([end], tokenizer)} that the tokenizer sets behind a prompt'
+      ' is left off: the text goes on'
+    )
+    behind = [token for token in behind if token != end]
+  return before + body + behind
+
+
+def _names(ids: Sequence[int | None], tokenizer: Any) -> str:
+  return repr(''.join(tokenizer.convert_ids_to_tokens(ids)))
+
+
+def is_conversation(prompt: object) -> bool:
+  """Whether a prompt is messages, or is meant to be."""
+  return _is_list(prompt) and any(isinstance(p, Mapping) for p in prompt)
+
+
+def _plain(value: Any) -> Any:
+  """Arrays and their numbers, NumPy's or another's, as Python has them."""
+  return value.tolist() if hasattr(value, 'tolist') else value
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+  is_bytes = isinstance(value, (bytes, bytearray))
+  return isinstance(value, Sequence) and not is_bytes
+
+
+def _wrong_kind(index: int, value: object) -> InputError:
+  shown = ' '.join(repr(value).split())
+  return InputError(
+    f'prompt {index}: {shown:.80}: expected a string, token ids or messages'
+  )

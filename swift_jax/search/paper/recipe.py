@@ -1,0 +1,107 @@
+"""The official recipe, as a baseline in the same code.
+
+One mask a step, scored on the first tokens after the prompt; random masks, and
+every `BAYES_INTERVAL`-th step the suggestion of a Gaussian process; a mask drafts
+when its score is above the best score so far, which carries over from text to
+text; the mask that drafts is never scored again, nor is the one it starts with;
+once it has stopped it never starts again.
+
+Two things are as the paper has them and not as the official code does: the start
+skips as many sublayers as any other mask, and the process is told the mask that
+was scored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from swift_jax.config.settings import SearchConfig
+from swift_jax.model import skip_mask as skip_masks
+from swift_jax.model.skip_mask import SkipMask
+from swift_jax.search.matchness import Scores
+from swift_jax.search.searcher import Searcher, needs_gpjax
+
+BAYES_INTERVAL = 25
+
+
+def make_searcher(cfg: SearchConfig, num_layers: int) -> Searcher:
+  """The search that `cfg.recipe` names."""
+  if cfg.recipe == 'paper':
+    return PaperSearcher(cfg, num_layers)
+  return Searcher(cfg, num_layers)
+
+
+class PaperSearcher(Searcher):
+  """See above; `bayes_interval=0` leaves the process out."""
+
+  uses_first_window = True
+  num_candidates = 1
+  wants_importance = False
+  _learnt = (*Searcher._learnt, '_best')
+
+  def __init__(self, cfg: SearchConfig, num_layers: int):
+    super().__init__(cfg, num_layers)
+    self._best = 0.0
+
+  def _collect(self) -> bool:
+    return False
+
+  def _history_form(self) -> list[Any]:
+    return [np.zeros(self._free, bool), 0.0]
+
+  def start_from(self, mask: SkipMask, may_restart: bool = False) -> None:
+    del may_restart
+    super().start_from(mask)
+
+  def start_process(self) -> None:
+    try:
+      from swift_jax.search.paper.process import PaperProcess
+    except ImportError as error:
+      raise needs_gpjax(self.cfg, error) from None
+    self._surrogate: Any = PaperProcess(
+      self._free, self._skipped, self.cfg.seed
+    )
+    for bits, score in self._history:
+      self._surrogate.observe(bits, score)
+    self._history = []
+    if self.iterations:
+      self._surrogate.suggest()  # compiles
+
+  def rest(self) -> None:
+    self.active = False
+
+  def candidates(self) -> SkipMask:
+    is_due = (self.iterations + 1) % BAYES_INTERVAL == 0
+    if self._surrogate is not None and is_due:
+      self._sources = ['paper']
+      return skip_masks.stack([skip_masks.from_bits(self._surrogate.suggest())])
+    self._sources = ['random']
+    ratio = self.cfg.skip_ratio
+    mask = skip_masks.random(self._rng, self.num_layers, ratio)
+    return skip_masks.stack([mask])
+
+  def observe(
+    self, candidates: SkipMask, scores: Scores, fresh: float = 0.0
+  ) -> None:
+    del fresh
+    positions = scores.positions
+    if not positions or not self.active:
+      return
+    self._count(candidates)
+    (bits,), (hits,) = candidates.bits(), scores.num_hits()
+    self._remember(bits[None], np.array([hits]), positions)
+    share = float(hits / positions)
+    if self._surrogate is not None:
+      self._surrogate.observe(bits, share)
+    elif self.cfg.bayes_interval:
+      self._history.append([bits, share])
+    if share > self._best:
+      self._best = share
+      self._replace(bits)
+    self._stop_or_go_on()
+    self._record(candidates, scores)
+
+  def _has_reached(self) -> bool:
+    return self._best > self.cfg.target_matchness

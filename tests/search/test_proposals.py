@@ -1,0 +1,127 @@
+"""Where candidates come from: of one size, distinct, as near as they should be."""
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from swift_jax.model import skip_mask as skip_masks
+from swift_jax.search import proposals
+from swift_jax.search.proposals import Proposal
+
+LAYERS, RATIO = 12, 0.45
+FREE = skip_masks.num_free(LAYERS)
+SKIPPED = skip_masks.num_to_skip(LAYERS, RATIO)
+SEEDS = st.integers(0, 2**32 - 1)
+
+
+def bits_of(stream, count) -> np.ndarray:
+  return np.stack([p.mask.bits() for p in itertools.islice(stream, count)])
+
+
+@given(SEEDS)
+def test_every_stream_keeps_the_number_of_skipped_sublayers(seed):
+  rng = np.random.default_rng(seed)
+  mask = skip_masks.random(rng, LAYERS, RATIO)
+  streams = {
+    'random': proposals.random(rng, LAYERS, RATIO),
+    'neighbour': proposals.neighbours(rng, mask),
+    'sensitivity': proposals.by_importance(rng, rng.normal(size=FREE), SKIPPED),
+  }
+  for source, stream in streams.items():
+    assert next(stream).source == source
+    assert (bits_of(stream, 20).sum(1) == SKIPPED).all()
+
+
+@given(SEEDS)
+def test_neighbours_are_one_exchange_away(seed):
+  rng = np.random.default_rng(seed)
+  mask = skip_masks.random(rng, LAYERS, RATIO)
+  found = bits_of(proposals.neighbours(rng, mask), 20)
+  assert ((found != mask.bits()).sum(1) == 2).all()
+
+
+def test_all_neighbours_come():
+  mask = skip_masks.uniform(5, 0.5)  # 3 of 6: nine exchanges
+  stream = proposals.neighbours(np.random.default_rng(0), mask)
+  assert len(np.unique(bits_of(stream, 200), axis=0)) == 9
+
+
+@given(SEEDS, st.floats(1e-6, 1e6), st.floats(-1e6, 1e6))
+def test_the_first_by_importance_skips_what_matters_least(seed, scale, shift):
+  rng = np.random.default_rng(seed)
+  rank = rng.permutation(FREE)
+  importance = shift + scale * 10 * rank
+  stream = proposals.by_importance(rng, importance, SKIPPED)
+  assert (bits_of(stream, 1)[0] == (rank < SKIPPED)).all()
+
+
+def test_later_ones_by_importance_are_blurred_more():
+  """The mean importance of what they skip rises, but stays below a random one."""
+  rng = np.random.default_rng(1)
+  importance = np.random.default_rng(2).normal(size=FREE)
+  runs = [
+    bits_of(proposals.by_importance(rng, importance, SKIPPED), 3) @ importance
+    for _ in range(200)
+  ]
+  first, second, third = np.mean(runs, axis=0)
+  assert first < second < third < SKIPPED * importance.mean()
+  equal = proposals.by_importance(rng, np.zeros(FREE), SKIPPED)
+  assert (bits_of(equal, 3).sum(1) == SKIPPED).all()
+
+
+@given(st.integers(3, 7), st.floats(0, 1), SEEDS, st.integers(1, 12), st.data())
+def test_there_are_always_as_many_and_none_twice_but_the_first(
+  layers, ratio, seed, count, data
+):
+  """Also of a space that holds fewer."""
+  rng = np.random.default_rng(seed)
+  first = Proposal(skip_masks.random(rng, layers, ratio), 'incumbent')
+  some = [skip_masks.random(rng, layers, ratio) for _ in range(4)]
+  shares = [data.draw(st.integers(0, count)) for _ in range(2)]
+  plan = [
+    (shares[0], proposals.given(some, 'gp')),
+    (shares[1], proposals.random(rng, layers, ratio)),
+  ]
+  chosen = proposals.distinct(first, plan, count)
+  assert len(chosen) == count and chosen[0] is first
+  names = [p.mask.bits().tobytes() for p in chosen]
+  others = [name for name in names if name != names[0]]
+  assert len(set(others)) == len(others)
+  # What fills up is the first itself, at the end.
+  filled = names.count(names[0])
+  assert all(p is first for p in chosen[count - filled + 1 :])
+  skipped = first.mask.num_skipped()
+  assert all(p.mask.num_skipped() == skipped for p in chosen)
+
+
+@pytest.mark.parametrize('layers, masks', [(3, 2), (4, 6)])
+def test_where_there_are_fewer_masks_all_of_them_come(layers, masks):
+  """Half of two sublayers, of four: 2 masks, 6."""
+  rng = np.random.default_rng(3)
+  first = Proposal(skip_masks.uniform(layers, 0.5), 'incumbent')
+  plan = [(12, proposals.random(rng, layers, 0.5))]
+  chosen = proposals.distinct(first, plan, 12)
+  assert len({p.mask.bits().tobytes() for p in chosen}) == masks
+  assert len(chosen) == 12
+
+
+def test_each_stream_gives_its_share_in_turn():
+  rng = np.random.default_rng(4)
+  mask = skip_masks.uniform(LAYERS, RATIO)
+  given_masks = [mask, *(skip_masks.neighbour(rng, mask) for _ in range(2))]
+  plan = [
+    (4, proposals.given(given_masks, 'gp')),  # one of the three is known
+    (2, proposals.random(rng, LAYERS, RATIO)),
+    (9, proposals.neighbours(rng, mask)),
+  ]
+  chosen = proposals.distinct(Proposal(mask, 'incumbent'), plan, 8)
+  sources = [p.source for p in chosen]
+  assert sources == [
+    'incumbent',
+    *['gp'] * 2,
+    *['random'] * 2,
+    *['neighbour'] * 3,
+  ]
