@@ -80,7 +80,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.nightly] * (name == 'drawn'))
+    for name in SETTINGS
+  ],
+)
 def test_they_are_a_full_passs_whichever_method_wrote(engine, name):
   settings, ends = SETTINGS[name]
   prompts, found = PROMPTS_OF_DIFFERENT_LENGTH, {}

@@ -92,9 +92,8 @@ def test_greedy_text_is_plain_text(ngram, length):
   assert engine.searcher.iterations == 0
 
 
-@pytest.mark.parametrize(
-  'name', [pytest.param('temperature .6', marks=pytest.mark.nightly), 'all']
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize('name', ['temperature .6', 'all'])
 def test_drawn_text_has_the_targets_distribution(name):
   engine = make_engine(False)
   p, found, _ = worst(engine, 'prompt_lookup', 5, 4_000, **SETTINGS[name])

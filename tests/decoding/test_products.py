@@ -30,9 +30,20 @@ from swift_jax.search import matchness
 # odd rest above 2**15, where what the library gets wrong begins.
 VOCABULARIES = (2048, 32000, 32016, 32771, 49152, 64000, 102400, 128256)
 TIED = (2048, 32771, 49152, 128256)
+QUICK = 32771  # by default; the nightly run has all
 VERIFIED, STEP, BATCH, BATCH_VERIFIED = (1, 4), (1, 1), (8, 1), (8, 4)
 ROWS, WIDTH = 32, 64
 HALF_ULP = {'float32': 2.0**-24, 'bfloat16': 2.0**-9}
+
+
+def nightly(*values):
+  return pytest.param(*values, marks=pytest.mark.nightly)
+
+
+EACH_VOCABULARY = pytest.mark.parametrize(
+  'size',
+  [size if size == QUICK else nightly(size) for size in VOCABULARIES],
+)
 
 
 def rounding(n: int) -> float:
@@ -98,7 +109,7 @@ def head(graphdef, params, hidden):
 
 
 @pytest.mark.parametrize('dtype', HALF_ULP)
-@pytest.mark.parametrize('size', VOCABULARIES)
+@EACH_VOCABULARY
 def test_logits(size, dtype):
   rng = np.random.default_rng(size)
   kernel = normal(rng, WIDTH, size, dtype=dtype)
@@ -173,7 +184,7 @@ def scores(logits, context, settings):
   return sampling.scores(logits, context, settings, samples=True)
 
 
-@pytest.mark.parametrize('size', VOCABULARIES)
+@EACH_VOCABULARY
 def test_the_likeliest_token(size):
   given = Vocabulary(size, tied=size in TIED)
   how, found = (context(VERIFIED), on_device()), []
@@ -198,7 +209,9 @@ def exact_scores(given, settings, block):
   return exact, 2 * bound + rounding(given.size) / 4 + 1e-6 * kept
 
 
-@pytest.mark.parametrize('size, block', [(32771, VERIFIED), (128256, VERIFIED)])
+@pytest.mark.parametrize(
+  'size, block', [(QUICK, VERIFIED), nightly(128256, VERIFIED)]
+)
 def test_scores_that_draws_go_by(size, block):
   """Softmax, cut-offs and logarithms, at every token."""
   given = Vocabulary(size)
@@ -213,7 +226,7 @@ def test_scores_that_draws_go_by(size, block):
     assert_within(got, exact, bound)
 
 
-@pytest.mark.parametrize('size, block', [(32016, BATCH), (102400, STEP)])
+@pytest.mark.parametrize('size, block', [(32016, BATCH), nightly(102400, STEP)])
 def test_draws(size, block):
   """No token has a higher score than the one that is drawn."""
   given, settings = Vocabulary(size), {'temperature': 2.0}
@@ -242,7 +255,7 @@ def slopes(graphdef, params, hidden, targets):
   return jax.grad(gain)(hidden)
 
 
-@pytest.mark.parametrize('size', [32771, 128256])
+@pytest.mark.parametrize('size', [QUICK, nightly(128256)])
 def test_likelihood_and_its_derivative(size):
   """Sums and largest values behind the head, and a product along the vocabulary."""
   given = Vocabulary(size, tied=True)
@@ -384,8 +397,8 @@ def by_query(x, group):
 # The demo, SmolLM 135M and Llama 3.2 1B; of a cache of 512 and more a part is read.
 SHAPES = [
   (8, 2, 2, 64, 384, 301),
-  (4, 3, 3, 64, 768, 500),
-  (32, 8, 4, 64, 512, 77),
+  nightly(4, 3, 3, 64, 768, 500),
+  nightly(32, 8, 4, 64, 512, 77),
 ]
 
 
@@ -403,7 +416,7 @@ def test_attention(tokens, heads, group, h, slots, filled):
 # A batch that is trained on, and the window of the search, on a cache.
 @pytest.mark.parametrize(
   'tokens, heads, group, h, slots, filled',
-  [(256, 2, 2, 64, 0, 0), (50, 2, 2, 64, 384, 301)],
+  [nightly(256, 2, 2, 64, 0, 0), (50, 2, 2, 64, 384, 301)],
 )
 def test_derivative_of_attention(tokens, heads, group, h, slots, filled):
   given, exact = attention(tokens, heads, group, h, slots, filled)

@@ -70,13 +70,24 @@ def _ours(name):
   return jax.device_get(run(params, cases.prompt(name), mask))
 
 
+# Each compiles a model: by default one of a kind.
+QUICK = {'all', 'tied', 'mqa', 'gelu', 'rope_llama3', 'rope_yarn'}
+EACH_CASE = pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=[pytest.mark.nightly] * (name not in QUICK))
+    for name in cases.CASES
+  ],
+)
+
+
 @pytest.fixture(scope='module')
 def stored():
   with np.load(cases.REFERENCE) as arrays:
     return dict(arrays)
 
 
-@pytest.mark.parametrize('name', cases.CASES)
+@EACH_CASE
 def test_stored(name, stored):
   tokens, logits = _ours(name)
   np.testing.assert_array_equal(tokens, stored[f'{name}/tokens'])
@@ -88,7 +99,7 @@ def test_stored(name, stored):
   )
 
 
-@pytest.mark.parametrize('name', cases.CASES)
+@EACH_CASE
 def test_live(name, tmp_path):
   """One pass of torch over our text: greedy text is the text whose every token
   is the argmax of what precedes it."""
