@@ -303,6 +303,25 @@ def test_climbing_keeps_to_masks_and_finds_the_top_of_a_known_hill():
   assert BEST - mean.max() < 0.3 * (BEST - start)
 
 
+def test_climbing_goes_where_little_is_known():
+  """All means are alike: the deviation alone is a hill."""
+  first, second = jax.random.split(jax.random.key(0))
+  bits = random_bits(np.random.default_rng(7), 40).astype(np.float32)
+  pool = acquisition.start_pool(
+    jnp.asarray(bits), jnp.zeros(40), first, SKIPPED
+  )
+  unknown = jnp.linspace(0, 1, FREE)
+
+  def predict(masks):
+    return jnp.zeros(len(masks)), masks @ unknown
+
+  climbed, _ = acquisition.climb(pool, predict, second)
+  most = np.sort(np.asarray(unknown))[-SKIPPED:].sum()
+  start, found = (np.asarray(p @ unknown) for p in (pool, climbed))
+  assert found.mean() > start.max()
+  assert most - found.max() < 0.3 * (most - start.max())
+
+
 def test_exchanges_keep_the_size_and_go_no_further_than_said():
   bits = random_bits(np.random.default_rng(8), 300).astype(np.float32)
   counts = np.resize([1, 2, 3], 300)
