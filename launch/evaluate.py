@@ -1,6 +1,6 @@
 """Asks a task's questions and writes an answer line each, in Spec-Bench's format.
 
-  python launch/evaluate.py --config=configs/llama3_1_8b.py --workdir=DIR \\
+  python launch/evaluate.py --config=configs/llama.py:llama3_1_8b --workdir=DIR \\
     --config.task.name=spec_bench --config.task.path=question.jsonl \\
     --config.decode.method=swift
 

@@ -97,10 +97,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def read_config(path: str) -> ConfigDict:
   """`get_config()` of a Python file.
 
+  Args:
+    path: the file. `FILE.py:NAME` calls `get_config(NAME)`.
+
   Raises:
-    InputError: whatever is wrong with the file, it is named.
+    InputError: whatever is wrong with the file or the name, they are named.
   """
-  file = pathlib.Path(path)
+  stem, colon, name = path.partition('.py:')
+  file = pathlib.Path(f'{stem}.py' if colon else path)
   try:
     if not file.is_file():
       raise InputError(f'--config={path}: no such file')
@@ -112,10 +116,11 @@ def read_config(path: str) -> ConfigDict:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    config = module.get_config()
+    config = module.get_config(*([name] if colon else []))
   except Exception as error:
-    kind = type(error).__name__
-    raise InputError(f'--config={path}: {kind}: {error}') from error
+    # A file refuses a name by a ValueError; of the rest the kind says more.
+    kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
+    raise InputError(f'--config={path}: {kind}{error}') from error
   if not isinstance(config, ConfigDict):
     raise InputError(
       f'--config={path}: get_config() gives {config!r}, not a ConfigDict'

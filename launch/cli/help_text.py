@@ -44,7 +44,8 @@ def of_config(
     sections: a dataclass by the name of its section.
     fields: the meaning of what stands in no section.
   """
-  lines = [_line('--config=FILE', 'a Python file that sets what follows')]
+  first = 'a Python file that sets what follows; NAME is its argument'
+  lines = [_line('--config=FILE[:NAME]', first)]
   lines += [_line(f'--config.{k}', meaning) for k, meaning in fields.items()]
   for name, cls in sections.items():
     said = meanings(cls)

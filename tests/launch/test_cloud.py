@@ -30,7 +30,7 @@ CODE = ('--repository=https://example.org/swift_jax.git', '--commit=v1.0')
 BUCKET = '--workdir=gs://bucket/runs/1'
 # Quotes, spaces and wildcards have two shells to survive.
 ARGUMENTS = (
-  '--config=configs/llama3_1_8b.py',
+  '--config=configs/llama.py:llama3_1_8b',
   "--config.sampling.stop_strings=('a b', '*')",
 )
 
@@ -654,7 +654,8 @@ def test_what_the_pods_run(container):
   assert container['command'] == ['python', 'launch/evaluate.py']
   flags = dict(flag.split('=', 1) for flag in container['args'])
   assert flags['--workdir'].startswith('gs://BUCKET/')
-  assert (ROOT / flags['--config']).is_file()
+  config, _, name = flags['--config'].partition(':')
+  assert (ROOT / config).is_file() and name
   chips = container['resources']['limits']['google.com/tpu']
   assert flags['--config.mesh.tensor'] == str(chips)
   for flag in flags:

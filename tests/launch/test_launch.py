@@ -237,7 +237,12 @@ REFUSED_FLAGS = [
   (['--config.model.path='], ["model.path=''"]),
   (['--config.compilation_cache_dir.x=3'], ['dir.x=3: the config has no such']),
   (['--config=configs/none.py'], ['--config=configs/none.py', 'no such file']),
+  (['--config=configs/none.py:x'], ['--config=configs/none.py:x: no such']),
   (['--config=README.md'], ['--config=README.md']),
+  (
+    ['--config=configs/demo.py:x'],
+    ['--config=configs/demo.py:x: TypeError: get_config() takes 0'],
+  ),
   (['--config'], ['--config: a file is missing']),
   (['stray'], ["unexpected argument 'stray'"]),
   (['--prompts_file=none.jsonl'], ['--prompts_file=none.jsonl', 'No such']),
