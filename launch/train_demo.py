@@ -30,7 +30,7 @@ import tokenizers
 
 from swift_jax.checkpoint import export
 from swift_jax.config.settings import ModelConfig
-from swift_jax.demo import corpus, training
+from swift_jax.demo import corpus, measuring, training
 from swift_jax.demo.training import TrainConfig
 from swift_jax.errors import InputError
 from swift_jax.files import atomic
@@ -213,8 +213,8 @@ def _skip_set(
 ) -> SkipMask:
   """A set found on training text."""
   graphdef, _ = llama.abstract_model(model_cfg)
-  rows = training.spread_rows(tokens, cfg.seq_len, 8)[:, :-1]
-  return training.find_skip_set(
+  rows = measuring.spread_rows(tokens, cfg.seq_len, 8)[:, :-1]
+  return measuring.find_skip_set(
     graphdef, params, rows, model_cfg.num_hidden_layers, SKIP_RATIO, SWAPS
   )
 
@@ -228,10 +228,10 @@ def _measure(
 ) -> dict[str, float]:
   """The card's figures, on the held-out text in whole batches of eight rows."""
   graphdef, _ = llama.abstract_model(model_cfg)
-  rows = training.spread_rows(held_out, cfg.seq_len, 10**6)
+  rows = measuring.spread_rows(held_out, cfg.seq_len, 10**6)
   batches = [rows[i : i + 8] for i in range(0, len(rows) - 7, 8)] or [rows]
   loss = jax.jit(training.make_loss(graphdef))
-  matchness = training.make_matchness(graphdef)
+  matchness = measuring.make_matchness(graphdef)
   full = skip_mask.none_skipped(model_cfg.num_hidden_layers)
   uniform = skip_mask.uniform(model_cfg.num_hidden_layers, SKIP_RATIO)
 

@@ -21,7 +21,6 @@ from typing import Any
 from absl import logging
 from flax import nnx
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import optax
@@ -33,6 +32,7 @@ from swift_jax.checkpoint import fused
 from swift_jax.checkpoint.hf_config import one_line
 from swift_jax.config.checks import require_int, require_number
 from swift_jax.config.settings import ModelConfig
+from swift_jax.demo import measuring
 from swift_jax.errors import InputError
 from swift_jax.model import llama, skip_mask
 from swift_jax.model.skip_mask import SkipMask
@@ -123,16 +123,6 @@ def rows(
       step += 1
 
 
-def spread_rows(
-  tokens: np.ndarray, seq_len: int, most: int
-) -> Int[np.ndarray, 'r t+1']:
-  """Up to `most` windows spread evenly over a text."""
-  windows = (len(tokens) - 1) // seq_len
-  picked = np.linspace(0, windows - 1, min(most, windows)).astype(int)
-  rows = [tokens[i * seq_len :][: seq_len + 1] for i in picked]
-  return np.stack(rows).astype(np.int32)
-
-
 def schedule(cfg: TrainConfig, peak: float) -> optax.Schedule:
   """Linear warm-up, constant, linear decay to zero: 'trapezoidal'."""
   decay_steps = max(1, int(cfg.steps * cfg.decay))
@@ -182,62 +172,6 @@ def make_loss(graphdef: llama.GraphDef) -> Callable[..., Array]:
     return losses.mean()
 
   return loss
-
-
-def evaluate(
-  loss: Callable[..., Array], params: Any, held_out: np.ndarray, mask: SkipMask
-) -> float:
-  """Mean loss over held-out rows int[R, T+1], eight at a time."""
-  losses = [
-    loss(params, held_out[i : i + 8], mask) for i in range(0, len(held_out), 8)
-  ]
-  return float(np.mean(jax.device_get(losses)))
-
-
-def make_matchness(graphdef: llama.GraphDef) -> Callable[..., Array]:
-  """Share of positions of rows int[B, T] where skipping changes no argmax."""
-
-  def argmax(params: Any, rows: Array, mask: SkipMask) -> Array:
-    model = nnx.merge(graphdef, params)
-    return jnp.argmax(model.logits(model(rows, mask)[0]), axis=-1)
-
-  @jax.jit
-  def matchness(
-    params: Any, rows: Array, mask: SkipMask, full: SkipMask
-  ) -> Array:
-    return (argmax(params, rows, mask) == argmax(params, rows, full)).mean()
-
-  return matchness
-
-
-def find_skip_set(
-  graphdef: llama.GraphDef,
-  params: Any,
-  rows: Int[np.ndarray, 'b t'],
-  num_layers: int,
-  skip_ratio: float,
-  evaluations: int,
-  seed: int = 0,
-) -> SkipMask:
-  """The best of many masks on given text: swaps from the uniform mask uphill.
-
-  Offline, for the model card; while decoding, `swift_jax.search` does this.
-  """
-  rng = np.random.default_rng(seed)
-  matchness = make_matchness(graphdef)
-  full = skip_mask.none_skipped(num_layers)
-
-  def score(mask: SkipMask) -> float:
-    return float(matchness(params, rows, mask, full))
-
-  best = skip_mask.uniform(num_layers, skip_ratio)
-  best_score = score(best)
-  for _ in progress.bar(range(evaluations), unit='mask'):
-    mask = skip_mask.neighbour(rng, best)
-    new_score = score(mask)
-    if new_score > best_score:
-      best, best_score = mask, new_score
-  return best
 
 
 def check_batch(cfg: TrainConfig) -> None:
@@ -351,7 +285,7 @@ def train(
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state
 
-  held_rows = spread_rows(held_out, cfg.seq_len, cfg.eval_rows)
+  held_rows = measuring.spread_rows(held_out, cfg.seq_len, cfg.eval_rows)
   masks = {
     'loss': skip_mask.none_skipped(model_cfg.num_hidden_layers),
     'loss_skipped': skip_mask.uniform(model_cfg.num_hidden_layers, 0.45),
@@ -385,7 +319,7 @@ def train(
       bar.update()
       if step % cfg.eval_every == 0 or step == cfg.steps:
         figures = {
-          name: evaluate(eval_loss, state['params'], held_rows, mask)
+          name: measuring.evaluate(eval_loss, state['params'], held_rows, mask)
           for name, mask in masks.items()
         }
         bar.write(f'step {step}: held-out {figures}')
@@ -397,7 +331,7 @@ def train(
         raise KeyboardInterrupt
     if not figures:
       figures = {
-        name: evaluate(eval_loss, state['params'], held_rows, mask)
+        name: measuring.evaluate(eval_loss, state['params'], held_rows, mask)
         for name, mask in masks.items()
       }
   figures['seconds'] = float(state['seconds'])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import importlib.util
 import math
 from typing import Any
@@ -14,12 +13,12 @@ from swift_jax.errors import InputError
 from swift_jax.model import skip_mask as skip_masks
 from swift_jax.model.skip_mask import SkipMask
 from swift_jax.search import proposals
-from swift_jax.search.budget import Budget, Estimate
+from swift_jax.search.budget import Estimate
 from swift_jax.search.drift import Drift
-from swift_jax.search.files import codec
-from swift_jax.search.files.record_forms import EVENTS, SOURCES, PassRecord
+from swift_jax.search.files.record_forms import PassRecord
 from swift_jax.search.matchness import Scores
 from swift_jax.search.proposals import Proposal
+from swift_jax.search.search_state import SearchState
 from swift_jax.typing import Float
 
 # By which a mask must be better to draft, in deviations of the difference.
@@ -32,66 +31,19 @@ _REMEMBERED = 512  # masks whose last score is known
 STARTING_SECONDS = 8.0  # of the process: to import it and to compile it
 
 
-class Searcher:
+class Searcher(SearchState):
   """Proposals against an incumbent that is scored again in every pass.
 
   The incumbent and its challengers meet on the same text, so neither a lucky nor
-  an easy window decides. It starts as the uniform mask and keeps the ratio.
-
-  Attributes:
-    incumbent: the mask that drafts.
-    source: who proposed it.
-    estimate: its share of hits, over the windows it was scored on.
-    iterations: passes scored.
-    evaluations: masks scored in them.
-    restarts: how often the stream drifted.
-    active: whether the search goes on.
-    budget: what it may cost, over all texts.
-    on_pass: called with a record of each pass.
+  an easy window decides. It starts as the uniform mask and keeps the ratio. What
+  it has learnt are the attributes of `SearchState`.
   """
 
   uses_first_window = False  # the text's newest tokens, not its first
-  _learnt = (  # what a state is, beside its parts
-    'source',
-    'iterations',
-    'evaluations',
-    'restarts',
-    'active',
-    '_since_improved',
-    '_since_start',
-    '_watches',
-    '_importance',
-    '_suggested',
-    '_history',
-    '_scored',
-    '_event',
-    '_is_new_text',
-  )
 
   def __init__(self, cfg: SearchConfig, num_layers: int):
-    self.cfg = cfg
-    self.num_layers = num_layers
-    self.incumbent = skip_masks.uniform(num_layers, cfg.skip_ratio)
-    self.source = 'start'
-    self.estimate = Estimate()
-    self.iterations = self.evaluations = self.restarts = 0
-    self._skipped = skip_masks.num_to_skip(num_layers, cfg.skip_ratio)
-    self._free = skip_masks.num_free(num_layers)
-    self.active = self._may_score
-    self.budget = Budget(cfg.time_budget)
-    self.on_pass: Callable[[PassRecord], None] | None = None
-    self._rng = np.random.default_rng(cfg.seed)
-    self._since_improved = self._since_start = 0
-    self._watches = False  # whether drift may wake a search at rest
-    self._drift = Drift()
-    self._importance: np.ndarray | None = None
-    self._surrogate: Any = None
-    self._suggested: list[np.ndarray] = []
-    self._history: list[list[Any]] = []
-    self._scored: dict[str, list[Any]] = {}
+    super().__init__(cfg, num_layers)
     self._sources: list[str] = []
-    self._event = 'start'
-    self._is_new_text = True
     if self.active and cfg.bayes_interval:
       _require_gpjax(cfg)
 
@@ -104,11 +56,6 @@ class Searcher:
       f'{type(self).__name__}({state}, iterations={self.iterations}{score},'
       f' source={self.source!r}, skip_ratio={self.incumbent.skip_ratio():.2f})'
     )
-
-  @property
-  def num_candidates(self) -> int:
-    """Masks scored in one pass, C."""
-    return self.cfg.num_candidates
 
   @property
   def matchness(self) -> float | None:
@@ -143,12 +90,6 @@ class Searcher:
   def may_search(self) -> bool:
     """Whether there is a search, now or after a drift."""
     return self.active or self._watches
-
-  @property
-  def _may_score(self) -> bool:
-    """Whether there are masks to choose among, and they may be scored."""
-    has_choice = 0 < self._skipped < self._free
-    return self.cfg.enabled and has_choice and self.cfg.max_iterations > 0
 
   @property
   def _ratio(self) -> float:
@@ -397,105 +338,8 @@ class Searcher:
     )
 
   def state(self) -> dict[str, Any]:
-    """All that the search has learnt, as JSON has it."""
     self.name_incumbent()
-    surrogate = self._surrogate
-    learnt = {name: getattr(self, name) for name in self._learnt}
-    return codec.encode(
-      {
-        'sizes': self._sizes(),
-        'learnt': learnt,
-        'incumbent': self.incumbent.bits(),
-        'estimate': vars(self.estimate),
-        'budget': vars(self.budget),
-        'drift': vars(self._drift),
-        'rng': self._rng.bit_generator.state,
-        'surrogate': None if surrogate is None else surrogate.state(),
-      }
-    )
-
-  def restore(self, state: Any) -> None:
-    """Goes on from what `state` gave.
-
-    Raises:
-      InputError: it is of a search of other sizes, or damaged; nothing has
-        changed then.
-    """
-    other = type(self)(self.cfg, self.num_layers)
-    other._skipped = self._skipped
-    try:
-      for name, mine in self._sizes().items():
-        if state['sizes'][name] != mine:
-          raise InputError(
-            f'search state: {name}={state["sizes"][name]!r}, here {mine!r}'
-          )
-      other._take(codec.decode(state))
-    except (
-      ArithmeticError,
-      AttributeError,
-      LookupError,
-      TypeError,
-      ValueError,
-    ) as error:
-      if isinstance(error, InputError):
-        raise
-      raise InputError(
-        f'search state: damaged: {type(error).__name__}: {error}'
-      ) from error
-    other.on_pass, other.budget.share = self.on_pass, self.budget.share
-    vars(self).update(vars(other))
-
-  def _sizes(self) -> dict[str, Any]:
-    """What two searches must share for one to go on from the other."""
-    return {
-      'num_layers': self.num_layers,
-      'num_skipped': self._skipped,
-      'num_candidates': self.num_candidates,
-      'recipe': self.cfg.recipe,
-    }
-
-  def _take(self, state: dict[str, Any]) -> None:
-    bits = state['incumbent']
-    if bits.shape != (self._free,) or bits.sum() != self._skipped:
-      raise ValueError(f'incumbent has {bits.shape} sublayers')
-    self.incumbent = skip_masks.from_bits(bits)
-    codec.replace_fields(self, self._learnt, state['learnt'])
-    # The settings of this run are the ones that count.
-    self.active &= self._may_score
-    self._watches &= self._may_score and self.cfg.restart
-    for name in ('estimate', 'budget', '_drift'):
-      part = getattr(self, name)
-      fields = tuple(vars(part))
-      codec.replace_fields(part, fields, state[name.lstrip('_')])
-    self._check_learnt()
-    self._rng.bit_generator.state = state['rng']
-    if state['surrogate'] is not None and self.cfg.bayes_interval:
-      self.start_process()
-      self._surrogate.restore(state['surrogate'])
-
-  def _check_learnt(self) -> None:
-    """Refuses what `replace_fields` let pass: parts, and what was None here."""
-    bits = np.zeros(self._free, bool)
-    learnt = {
-      'importance': ([self._importance], bits.astype(np.float32)),
-      'per_pass': ([self.budget.per_pass], 0.0),
-      'plain': ([self.budget.plain], 0.0),
-      'suggested': (self._suggested, bits),
-      'history': (self._history, self._history_form()),
-      'scored': (self._scored.values(), ['', 0, 0]),
-    }
-    for name, (items, example) in learnt.items():
-      known = [item for item in items if item is not None]
-      codec.check_items(name, known, example)
-    sources = {self.source, *(source for source, *_ in self._scored.values())}
-    if not sources <= {*SOURCES} or self._event not in ('', *EVENTS):
-      raise ValueError(f'unknown sources {sources}, event {self._event!r}')
-
-  def _history_form(self) -> list[Any]:
-    """An item of what a process that starts late is told."""
-    count = self.num_candidates
-    numbers = np.zeros(count, np.float32)
-    return [np.zeros((count, self._free), bool), numbers, numbers, 0.0]
+    return super().state()
 
 
 def digits(bits: np.ndarray) -> str:

@@ -22,7 +22,7 @@ from swift_jax import (
 )
 from swift_jax.checkpoint import load
 from swift_jax.checkpoint.hub import DEMO_MODEL
-from swift_jax.demo import training
+from swift_jax.demo import measuring, training
 from swift_jax.model import skip_mask as skip_masks
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def engine():
 def test_it_has_learnt_python(engine):
   """Text of our own, which it has not seen: a uniform guess costs 7.6 nats."""
   (tokens,) = engine.encode([TEXT])
-  rows = training.spread_rows(np.asarray(tokens), len(tokens) - 1, 1)
+  rows = measuring.spread_rows(np.asarray(tokens), len(tokens) - 1, 1)
   loss = training.make_loss(engine.model.graphdef)
   full = skip_masks.none_skipped(engine.cfg.num_hidden_layers)
   assert float(loss(engine.model.params, rows, full)) < 3.0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from swift_jax.config.settings import ModelConfig
-from swift_jax.demo import corpus, training
+from swift_jax.demo import corpus, measuring, training
 from swift_jax.demo.training import TrainConfig
 from swift_jax.errors import InputError
 from swift_jax.model import skip_mask
@@ -183,9 +183,9 @@ def test_loss_is_the_mean_cross_entropy():
 def test_the_found_skip_set_is_no_worse_than_the_start():
   graphdef, params = training.llama.init_model(MODEL, 0)
   rows = np.random.default_rng(0).integers(0, 29, (3, 12))
-  matchness = training.make_matchness(graphdef)
+  matchness = measuring.make_matchness(graphdef)
   full, start = skip_mask.none_skipped(3), skip_mask.uniform(3, 0.5)
-  found = training.find_skip_set(graphdef, params, rows, 3, 0.5, 5)
+  found = measuring.find_skip_set(graphdef, params, rows, 3, 0.5, 5)
   assert found.num_skipped() == start.num_skipped() == 1
   assert matchness(params, rows, full, full) == 1
   before = matchness(params, rows, start, full)

@@ -19,6 +19,7 @@ from cli import common, console
 import demo
 from full_disk import files_up_to
 import generate
+import generate_prompts
 import jax
 import pytest
 from reference import cases
@@ -132,7 +133,7 @@ def test_fields_of_every_kind_can_be_set(launch):
   ],
 )
 def test_a_text_has_the_same_escapes_wherever_it_stands(launch, given, text):
-  assert generate.read_prompts(given, None)[0].text == text
+  assert generate_prompts.read_prompts(given, None)[0].text == text
   flag = '--config.sampling.stop_strings'
   for arguments in ([f'{flag}={given}'], [flag, given]):
     sampling = common.section(configured(launch, *arguments), 'sampling')
@@ -350,18 +351,18 @@ def test_prompts_files_are_read_as_they_are(tmp_path, monkeypatch):
     '\ufeff{"prompt": "a\u2028b", "id": 1}\r\n\n{"prompt": "c"}'.encode()
   )
   file = write(tmp_path, 'prompts.jsonl', content)
-  prompts = generate.read_prompts(None, str(file))
+  prompts = generate_prompts.read_prompts(None, str(file))
   assert [prompt.text for prompt in prompts] == ['a\u2028b', 'c']
   assert [prompt.where.split(', ')[1] for prompt in prompts] == [
     'line 1',
     'line 3',
   ]
   monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(content)))
-  prompts = generate.read_prompts(None, '-')
+  prompts = generate_prompts.read_prompts(None, '-')
   assert [prompt.text for prompt in prompts] == ['a\u2028b', 'c']
   monkeypatch.setattr(sys, 'stdin', None)
   with pytest.raises(InputError, match='--prompts_file=-: standard input is'):
-    generate.read_prompts(None, '-')
+    generate_prompts.read_prompts(None, '-')
 
 
 def test_texts_come_in_order_and_records_a_line_each(launch, engine, tmp_path):
@@ -452,10 +453,12 @@ def test_a_prompt_the_model_cannot_take_is_named_by_its_line(
 def test_messages_are_text_at_any_depth(tmp_path, content, said):
   file = write(tmp_path, 'prompts.jsonl', content)
   if said is None:
-    assert len(generate.read_prompts(None, str(file), is_chat=True)) == 1
+    assert (
+      len(generate_prompts.read_prompts(None, str(file), is_chat=True)) == 1
+    )
     return
   with pytest.raises(InputError, match=re.escape(said)):
-    generate.read_prompts(None, str(file), is_chat=True)
+    generate_prompts.read_prompts(None, str(file), is_chat=True)
 
 
 def test_prompts_files_may_be_gzip(tmp_path, monkeypatch, store):
@@ -471,7 +474,7 @@ def test_prompts_files_may_be_gzip(tmp_path, monkeypatch, store):
   stdin = io.TextIOWrapper(io.BytesIO(packed))
   monkeypatch.setattr(sys, 'stdin', stdin)
   for path in paths:
-    prompts = generate.read_prompts(None, str(path))
+    prompts = generate_prompts.read_prompts(None, str(path))
     assert [prompt.text for prompt in prompts] == ['a', 'b']
     assert prompts[1].where == f'--prompts_file={path}, line 2'
 
