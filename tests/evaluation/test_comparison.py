@@ -213,6 +213,13 @@ def test_speedups_of_each_task():
 PROMPT = st.tuples(*[st.floats(0.1, 100)] * 4)
 
 
+def test_the_same_prompts_are_drawn_for_tokens_and_seconds():
+  """Long and short texts of one speed: no draw has another speedup."""
+  tokens = np.array([[1, 1], [10, 12], [100, 90], [1000, 1000]], float)
+  found = bootstrap(tokens, tokens / [10, 25], 0)
+  assert found == pytest.approx((2.5, 2.5))
+
+
 @given(st.lists(PROMPT, min_size=2, max_size=12), st.integers(0, 2**32))
 def test_the_interval_holds_the_ratio_and_is_reproducible(prompts, seed):
   tokens, seconds = np.split(np.array(prompts), 2, axis=1)
