@@ -36,6 +36,7 @@ from swift_jax.parallel import sharding
 from swift_jax.runtime import chat_template
 from swift_jax.runtime.chat_template import Arguments, Conversation
 from swift_jax.runtime.metrics import LogProbs, Metrics, Round, ratio
+from swift_jax.runtime.model import Model
 from swift_jax.runtime.prompts import (
   Prompt,
   as_list,
@@ -44,7 +45,8 @@ from swift_jax.runtime.prompts import (
   is_conversation,
   needs_tokenizer,
 )
-from swift_jax.runtime.session import Model, Piece, Row, Seen, Session
+from swift_jax.runtime.rows import Piece, Row, Seen
+from swift_jax.runtime.session import Session
 from swift_jax.runtime.token_bytes import TokenBytes, special_tokens
 from swift_jax.search.budget import Estimate
 from swift_jax.search.files import cached_sets, records
@@ -676,9 +678,9 @@ class Engine:
       spare.start_from(self.searcher.incumbent)
     session = self.session(prompts, decode, spare)
     if search and decode.method == 'swift' and self.searcher.active:
-      session.prepare_search()
+      session.turns.prepare(session.state)
       candidates = spare.candidates()
-      scores = session.score(candidates)
+      scores = session.turns.score(session.state, candidates)
       # Nothing has been written yet; what follows needs a text to weigh.
       everything = np.ones_like(scores.compared)
       spare.observe(candidates, scores._replace(compared=everything), 1)

@@ -37,7 +37,6 @@ LONGER = {
   'launch/generate.py',
   'swift_jax/demo/training.py',
   'swift_jax/runtime/engine.py',
-  'swift_jax/runtime/session.py',
   'swift_jax/search/searcher.py',
 }
 FILES = sorted(f for f in PACKAGE.rglob('*.py') if f != PACKAGE / '__init__.py')
