@@ -53,6 +53,24 @@ class Seen(NamedTuple):
     return cls(tokens, cached + 1, *rest)
 
 
+class Dispatch(NamedTuple):
+  """What a dispatch did: clock, budget, search and rows go by this alone.
+
+  Attributes:
+    rounds: as many as were asked for.
+    seconds: what it took, with the transfer to the host.
+    steps: plain steps that would have brought the batch as far.
+    work: what was done; see `DecodeState`.
+    seen: the batch after it.
+  """
+
+  rounds: int
+  seconds: float
+  steps: int
+  work: np.ndarray
+  seen: Seen
+
+
 class Piece(NamedTuple):
   """What a row has got: tokens, and the text that has become certain."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 import time
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -23,27 +22,16 @@ from swift_jax.parallel import sharding
 from swift_jax.runtime.detokenizer import Bytes
 from swift_jax.runtime.metrics import LogProbs, Round
 from swift_jax.runtime.model import Model
-from swift_jax.runtime.rows import Piece, Rows, Seen, log_probs_of, not_finite
+from swift_jax.runtime.rows import (
+  Dispatch,
+  Piece,
+  Rows,
+  Seen,
+  log_probs_of,
+  not_finite,
+)
 from swift_jax.runtime.turns import Seconds, Turns
 from swift_jax.search.searcher import Searcher
-
-
-class Dispatch(NamedTuple):
-  """What a dispatch did: clock, budget, search and rows go by this alone.
-
-  Attributes:
-    rounds: as many as were asked for.
-    seconds: what it took, with the transfer to the host.
-    steps: plain steps that would have brought the batch as far.
-    work: what was done; see `DecodeState`.
-    seen: the batch after it.
-  """
-
-  rounds: int
-  seconds: float
-  steps: int
-  work: np.ndarray
-  seen: Seen
 
 
 class Session:
@@ -314,6 +302,26 @@ class Session:
       drafted, accepted = np.subtract(self.rows.verdict(), before).tolist()
       self.searcher.watch(drafted, accepted)
     return pieces
+
+  def warm_up(self, scores: bool, specialises: bool) -> None:
+    """Compiles what `run` and those after it run; the batch is then spent.
+
+    Args:
+      scores: the search's passes too.
+      specialises: the program without gates too, where it is used.
+    """
+    if scores:
+      self.turns.warm_up(self.state)
+    if specialises:
+      self.specialise(self.searcher.incumbent, waits=True)
+    self.state = jax.block_until_ready(self.advance(2))
+    if self.decode.method != 'plain' and self.decode.phase_interval:
+      self.state = self.in_halves()
+    Seen.of(self.state, self.model)
+    self.rounds()
+    if self.decode.sampling.logprobs is not None:
+      self.force(0)
+    sharding.agreed(True, self.model.mesh)
 
   def rounds(self) -> list[list[Round]]:
     """What each pass of the target did for each row; they add up to its text."""

@@ -155,6 +155,16 @@ class Turns:
       searcher.observe(candidates, self.score(state, candidates), fresh)
     self.scored_at = written
 
+  def warm_up(self, state: DecodeState) -> None:
+    """Compiles a scoring pass, before there is a text to weigh."""
+    self.prepare(state)
+    candidates = self._searcher.candidates()
+    scores = self.score(state, candidates)
+    everything = np.ones_like(scores.compared)
+    scores = scores._replace(compared=everything)
+    self._searcher.observe(candidates, scores, 1)
+    self._searcher.state()  # waits for the Gaussian process, where there is one
+
   def prepare(self, state: DecodeState) -> None:
     """What the search asks for beside scores, once: not in a pass's time."""
     searcher, text = self._searcher, self._text(state)

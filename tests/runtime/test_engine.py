@@ -21,7 +21,7 @@ from swift_jax.config.settings import DraftConfig, SearchConfig
 from swift_jax.errors import InputError
 from swift_jax.model import llama, skip_mask
 from swift_jax.parallel import sharding
-from swift_jax.runtime import engine as engines
+from swift_jax.runtime import search_files
 from swift_jax.runtime.engine import Engine
 from swift_jax.search.files import cached_sets, records
 
@@ -471,7 +471,7 @@ def test_a_record_is_asked_for_only_by_who_writes_it(monkeypatch, tmp_path):
   search = SearchConfig(record=path)
   with records.Writer(path, records.Header(3, '0' * 16, {})):
     monkeypatch.setattr(sharding, 'is_first', lambda mesh: False)
-    engines._check_files(search, None)
+    search_files.check(search, None)
     monkeypatch.setattr(sharding, 'is_first', lambda mesh: True)
     with pytest.raises(InputError, match='another run is writing there'):
-      engines._check_files(search, None)
+      search_files.check(search, None)
