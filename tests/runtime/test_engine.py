@@ -1,6 +1,7 @@
 """What the engine reports and refuses."""
 
 import dataclasses
+import gc
 import json
 import re
 
@@ -475,3 +476,17 @@ def test_a_record_is_asked_for_only_by_who_writes_it(monkeypatch, tmp_path):
     monkeypatch.setattr(sharding, 'is_first', lambda mesh: True)
     with pytest.raises(InputError, match='another run is writing there'):
       search_files.check(search, None)
+
+
+def test_a_record_is_given_back_with_its_engine(tmp_path):
+  """At once, not when the garbage collector comes."""
+  search = {'record': str(tmp_path / 'x')}
+  engine = tiny_model.engine(search=search)
+  with pytest.raises(InputError, match='or another engine here'):
+    tiny_model.engine(search=search)
+  gc.disable()
+  try:
+    del engine
+    tiny_model.engine(search=search)
+  finally:
+    gc.enable()
