@@ -20,7 +20,7 @@ if TYPE_CHECKING:
   from swift_jax.benchmark.decode_runs import Bench
   from swift_jax.benchmark.report import Outcome
   from swift_jax.runtime.engine import Engine
-  from swift_jax.runtime.session import Model
+  from swift_jax.runtime.model import Model
 
 _OTHER_PROMPTS = 24  # that the warm set is found on
 _CHILD = pathlib.Path(__file__).with_name('benchmark_child.py')

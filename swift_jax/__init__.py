@@ -17,11 +17,11 @@ if TYPE_CHECKING:  # who checks types knows these names and no other
   from swift_jax.model.skip_mask import SkipMask as SkipMask
   from swift_jax.runtime.chat_template import Conversation as Conversation
   from swift_jax.runtime.engine import Engine as Engine
-  from swift_jax.runtime.engine import Result as Result
   from swift_jax.runtime.metrics import LogProbs as LogProbs
   from swift_jax.runtime.metrics import Metrics as Metrics
   from swift_jax.runtime.metrics import Round as Round
   from swift_jax.runtime.prompts import Prompt as Prompt
+  from swift_jax.runtime.results import Result as Result
 
 # Where each public name lives. Looked up when used: importing the package loads
 # neither transformers nor gpjax.
@@ -35,7 +35,7 @@ _PUBLIC = {
   'Metrics': 'swift_jax.runtime.metrics',
   'ModelConfig': 'swift_jax.config.settings',
   'Prompt': 'swift_jax.runtime.prompts',
-  'Result': 'swift_jax.runtime.engine',
+  'Result': 'swift_jax.runtime.results',
   'Round': 'swift_jax.runtime.metrics',
   'SamplingConfig': 'swift_jax.config.sampling',
   'SearchConfig': 'swift_jax.config.settings',

@@ -18,7 +18,8 @@ from swift_jax.benchmark.measuring import Compilations, in_turn
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.config.settings import DecodeConfig, DraftConfig, SearchConfig
 from swift_jax.model.skip_mask import SkipMask
-from swift_jax.runtime.engine import Engine, Result
+from swift_jax.runtime.engine import Engine
+from swift_jax.runtime.results import Result
 
 Prompts = Sequence[Sequence[int]]
 METHODS = {

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swift_jax.runtime.session import Model
+from swift_jax.runtime.model import Model
 from swift_jax.typing import Array, Float, Int
 
 Seconds = dict[str, list[float]]

@@ -22,7 +22,7 @@ from swift_jax.checkpoint import export, hub
 from swift_jax.config.settings import ModelConfig
 from swift_jax.model import llama
 from swift_jax.runtime.engine import Engine
-from swift_jax.runtime.session import Model
+from swift_jax.runtime.model import Model
 from swift_jax.typing import Array
 
 _VOCABULARY = 2048  # of the demo's tokenizer

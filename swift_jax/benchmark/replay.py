@@ -22,7 +22,7 @@ from swift_jax.model import skip_mask as skip_masks
 from swift_jax.model.llama import GraphDef, Params
 from swift_jax.model.skip_mask import SkipMask
 from swift_jax.runtime.engine import Engine
-from swift_jax.runtime.session import Model
+from swift_jax.runtime.model import Model
 from swift_jax.search import matchness
 from swift_jax.search.matchness import Text
 from swift_jax.search.searcher import Searcher

@@ -18,7 +18,8 @@ from swift_jax.evaluation.answers import Answer, Detail, Turn
 from swift_jax.evaluation.tasks import Question
 from swift_jax.evaluation.workdir import Workdir
 from swift_jax.runtime import chat_template
-from swift_jax.runtime.engine import Engine, Result
+from swift_jax.runtime.engine import Engine
+from swift_jax.runtime.results import Result
 
 _TURN = 2**24  # draws of a later turn are others than those of the first
 

@@ -17,7 +17,6 @@ import os
 import pathlib
 import platform
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +26,14 @@ from swift_jax.checkpoint import hub
 from swift_jax.config.checks import require_number
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.decoding import policy, rounds, sampling
-from swift_jax.decoding.drafting import DraftShapes
+from swift_jax.decoding.drafting import DraftSettings, DraftShapes
 from swift_jax.decoding.state import DecodeState
 from swift_jax.errors import InputError
 from swift_jax.files import atomic
 from swift_jax.model import skip_mask as skip_masks
 from swift_jax.model.skip_mask import Mask, SkipMask
 from swift_jax.parallel import distributed, sharding
+from swift_jax.parallel.target import Target
 from swift_jax.version import __version__
 
 _REPEATS = 7
@@ -112,7 +112,8 @@ def rising(verify: Sequence[float]) -> tuple[float, ...]:
 
 
 def of_model(
-  model: Any,
+  target: Target,
+  drafts: DraftSettings,
   batch: int,
   shapes: DraftShapes,
   settings: SamplingConfig,
@@ -121,22 +122,22 @@ def of_model(
   """From the file of this machine and model, or measured and written there.
 
   Args:
-    model: a `session.Model`, as below.
-    settings: resolved.
+    drafts: the target's, on its devices.
+    settings: of sampling, resolved.
     is_kept: read and write the file.
   """
-  name = _name(model, batch, shapes, settings)
+  name = _name(target, batch, shapes, settings)
   path = _path(name) if is_kept else None
   found = None
-  if path is not None and sharding.is_first(model.mesh):
+  if path is not None and sharding.is_first(target.mesh):
     found = _read(path, len(shapes.verify_widths))
-  if not sharding.agreed(found is not None, model.mesh):
-    measured = measure(model, batch, shapes, settings)
-    if sharding.is_first(model.mesh):
+  if not sharding.agreed(found is not None, target.mesh):
+    measured = measure(target, drafts, batch, shapes, settings)
+    if sharding.is_first(target.mesh):
       found = measured
       if path is not None:
         _write(path, found)
-  if sharding.spans_processes(model.mesh):
+  if sharding.spans_processes(target.mesh):
     # All must choose alike.
     text = json.dumps(dataclasses.asdict(found)) if found else ''
     content = distributed.of_the_first(text.encode())
@@ -145,15 +146,15 @@ def of_model(
 
 
 def _name(
-  model: Any, batch: int, shapes: DraftShapes, settings: SamplingConfig
+  target: Target, batch: int, shapes: DraftShapes, settings: SamplingConfig
 ) -> str:
   """A hash of all that costs depend on."""
-  mesh = model.mesh
+  mesh = target.mesh
   device = jax.devices()[0]
   facts = {
-    'model': dataclasses.asdict(model.cfg),
+    'model': dataclasses.asdict(target.cfg),
     'batch': batch,
-    'capacity': model.capacity,
+    'capacity': target.capacity,
     'shapes': shapes,
     'sampling': sampling_work(settings),
     'mesh': None if mesh is None else dict(mesh.shape),
@@ -203,18 +204,22 @@ def _write(path: os.PathLike[str], costs: PassCosts) -> None:
 
 
 def measure(
-  model: Any, batch: int, shapes: DraftShapes, settings: SamplingConfig
+  target: Target,
+  drafts: DraftSettings,
+  batch: int,
+  shapes: DraftShapes,
+  settings: SamplingConfig,
 ) -> PassCosts:
   """Times each kind of pass in turns and takes medians of the ratios."""
-  bench = Bench(model, batch, shapes, settings)
-  layers, width = model.cfg.num_hidden_layers, bench.draft_length + 1
+  bench = Bench(target, drafts, batch, shapes, settings)
+  layers, width = target.cfg.num_hidden_layers, bench.draft_length + 1
   every, none = np.ones(layers, bool), np.zeros(layers, bool)
   masks = {
     'head': SkipMask(every, every),
     'attn': SkipMask(none, every),
     'mlp': SkipMask(every, none),
   }
-  masks = {name: model.put(mask) for name, mask in masks.items()}
+  masks = {name: target.put(mask) for name, mask in masks.items()}
   kinds: dict[str | int, Callable[[], float]] = {'plain': bench.plain}
   for w in shapes.verify_widths:
     kinds[w] = lambda w=w: bench.round(policy.COPY, w - 1)
@@ -226,7 +231,7 @@ def measure(
   started = time.perf_counter()
   for number in range(_REPEATS):
     late = time.perf_counter() - started > _LONGEST_S
-    if number and sharding.agreed(late, model.mesh):
+    if number and sharding.agreed(late, target.mesh):
       break
     # To and fro: what comes first may find the machine in another mood.
     for name in list(kinds)[:: -1 if number % 2 else 1]:
@@ -260,7 +265,8 @@ class Bench:
 
   def __init__(
     self,
-    model: Any,
+    target: Target,
+    drafts: DraftSettings,
     batch: int,
     shapes: DraftShapes,
     settings: SamplingConfig,
@@ -269,10 +275,10 @@ class Bench:
     """Makes a cache.
 
     Args:
-      capacity: its slots; None: as many as the model's have by now.
+      capacity: its slots; None: as many as the target's have by now.
     """
-    self._model, self._shapes = model, shapes
-    capacity = capacity or model.capacity
+    self._target, self._drafts, self._shapes = target, drafts, shapes
+    capacity = capacity or target.capacity
     room = capacity - shapes.max_width - 2
     needed = max(_ROUNDS * shapes.max_width, _STEPS) + 1
     filled = max(min(int(_FILLED * capacity), room - needed), 0)
@@ -280,23 +286,23 @@ class Bench:
     ones = np.ones(batch, np.int32)
     indices = np.arange(batch, dtype=np.uint32)
     arrays = (tokens, ones, room * ones, np.uint32(0), indices)
-    cache = model.empty_cache(batch, capacity)
-    evidence = model.put(policy.start())
+    cache = target.empty_cache(batch, capacity)
+    evidence = target.put(policy.start())
     widths = shapes.verify_widths
     self._state = rounds.start(
       cache,
-      *model.put(arrays),
+      *target.put(arrays),
       evidence,
       num_widths=len(widths),
-      mesh=model.mesh,
+      mesh=target.mesh,
     )
     done = np.zeros(batch, bool)
     length = np.full(batch, filled, np.int32)
-    self._begin = *model.put_rows((length, done)), model.put(policy.start())
+    self._begin = *target.put_rows((length, done)), target.put(policy.start())
     self.draft_length = next((w for w in widths if w >= 8), widths[-1]) - 1
-    self._sampling = model.put(sampling.from_config(settings, ()))
-    layers = model.cfg.num_hidden_layers
-    self._none = model.put(skip_masks.none_skipped(layers))
+    self._sampling = target.put(sampling.from_config(settings, ()))
+    layers = target.cfg.num_hidden_layers
+    self._none = target.put(skip_masks.none_skipped(layers))
 
   def _fresh(self) -> DecodeState:
     length, done, evidence = _copy(self._begin)  # what is donated is lost
@@ -307,9 +313,9 @@ class Bench:
 
   def plain(self) -> float:
     """Seconds of a plain step."""
-    model = self._model
-    arguments = model.graphdef, model.params, self._fresh(), model.full
-    count = model.number(_STEPS)
+    target = self._target
+    arguments = target.graphdef, target.params, self._fresh(), target.full
+    count = target.number(_STEPS)
     started = time.perf_counter()
     self._state = jax.block_until_ready(
       rounds.plain_steps(
@@ -324,31 +330,31 @@ class Bench:
 
   def round(self, source: int, length: int, mask: Mask | None = None) -> float:
     """Seconds of a round that drafts `length` tokens from a source."""
-    model = self._model
+    target = self._target
     widths = len(self._shapes.verify_widths)
     dear = policy.Costs(
       np.asarray(1, np.float32),
       _DEAR * np.arange(1, widths + 1, dtype=np.float32),
     )
-    forced, longest, threshold, prices = model.put(
+    forced, longest, threshold, prices = target.put(
       (np.int32(source), np.int32(length), np.float32(0), dear)
     )
-    settings = model.settings.replace(
+    settings = self._drafts.replace(
       forced=forced,
       max_length=longest,
       lookup_length=longest,
       threshold=threshold,  # no draft ends before
       costs=prices,
     )
-    state, count = self._fresh(), model.number(_ROUNDS)
+    state, count = self._fresh(), target.number(_ROUNDS)
     started = time.perf_counter()
     self._state = jax.block_until_ready(
       rounds.speculative_rounds(
-        model.graphdef,
-        model.params,
+        target.graphdef,
+        target.params,
         state,
         self._none if mask is None else mask,
-        model.full,
+        target.full,
         settings,
         self._sampling,
         count,

@@ -12,10 +12,11 @@ import statistics
 from typing import Any, NamedTuple
 
 from swift_jax.config.sampling import SamplingConfig
-from swift_jax.decoding.drafting import DraftShapes
+from swift_jax.decoding.drafting import DraftSettings, DraftShapes
 from swift_jax.model.skip_mask import KnownMask, SkipMask
 from swift_jax.pacing import costs
 from swift_jax.parallel import sharding
+from swift_jax.parallel.target import Target
 
 _REPEATS = 5
 _LOGGER = logging.getLogger('swift_jax')
@@ -34,13 +35,13 @@ class _Key(NamedTuple):
 class Specialised:
   """The programs of one model."""
 
-  def __init__(self, model: Any):
+  def __init__(self, target: Target, drafts: DraftSettings):
     """Nothing is compiled yet.
 
     Args:
-      model: a `session.Model`.
+      drafts: the target's, on its devices.
     """
-    self._model = model
+    self._target, self._drafts = target, drafts
     self._saved: dict[_Key, float | None] = {}
     self._jobs: dict[_Key, futures.Future[None]] = {}
     self._compiler = futures.ThreadPoolExecutor(1)
@@ -65,21 +66,21 @@ class Specialised:
       settings: resolved.
       waits: for the program.
     """
-    model = self._model
-    if model.gates_are_quick or sharding.spans_processes(model.mesh):
+    target = self._target
+    if target.gates_are_quick or sharding.spans_processes(target.mesh):
       return None  # processes in step would not change over at once
     known = KnownMask.of(mask)
     work = costs.sampling_work(settings)
     key = _Key(known, batch, capacity, shapes, work)
     if key in self._saved:
       return self._saved[key]
-    if not waits and model.mesh is not None and model.mesh.size > 1:
+    if not waits and target.mesh is not None and target.mesh.size > 1:
       return None  # two threads might start a program on devices in two orders
-    how = batch, shapes, settings, capacity
+    how = target, self._drafts, batch, shapes, settings, capacity
     if key not in self._jobs:
       for job in self._jobs.values():  # what drafted before is not waited for
         job.cancel()
-      job = self._compiler.submit(_compile, model, known, *how)
+      job = self._compiler.submit(_compile, known, *how)
       self._jobs = {key: job}
     job = self._jobs[key]
     if not waits and not job.done():
@@ -87,7 +88,7 @@ class Specialised:
     del self._jobs[key]
     try:
       job.result()
-      saved = _measured(costs.Bench(model, *how), model.put(mask), known)
+      saved = _measured(costs.Bench(*how), target.put(mask), known)
     except Exception as error:  # no room for it, say: the text goes on
       _LOGGER.warning('no program for the skip set alone: %s', error)
       saved = None
@@ -95,9 +96,9 @@ class Specialised:
     return saved
 
 
-def _compile(model: Any, known: KnownMask, *how: Any) -> None:
+def _compile(known: KnownMask, *how: Any) -> None:
   """In the other thread, which leaves nothing but the program."""
-  costs.Bench(model, *how).layers(known)
+  costs.Bench(*how).layers(known)
 
 
 def _measured(

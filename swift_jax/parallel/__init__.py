@@ -1,4 +1,4 @@
-"""How weights and cache are split over devices, and how processes find each other.
+"""The target on its devices: how it is split over them, and how processes meet.
 
 It may import `config` and `model`.
 """

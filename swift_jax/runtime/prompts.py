@@ -1,15 +1,17 @@
-"""What a text may begin with: a string, token ids or a conversation."""
+"""What a text may begin with: a string, token ids or a conversation; and which of
+them are written together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
 from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from swift_jax.config.checks import require_text
-from swift_jax.config.settings import ModelConfig
+from swift_jax.config.settings import DecodeConfig, ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.runtime import chat_template
 from swift_jax.runtime.chat_template import Conversation
@@ -155,6 +157,52 @@ def _names(ids: Sequence[int | None], tokenizer: Any) -> str:
 def is_conversation(prompt: object) -> bool:
   """Whether a prompt is messages, or is meant to be."""
   return _is_list(prompt) and any(isinstance(p, Mapping) for p in prompt)
+
+
+def split(
+  prompts: Sequence[Prompt],
+  decode: DecodeConfig,
+  for_chats: Callable[[DecodeConfig], DecodeConfig],
+) -> Iterator[tuple[slice, DecodeConfig]]:
+  """Which prompts ride together, and where their texts end.
+
+  A chat may end at other tokens than a text; a batch has one set of them.
+
+  Args:
+    for_chats: the settings with which a conversation is answered.
+  """
+  is_chat = [is_conversation(prompt) for prompt in prompts]
+  chats = for_chats(decode) if any(is_chat) else decode
+  settings = [chats if chat else decode for chat in is_chat]
+  at = 0
+  for kind, group in itertools.groupby(settings):
+    end = at + len(list(group))
+    for start in range(at, end, decode.batch_size):
+      yield slice(start, min(start + decode.batch_size, end)), kind
+    at = end
+
+
+def check_indices(
+  indices: Sequence[int] | None, num_prompts: int
+) -> Sequence[int]:
+  """The prompts' indices in the run; 0, 1, ... for None.
+
+  Raises:
+    InputError: not one a prompt, or one that is no integer in [0, 2**32).
+  """
+  if indices is None:
+    return range(num_prompts)
+  if len(indices) != num_prompts:
+    raise InputError(
+      f'indices={list(indices)!r:.80}: expected one a prompt, {num_prompts}'
+    )
+  for index in indices:
+    is_int = isinstance(index, (int, np.integer))
+    if not is_int or not 0 <= index < 2**32:
+      raise InputError(
+        f'indices={list(indices)!r:.80}: {index!r} is no integer in [0, 2**32)'
+      )
+  return indices
 
 
 def _plain(value: Any) -> Any:

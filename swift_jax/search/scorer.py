@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from concurrent import futures
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from swift_jax.model.llama import GraphDef, Params
 from swift_jax.model.skip_mask import SkipMask
 from swift_jax.parallel import sharding
+from swift_jax.parallel.target import Target
 from swift_jax.search import matchness
 from swift_jax.search.matchness import Scores, Text
 from swift_jax.typing import Float
@@ -29,20 +29,6 @@ class Program(NamedTuple):
 
   name: str
   shape: tuple[int, ...]
-
-
-class Target(Protocol):
-  """What scoring needs of a model."""
-
-  graphdef: GraphDef
-  params: Params
-  mesh: jax.sharding.Mesh | None
-
-  def put(self, tree: Any) -> Any:
-    """Arrays on the model's devices."""
-
-  def get(self, tree: Any) -> Any:
-    """Arrays on the host."""
 
 
 class Scorer:
@@ -143,7 +129,8 @@ class Scorer:
   ) -> Float[np.ndarray, ' d']:
     """`matchness.sensitivities`, on the host."""
     program = _program('importance', text, window)
-    return self._call(program, text, np.float32(skip_ratio))
+    slopes: np.ndarray = self._call(program, text, np.float32(skip_ratio))
+    return slopes
 
   def _seconds(
     self, text: Text, masks: SkipMask, window: int, way: str
@@ -158,7 +145,8 @@ class Scorer:
 
   def _run(self, text: Text, masks: SkipMask, window: int, way: str) -> Scores:
     program = _program(way, text, window, len(masks.attn))
-    return self._call(program, text, masks)
+    scores: Scores = self._call(program, text, masks)
+    return scores
 
   def _call(self, program: Program, text: Text, argument: Any) -> Any:
     """What it makes of a text, on the host."""

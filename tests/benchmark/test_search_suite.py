@@ -45,8 +45,8 @@ def test_a_replayed_text_is_scored_as_a_live_one(engine, stream, written):
   )
   session = engine.session(PROMPTS, decode)
   session.state = session.advance(written)
-  session._scored_at = [-1, -1, -1]  # every row has something new
-  live = session.score(masks())
+  session.turns.scored_at = [-1, -1, -1]  # every row has something new
+  live = session.turns.score(session.state, masks())
   replayed = engine.model.scorer.score(
     matchness.as_of(stream.text(0, 1, 2), written), masks(), WINDOW, 'map'
   )

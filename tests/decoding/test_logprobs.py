@@ -15,8 +15,8 @@ from swift_jax.config.sampling import SamplingConfig
 from swift_jax.decoding import logprobs
 from swift_jax.errors import InputError
 from swift_jax.model import skip_mask
-from swift_jax.runtime import session as sessions
 from swift_jax.runtime.metrics import LogProbs
+from swift_jax.runtime.rows import log_probs_of
 
 METHODS = ('plain', 'swift', 'prompt_lookup')
 CHUNK = tiny_model.CHUNK  # of a text of 40 tokens there are six
@@ -294,8 +294,8 @@ def test_what_is_not_finite_is_no_log_probability(name, bad):
   )
   getattr(places, name)[1, 1] = bad
   wanted = LogProbs([-1.0], [[(0, -0.5)]])
-  assert sessions._log_probs_of([places], 1, 1, CFG) == wanted  # it is dead
+  assert log_probs_of([places], 1, 1, CFG) == wanted  # it is dead
   with pytest.raises(InputError, match="not finite .*dtype='float32' overfl"):
-    sessions._log_probs_of([places], 1, 2, CFG)
-  found = sessions._log_probs_of([places, places], 0, 4, CFG)
+    log_probs_of([places], 1, 2, CFG)
+  found = log_probs_of([places, places], 0, 4, CFG)
   assert found == LogProbs([-1.0] * 4, [[(0, -0.5)]] * 4)

@@ -396,7 +396,7 @@ def test_slow_passes_are_timed_less_often(monkeypatch, step_s, repeats):
   monkeypatch.setattr(costs_module, 'time', clock)
   model = types.SimpleNamespace(cfg=CFG, mesh=None, put=lambda mask: mask)
   shapes = types.SimpleNamespace(verify_widths=WIDTHS)
-  found = costs_module.measure(model, 1, shapes, SETTINGS)
+  found = costs_module.measure(model, None, 1, shapes, SETTINGS)
   assert len(begun) == 1 + repeats  # the first compiles
   wanted = PassCosts(step_s, 0.1, 0.02, 0.05, (1.5, 1.5, 1.5))
   for name, value in dataclasses.asdict(wanted).items():
@@ -417,7 +417,9 @@ def test_without_a_home_costs_are_measured_each_time(monkeypatch):
   )
   model = adaptive().model
   for _ in range(2):
-    found = costs_module.of_model(model, 1, model.shapes, SETTINGS)
+    found = costs_module.of_model(
+      model, model.settings, 1, model.shapes, SETTINGS
+    )
     assert found == DEAR
   assert len(made) == 2
 

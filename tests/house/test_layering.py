@@ -35,7 +35,6 @@ MOST_MODULES, MOST_LINES = 14, 400
 # To be split; no module may join them.
 LONGER = {
   'swift_jax/runtime/engine.py',
-  'swift_jax/runtime/session.py',
 }
 FILES = sorted(f for f in PACKAGE.rglob('*.py') if f != PACKAGE / '__init__.py')
 FOLDERS = sorted({file.parent for file in FILES} | {ROOT / 'launch' / 'cli'})

@@ -28,8 +28,8 @@ from swift_jax.checkpoint import load
 from swift_jax.config.sampling import SamplingConfig, resolve
 from swift_jax.config.settings import DecodeConfig, SearchConfig
 from swift_jax.errors import InputError
-from swift_jax.runtime.engine import Result
 from swift_jax.runtime.metrics import LogProbs, Metrics
+from swift_jax.runtime.results import Result
 from swift_jax.search.files import cached_sets
 
 ROOT = pathlib.Path(__file__).parents[2]

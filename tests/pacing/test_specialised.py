@@ -148,7 +148,7 @@ def test_what_drafted_before_is_not_compiled_for(
   may_compile = threading.Event()
   compiled = []
 
-  def slow(model, known, *_):
+  def slow(known, *_):
     assert may_compile.wait(60)
     compiled.append(known)
 

@@ -1,6 +1,7 @@
 """What the engine reports and refuses."""
 
 import dataclasses
+import gc
 import json
 import re
 
@@ -21,7 +22,7 @@ from swift_jax.config.settings import DraftConfig, SearchConfig
 from swift_jax.errors import InputError
 from swift_jax.model import llama, skip_mask
 from swift_jax.parallel import sharding
-from swift_jax.runtime import engine as engines
+from swift_jax.runtime import search_files
 from swift_jax.runtime.engine import Engine
 from swift_jax.search.files import cached_sets, records
 
@@ -471,7 +472,21 @@ def test_a_record_is_asked_for_only_by_who_writes_it(monkeypatch, tmp_path):
   search = SearchConfig(record=path)
   with records.Writer(path, records.Header(3, '0' * 16, {})):
     monkeypatch.setattr(sharding, 'is_first', lambda mesh: False)
-    engines._check_files(search, None)
+    search_files.check(search, None)
     monkeypatch.setattr(sharding, 'is_first', lambda mesh: True)
     with pytest.raises(InputError, match='another run is writing there'):
-      engines._check_files(search, None)
+      search_files.check(search, None)
+
+
+def test_a_record_is_given_back_with_its_engine(tmp_path):
+  """At once, not when the garbage collector comes."""
+  search = {'record': str(tmp_path / 'x')}
+  engine = tiny_model.engine(search=search)
+  with pytest.raises(InputError, match='or another engine here'):
+    tiny_model.engine(search=search)
+  gc.disable()
+  try:
+    del engine
+    tiny_model.engine(search=search)
+  finally:
+    gc.enable()

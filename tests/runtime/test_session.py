@@ -60,7 +60,7 @@ def test_no_text_is_scored_twice_and_no_mask_twice_on_a_text(scored, scoring):
     assert searcher._is_new_text
     list(session.run())
     for _ in range(2):  # where nothing new was written, nothing is scored
-      session._search()
+      session.turns.search(session.state)
     lengths = [length - prompt for length, *_ in passes]
     written = np.array([length.sum() for length in lengths])
     assert len(written) > 3

@@ -30,7 +30,7 @@ from swift_jax.decoding import sampling
 from swift_jax.model.kv_cache import KVCache
 from swift_jax.model.llama import GraphDef, Params
 from swift_jax.model.skip_mask import KnownMask, Mask, SkipMask
-from swift_jax.runtime.session import Model
+from swift_jax.runtime.model import Model
 from swift_jax.typing import Array, Int
 
 Wanted = tuple[int, Mask | None]  # tokens of a pass, and what it skips

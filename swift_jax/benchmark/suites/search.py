@@ -23,7 +23,7 @@ from swift_jax.model import skip_mask as skip_masks
 from swift_jax.model.skip_mask import SkipMask
 from swift_jax.runtime.engine import Engine
 from swift_jax.runtime.metrics import distinct_ngrams, ratio
-from swift_jax.runtime.session import Model
+from swift_jax.runtime.model import Model
 from swift_jax.search import matchness, proposals
 from swift_jax.search.matchness import Text
 from swift_jax.search.paper import recipe as paper

@@ -1,0 +1,96 @@
+"""The target on its devices: its weights, and all that goes there and comes back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from swift_jax.config.settings import ModelConfig
+from swift_jax.model import kv_cache
+from swift_jax.model import skip_mask as skip_masks
+from swift_jax.model.llama import GraphDef, Params
+from swift_jax.parallel import sharding
+
+_MIN_CAPACITY = 128
+
+
+class Target:
+  """A model's weights on their devices, and the caches that are made there.
+
+  Attributes:
+    cfg: the model's shape.
+    graphdef, params: its layers and its weights, as every program takes them.
+    mesh: its devices; None is the one default device.
+    capacity: cache slots a row. It grows when a batch needs more and never
+      shrinks: programs are compiled for it.
+    gates_are_quick: quicker than a program without them, and never the host's
+      business: on a CPU.
+    full: skips nothing; with gates only where they are quick.
+  """
+
+  def __init__(
+    self,
+    cfg: ModelConfig,
+    graphdef: GraphDef,
+    params: Params,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    self.cfg, self.graphdef, self.params = cfg, graphdef, params
+    self.mesh = mesh
+    self.capacity = _MIN_CAPACITY
+    full = skip_masks.none_skipped(cfg.num_hidden_layers)
+    self.gates_are_quick = jax.default_backend() == 'cpu'
+    self.full: skip_masks.Mask = (
+      self.put(full) if self.gates_are_quick else skip_masks.KnownMask.of(full)
+    )
+    self._numbers: dict[int, jax.Array] = {}
+
+  def reserve(self, slots: int) -> None:
+    """Grows `capacity` to the next of 128, 192, 256, 384, 512, 768, ...
+
+    Two sizes an octave: few to compile for, and a step reads all slots, so that
+    few stand empty.
+    """
+    while self.capacity < slots:
+      is_power = self.capacity & (self.capacity - 1) == 0
+      self.capacity = (
+        self.capacity * 3 // 2 if is_power else self.capacity * 4 // 3
+      )
+
+  def put(self, tree: Any) -> Any:
+    """Arrays on the device, replicated over a mesh. Uploads go here."""
+    return sharding.put(tree, self.mesh)
+
+  def put_rows(self, tree: Any) -> Any:
+    """Arrays of a line for each row, where the state has them."""
+    return sharding.put(tree, self.mesh, sharding.rows(self.mesh))
+
+  def get(self, tree: Any) -> Any:
+    """Arrays on the host, in one transfer. Every download goes here."""
+    return sharding.get(tree, self.mesh)
+
+  def number(self, value: int) -> jax.Array:
+    """A small integer on the device, uploaded once."""
+    if value not in self._numbers:
+      self._numbers[value] = self.put(np.int32(value))
+    return self._numbers[value]
+
+  def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
+    """A cache made where it will live: no device holds another's heads."""
+    cfg = self.cfg
+    empty = jax.jit(
+      kv_cache.empty,
+      static_argnums=range(6),
+      out_shardings=sharding.cache_shardings(self.mesh),
+    )
+    cache: kv_cache.KVCache = empty(
+      cfg.num_hidden_layers,
+      batch,
+      cfg.num_key_value_heads,
+      capacity,
+      cfg.head_dim,
+      cfg.jax_dtype,
+    )
+    return cache

@@ -1,0 +1,67 @@
+"""The target, and what is known of drafting with it from text to text."""
+
+from __future__ import annotations
+
+import jax
+
+from swift_jax.config.sampling import SamplingConfig
+from swift_jax.config.settings import DraftConfig, ModelConfig
+from swift_jax.decoding import drafting, policy
+from swift_jax.decoding.drafting import DraftShapes
+from swift_jax.model.llama import GraphDef, Params
+from swift_jax.pacing import costs
+from swift_jax.pacing.clock import Clock
+from swift_jax.pacing.costs import PassCosts
+from swift_jax.pacing.specialised import Specialised
+from swift_jax.parallel.target import Target
+from swift_jax.search.scorer import Scorer
+
+# Batch, capacity, shapes and kind of sampling.
+_Key = tuple[int, int, DraftShapes, tuple[bool, ...]]
+
+
+class Model(Target):
+  """The target on its devices, with what every dispatch needs beside it.
+
+  Attributes:
+    dispatches: of speculative rounds so far, over all texts, so that the rounds
+      that are timed in halves come from anywhere in a text.
+    shapes, settings: how it drafts; the settings are on the device.
+    scorer: scores candidate masks.
+    evidence: what drafting brought in the texts so far, on the host.
+    keeps_costs: what passes cost is read from and written to the user's folder.
+    measured: what they cost, by batch, capacity, shapes and kind of sampling.
+    specialised: draft programs without gates, where they are not quick.
+  """
+
+  def __init__(
+    self,
+    cfg: ModelConfig,
+    graphdef: GraphDef,
+    params: Params,
+    draft: DraftConfig,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    super().__init__(cfg, graphdef, params, mesh)
+    self.dispatches = 0
+    self.shapes, settings = drafting.split_config(draft, cfg.vocab_size)
+    self.settings: drafting.DraftSettings = self.put(settings)
+    self.scorer = Scorer(self)
+    self.evidence = policy.start()
+    self.keeps_costs = True
+    self.measured: dict[_Key, PassCosts] = {}
+    self._clocks: dict[_Key, Clock] = {}
+    self.specialised = Specialised(self, self.settings)
+
+  def clock(
+    self, batch: int, shapes: DraftShapes, sampling: SamplingConfig
+  ) -> Clock:
+    """What passes cost at today's capacity; `sampling` is resolved."""
+    key = batch, self.capacity, shapes, costs.sampling_work(sampling)
+    if key not in self.measured:
+      self.measured[key] = costs.of_model(
+        self, self.settings, batch, shapes, sampling, self.keeps_costs
+      )
+    if key not in self._clocks:
+      self._clocks[key] = Clock(self.measured[key])
+    return self._clocks[key]

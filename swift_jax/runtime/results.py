@@ -1,0 +1,87 @@
+"""What a prompt became: its text, how it ended and what it cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import reprlib
+
+from swift_jax.runtime.metrics import LogProbs, Metrics, Round, ratio
+from swift_jax.runtime.prompts import Prompt
+from swift_jax.runtime.rows import Row
+from swift_jax.runtime.session import Session
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What one prompt became.
+
+  Attributes:
+    prompt: as it was given, an array as a list.
+    text: the generated text up to a stop string, without special tokens (those
+      that end a text among them) unless `sampling.skip_special_tokens` is False.
+    tokens: generated token ids, the one that ended the text included.
+    finish_reason: `eos`, `stop` (a stop string) or `length`.
+    metrics: what it cost.
+    rounds: what each pass of the target did.
+    logprobs: log-probabilities, where `SamplingConfig.logprobs` asks for them.
+  """
+
+  prompt: Prompt
+  text: str
+  tokens: list[int]
+  finish_reason: str
+  metrics: Metrics
+  rounds: list[Round]
+  logprobs: LogProbs | None = None
+
+  def __repr__(self) -> str:
+    """In short: the fields have all of it."""
+    speed = self.metrics.tokens_per_second
+    parts = [
+      reprlib.repr(self.text),
+      self.finish_reason,
+      f'{len(self.tokens)} tokens',
+      *([] if speed is None else [f'{speed:.1f} tokens/s']),
+    ]
+    return f'Result({", ".join(parts)})'
+
+
+def of_row(
+  prompt: Prompt,
+  row: Row,
+  session: Session,
+  passes: list[Round],
+  log_probs: LogProbs | None,
+) -> Result:
+  """Of a row that has ended, in a batch that has."""
+  tokens, counts, seconds = row.text.tokens, row.counts, session.seconds
+  finish_reason = 'length'
+  if row.text.stopped:
+    finish_reason = 'stop'
+  elif tokens and tokens[-1] in session.eos_token_ids:
+    finish_reason = 'eos'
+  searcher = session.searcher if session.decode.method == 'swift' else None
+  total = seconds.prefill + seconds.decode + seconds.search
+  return Result(
+    prompt=prompt,
+    text=row.text.text,
+    tokens=tokens,
+    finish_reason=finish_reason,
+    rounds=passes,
+    logprobs=log_probs,
+    metrics=Metrics(
+      method=session.decode.method,
+      new_tokens=len(tokens),
+      prefill_s=seconds.prefill,
+      decode_s=seconds.decode,
+      draft_s=seconds.draft,
+      verify_s=seconds.verify,
+      search_s=seconds.search,
+      **counts,
+      acceptance_rate=ratio(counts['accepted'], counts['drafted']),
+      mean_accepted_length=ratio(len(tokens), counts['verify_passes']),
+      skip_ratio=searcher.incumbent.skip_ratio() if searcher else None,
+      matchness=searcher.matchness if searcher else None,
+      tokens_per_second=ratio(len(tokens), total),
+    ),
+  )

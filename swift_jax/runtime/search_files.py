@@ -1,0 +1,181 @@
+"""The files of an engine's search: the set it begins with, its record, what it leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import weakref
+
+import jax
+
+from swift_jax.checkpoint import load
+from swift_jax.config.settings import ModelConfig, SearchConfig
+from swift_jax.errors import InputError
+from swift_jax.files import atomic
+from swift_jax.model.skip_mask import SkipMask
+from swift_jax.parallel import sharding
+from swift_jax.parallel.target import Target
+from swift_jax.search.budget import Estimate
+from swift_jax.search.files import cached_sets, records
+from swift_jax.search.files.cached_sets import CachedSet
+from swift_jax.search.searcher import Searcher
+from swift_jax.version import __version__
+
+_DEFAULT_NAME = 'default'  # of a set that is saved
+_STATE_FORMAT = 'swift_jax search state'
+
+
+def check(search: SearchConfig, mesh: jax.sharding.Mesh | None) -> None:
+  """Refuses what could not be written once there is something to write."""
+  if search.save:
+    cached_sets.check_writable(search.save)
+    cached_sets.check_name(
+      search.cache_name or _DEFAULT_NAME, 'search.cache_name'
+    )
+  # To ask is to lock the file for a moment: only for who will write it.
+  if search.record and sharding.is_first(mesh):
+    records.check_writable(search.record)
+    if search.save and atomic.is_same(search.record, search.save):
+      raise InputError(
+        f'search.record={search.record!r}: is the file of search.save too'
+      )
+
+
+def cached_mask(
+  search: SearchConfig, cfg: ModelConfig, model: str | None = None
+) -> SkipMask:
+  """The set that `search.cache` names.
+
+  Args:
+    model: fingerprint of the model; None where it is not known yet.
+  """
+  layers = cfg.num_hidden_layers
+  return cached_sets.load(search.cache, search.cache_name, layers, model)
+
+
+class SearchFiles:
+  """The files of one search, for as long as it lives.
+
+  Attributes:
+    saved: the set that was written last.
+  """
+
+  def __init__(self, target: Target, searcher: Searcher):
+    """Starts the search from its set, and begins its record.
+
+    Raises:
+      InputError: a file that cannot be read or written, or a set that does not fit.
+    """
+    self._target, self._searcher = target, searcher
+    self.saved: CachedSet | None = None
+    self._saved_at = 0  # passes
+    search, cfg = searcher.cfg, target.cfg
+    if search.cache:
+      mask = cached_mask(search, cfg, self.fingerprint)
+      searcher.start_from(mask, may_restart=True)
+    if search.record and sharding.is_first(target.mesh):
+      settings = dataclasses.asdict(search)
+      header = records.Header(cfg.num_hidden_layers, self.fingerprint, settings)
+      record = records.Writer(search.record, header)
+      weakref.finalize(self, record.close)
+      searcher.on_pass = record.write
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """A hash that ties sets and states to this model."""
+    return load.fingerprint(self._target.cfg, self._target.params)
+
+  def save_set(self) -> None:
+    """Writes the set that drafts, if it was scored since the last time.
+
+    A better one of another run stays: what skips as much and has the higher score,
+    an error bar below, for the score of a few windows is flattering.
+    """
+    searcher, search = self._searcher, self._searcher.cfg
+    if not search.save or not searcher.iterations > self._saved_at:
+      return
+    if searcher.estimate.mean is None:  # just chosen, not yet scored
+      return
+    lists = searcher.incumbent.to_lists()
+    found = CachedSet(
+      name=search.cache_name or _DEFAULT_NAME,
+      model=self.fingerprint,
+      matchness=searcher.estimate.mean,
+      positions=round(searcher.estimate.positions),
+      skip_ratio=searcher.incumbent.skip_ratio(),
+      context_window=search.context_window,
+      date=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+      version=__version__,
+      **{kind: tuple(layers) for kind, layers in lists.items()},
+    )
+
+    def stays(rival: CachedSet) -> bool:
+      is_better = _low(rival) > searcher.estimate.low
+      is_like_ours = rival.skip_ratio == found.skip_ratio
+      return rival != self.saved and is_like_ours and is_better
+
+    if sharding.is_first(self._target.mesh):
+      if not cached_sets.save(search.save, found, stays):
+        return
+    self.saved, self._saved_at = found, searcher.iterations
+
+  def state(self) -> str:
+    """All that the search has learnt, as `save_state` writes it."""
+    state = {'model': self.fingerprint, 'search': self._searcher.state()}
+    return json.dumps({_STATE_FORMAT: 1, **state}, allow_nan=False) + '\n'
+
+  def save_state(self, path: str) -> None:
+    """Writes `state`.
+
+    Raises:
+      InputError: the file cannot be written, and is as it was.
+    """
+    where = f'search state {path!r}'
+    target = atomic.writable(path, where)
+    atomic.replace(target, self.state(), where)
+
+  def load_state(self, path: str) -> None:
+    """Goes on from what `save_state` wrote.
+
+    Raises:
+      InputError: no such file, and as `restore`.
+    """
+    where = f'search state {path!r}'
+    self.restore(atomic.read(path, where), where)
+
+  def restore(self, text: str | bytes, where: str) -> None:
+    """Goes on from what `state` gave.
+
+    Args:
+      where: what errors call it.
+
+    Raises:
+      InputError: damaged, or of another model or other settings; the search is as
+        it was.
+    """
+    try:
+      saved = json.loads(text)
+      if saved[_STATE_FORMAT] != 1:
+        raise ValueError(f'version {saved[_STATE_FORMAT]!r}')
+      model, state = saved['model'], saved['search']
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+      if isinstance(error, InputError):
+        raise
+      raise InputError(f'{where}: is no search state: {error}') from None
+    if model != self.fingerprint:
+      raise InputError(
+        f'{where}: is of model {model!r}, this one is {self.fingerprint!r}'
+      )
+    try:
+      self._searcher.restore(state)
+    except InputError as error:
+      raise InputError(f'{where}: {error}') from None
+
+
+def _low(found: CachedSet) -> float:
+  """A saved score, an error bar below."""
+  if found.matchness is None or not found.positions:
+    return 0.0
+  return Estimate(found.matchness * found.positions, found.positions).low
