@@ -31,7 +31,7 @@ _MEMORY = 128.0  # plain steps after which evidence counts 1/e
 _BIN_BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
 _BIN_MIDDLES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.925, 0.965, 0.99)
 _PRIOR_TRIALS = 4.0  # trials that a prior of layers' acceptance is worth
-# Acceptance of a copy's first token and of its later ones; trials of each prior.
+# Acceptance of a copy's first token and of later ones; trials of each prior.
 _COPY_PRIOR, _MORE_PRIOR, _COPY_TRIALS = 0.5, 0.7, 2.0
 _NEXT_PRIOR = 0.7  # acceptance of tokens drafted by layers
 # Plain steps that the prior rate of drafting by layers is worth. Where layers

@@ -48,6 +48,6 @@ def test_what_is_filled_and_seen_is_weighed(slots, fill):
 
 
 def test_a_large_cache_is_read_in_part():
-  assert layers._parts(384) == [384]
-  assert layers._parts(512) == [128, 256, 512]
-  assert layers._parts(768) == [192, 384, 768]
+  assert layers._prefix_sizes(384) == [384]
+  assert layers._prefix_sizes(512) == [128, 256, 512]
+  assert layers._prefix_sizes(768) == [192, 384, 768]

@@ -268,7 +268,7 @@ def test_a_closed_guard_drafts_in_no_half_either(closed):
     skip_masks.none_skipped(tiny_model.CFG.num_hidden_layers), adaptive=True
   )
   clock = Seen()
-  clock.guard._left = 1e9 if closed else 0.0
+  clock.guard._rest_left = 1e9 if closed else 0.0
   engine.model.clock = lambda *_: clock
   decode = tiny_model.decode(batch_size=1, phase_interval=1)
   (result,) = engine.generate([[5]], decode)
