@@ -28,10 +28,7 @@ _MAX_UNSEEN, _FIRST_UNSEEN = 512.0, 128.0
 _MAX_BEHIND = 3.0  # plain steps that a run may fall behind plain decoding
 _MAX_AHEAD = 8.0  # lead in plain steps that counts at most: old gains fade
 _MEMORY = 256.0  # plain steps after which a lead or a lag counts 1/e
-_REST, _LONGEST_REST = (
-  64.0,
-  16384.0,
-)  # plain steps of first and longest rest
+_REST, _LONGEST_REST = 64.0, 16384.0  # plain steps: of the first, at most
 
 
 class Clock:
