@@ -25,9 +25,8 @@ class Text(NamedTuple):
     cache: the target's keys and values of all committed tokens but the newest;
       it is only read.
     tokens: committed text, int32[B, S]; dead after the cache's length + 1.
-    target: the target's argmax at the place of each token, int32[B, S].
-      They are
-      the truth for scores: a sampled token is not what a draft has to predict.
+    target: the target's argmax at the place of each token, int32[B, S]. Masks
+      are scored on it: a sampled token is not what a draft has to predict.
     prompt_length: tokens of the prompt, which the target did not write,
       int32[B].
   """

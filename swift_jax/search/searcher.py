@@ -134,7 +134,7 @@ class Searcher(SearchState):
       self._restart()
 
   def _restart(self) -> None:
-    """Starts anew on another stream; old scores do not count, the incumbent stays."""
+    """Starts anew on another stream, without the old scores; the incumbent stays."""
     self.active, self._watches = True, False
     self.restarts += 1
     self._event = 'restart'
