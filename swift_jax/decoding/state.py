@@ -65,8 +65,8 @@ class DecodeState:
       the first `counts.verify_passes` lines of a row count.
     evidence: how much of the drafts was accepted lately; see `policy`.
     work: the passes so far, where the policy decides: plain steps, tokens
-      drafted by layers, and rounds by width of verify in `DraftShapes`, int32[2
-      + W].
+      drafted by layers, and rounds by width of verify in `DraftShapes`,
+      int32[2 + W].
     mesh: the devices that hold the state; None means the one default device.
   """
 

@@ -64,8 +64,7 @@ class Scores(NamedTuple):
     return np.where(self.compared, self.hits, False).sum((1, 2))
 
   def closeness(self) -> Float[np.ndarray, 'c p']:
-    """Each mask's log-probability of the target's argmax, where positions
-    count.
+    """Each mask's log-probabilities of the target's argmax that count.
 
     In nats, at least `_FLOOR`, also where a draft overflowed. It is finer than
     hits: a near miss counts more than a far miss, and a sure hit more than an
@@ -165,8 +164,8 @@ def score(
     window: positions a row, T.
     is_vmapped: whether one pass scores all masks. Then every sublayer runs, and
       the output of a skipped sublayer is thrown away; the weights are read
-      once. Else each mask has a pass of its own, behind gates that skip; it
-      computes less.
+      once. Else each mask has a pass of its own behind gates, which computes
+      less.
   """
   model = nnx.merge(graphdef, params)
   inputs, targets, compared, prefix = _window(text, window)

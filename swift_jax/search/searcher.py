@@ -21,8 +21,7 @@ from swift_jax.search.proposals import Proposal
 from swift_jax.search.search_state import SearchState
 from swift_jax.typing import Float
 
-# Lead that a mask needs to become the incumbent, in deviations of the
-# difference.
+# Lead that a mask needs to become the incumbent, in its standard deviations.
 _MARGIN = 0.5
 _MARGIN_ON_ONE_TEXT = 1.0  # the same, where one window alone decides
 _MIN_PASSES = 3  # passes before the incumbent's score can end the search
@@ -134,7 +133,7 @@ class Searcher(SearchState):
       self._restart()
 
   def _restart(self) -> None:
-    """Starts anew on another stream, without the old scores; the incumbent stays."""
+    """Starts anew on another stream; keeps the incumbent, not its score."""
     self.active, self._watches = True, False
     self.restarts += 1
     self._event = 'restart'

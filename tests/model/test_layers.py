@@ -12,7 +12,7 @@ ATTEND = jax.jit(layers.attend)
 
 
 def reference(q, k, v, attn_mask, past):
-  """Each query alone, over the keys that it sees."""
+  """Attention of each query alone, over the keys that it sees."""
   out = np.zeros(q.shape)
   past_k, past_v, length = past
   for b, t, n, g in np.ndindex(B, T, K, G):
