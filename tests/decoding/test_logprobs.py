@@ -54,7 +54,7 @@ def full_pass(prompt, tokens):
 
 
 def assert_right(prompts, results, k):
-  """Compares with a full pass in numpy: own tokens, and the top k by sorting."""
+  """Against a full pass in numpy: own tokens, and the top k by sorting."""
   for prompt, result in zip(prompts, results, strict=True):
     found, wanted = result.logprobs, full_pass(prompt, result.tokens)
     assert len(found.chosen) == len(found.top) == len(result.tokens)

@@ -81,7 +81,7 @@ def test_a_set_that_always_or_never_hits_is_no_certainty(hits):
 
 @pytest.mark.parametrize('saves', [True, False])
 def test_what_costs_more_than_a_pass_is_saved_up_for(saves):
-  """Else passes would spend all of the share, and no larger expense would fit."""
+  """Else passes would spend the whole share; no larger expense would fit."""
   budget = Budget(0.1)
   seconds = 0
   while seconds < 500 and not budget.affords(8.0):

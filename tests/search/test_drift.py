@@ -94,7 +94,7 @@ def test_a_rise_and_a_steady_stream_never_call():
 
 
 def test_rounds_add_up_to_blocks():
-  """The portions in which tokens come make no difference, not even empty ones."""
+  """The portions in which tokens come make no difference; empty ones too."""
   whole, portions = Drift(), Drift()
   rng = np.random.default_rng(4)
   fired = []

@@ -29,7 +29,7 @@ def searcher(**changes):
 
 
 def observe(search, hits):
-  """Makes a pass in which the mask hits some of 50 positions; gives the mask."""
+  """Makes a pass with so many hits of 50 positions; returns its mask."""
   candidates = search.candidates()
   assert candidates.bits().shape == (1, FREE)
   assert candidates.bits().sum() == SKIPPED

@@ -59,7 +59,7 @@ def test_the_first_by_importance_skips_what_matters_least(seed, scale, shift):
 
 
 def test_later_ones_by_importance_are_blurred_more():
-  """Mean importance of skipped sublayers rises, but stays below random masks'."""
+  """The mean importance they skip rises, but stays below random masks'."""
   rng = np.random.default_rng(1)
   importance = np.random.default_rng(2).normal(size=FREE)
   runs = [

@@ -208,7 +208,7 @@ def test_importances_are_a_prior_with_a_deviation_of_one():
 
 
 def test_importances_help_and_useless_ones_do_little_harm():
-  """By the first proposals after a pass, and the incumbent some passes later."""
+  """By the first proposals after a pass, and by a later incumbent."""
 
   def run(importance, passes, seeds):
     found = []
