@@ -54,7 +54,7 @@ class Costs:
   verify: Float[Array, ' w']
 
   def is_near(self, other: Costs) -> bool:
-    """Whether both decide alike, so small is the difference; on the host."""
+    """Whether the difference is too small to change a choice; on the host."""
     pairs = (self.draft, other.draft), (self.verify, other.verify)
     return all(np.allclose(*pair, rtol=_SAME_COST) for pair in pairs)
 

@@ -1,5 +1,4 @@
-"""From logits to probabilities to tokens, alike in draft, verify and plain
-steps.
+"""From logits to tokens, in one way for draft, verify and plain steps.
 
 `process` applies the settings that depend on the text so far (repetition
 penalty, minimum length). `probabilities` applies those that do not
@@ -40,7 +39,7 @@ _FEW_EOS_IDS = 8  # every program has room for so many
 class Sampling:
   """A `SamplingConfig` on the device; traced.
 
-  New values compile nothing, unless there are more end-of-text tokens than E.
+  New values compile nothing, unless the end-of-text tokens need a larger E.
 
   Attributes:
     temperature: float32[]; read only where tokens are drawn.
@@ -114,7 +113,7 @@ def _needed(sampling: Sampling) -> Bool[Array, '']:
 def process(
   logits: Float[Array, 'b w v'], context: Context, sampling: Sampling
 ) -> Float[Array, 'b w v']:
-  """Logits after repetition penalty and minimum length."""
+  """Logits after repetition penalty and minimum length, by each context."""
   return jax.lax.cond(
     _needed(sampling),
     lambda: _processed(logits, context, sampling),

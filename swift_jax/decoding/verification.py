@@ -172,8 +172,7 @@ def _at(values: Int[Array, 'b w'], index: Int[Array, ' b']) -> Int[Array, ' b']:
 
 
 def place_leaf(updates: Updates, verified: Verified) -> Updates:
-  """Moves the accepted leaf's key and value to the slot after the accepted
-  chain.
+  """Moves the accepted leaf's key and value to the slot after the chain's.
 
   This changes the pass's own keys and values before they are written. So a
   commit never moves a row of the cache.
