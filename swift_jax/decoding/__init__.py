@@ -1,5 +1,5 @@
 """One round on the device: choose, draft, verify, commit; and drawing a token.
 
-All of it is traced and compiled; the acceptance rule is `verification`. It may
-import `model` and `parallel`, and does not know the search.
+All code here is traced and compiled. The acceptance rule is in `verification`.
+This folder may import `model` and `parallel`, and does not know the search.
 """

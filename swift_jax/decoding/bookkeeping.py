@@ -1,4 +1,4 @@
-"""What a round leaves behind: counts, a line of the log, and evidence."""
+"""What a round records: counts, a line of the log, and evidence."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from swift_jax.typing import Array, Bool, Int
 
 
 class Drafted(NamedTuple):
-  """A round's draft, and what the policy is to learn from.
+  """A round's draft, and what the policy learns from it.
+
+  The last three are None without the policy.
 
   Attributes:
     source: who drafted, by `policy`'s numbers.
-    draft: nothing where that is nobody.
-    matched: tokens that stood in the text before, and what followed them there
-      [B, D]; None without the policy.
-    looks_out: a stretch of plain steps is to be short.
+    draft: the draft; empty where the source is `policy.PLAIN`.
+    matched: how many of the newest tokens stood in the text before, int32[B].
+    copied: the tokens that followed them there, int32[B, D].
+    short_stretch: a stretch of plain steps is to be short, because a copy may
+      pay soon.
   """
 
   source: Int[Array, '']
   draft: Draft
   matched: Int[Array, ' b'] | None = None
   copied: Int[Array, 'b d'] | None = None
-  looks_out: Bool[Array, ''] | None = None
+  short_stretch: Bool[Array, ''] | None = None
 
 
 def count(
@@ -39,7 +42,12 @@ def count(
   kept: Int[Array, ' b'],
   active: Bool[Array, ' b'],
 ) -> DecodeState:
-  """What the round did, of which `kept` tokens a row were committed."""
+  """The state with a finished round counted and logged.
+
+  Args:
+    kept: tokens of the round that each row committed.
+    active: rows that took part in the round.
+  """
   before, length = state.counts, drafted.draft.length
   own_kept = active & (kept == verified.block_length)
   accepted = jnp.minimum(verified.num_accepted, kept)
@@ -60,12 +68,12 @@ def count(
 
 
 def log(
-  state: DecodeState, lines: Int[Array, 'b m 3'], fresh: Array
+  state: DecodeState, lines: Int[Array, 'b m 3'], num_new: Array
 ) -> Int[Array, 'b s 3']:
-  """The log with the first `fresh` [B] of the lines behind each row's."""
+  """The log with the first `num_new` [B] of `lines` appended to each row."""
   number = jnp.arange(lines.shape[1])
   at = state.counts.verify_passes[:, None] + number  # [B, M]
-  at = jnp.where(number < fresh[:, None], at, state.log.shape[1])
+  at = jnp.where(number < num_new[:, None], at, state.log.shape[1])
   rows = jnp.arange(len(at))[:, None]
   return state.log.at[rows, at].set(lines, mode='drop')
 
@@ -79,7 +87,12 @@ def learn(
   settings: DraftSettings,
   shapes: DraftShapes,
 ) -> DecodeState:
-  """What the round tells of the sources, from its start to its end."""
+  """The state with what a round showed of its source, in tokens and in work.
+
+  Args:
+    start: the state before the round.
+    state: the state after its commit.
+  """
   source, draft, live = drafted.source, drafted.draft, ~start.done
   written = state.length - start.length
   by_layers = (source == policy.LAYERS) & live

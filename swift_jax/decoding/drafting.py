@@ -21,14 +21,14 @@ from swift_jax.typing import Array, Bool, Float, Int
 
 
 class DraftShapes(NamedTuple):
-  """What compiled programs depend on; static.
+  """What the compiled programs depend on; static.
 
   Attributes:
     verify_widths: token counts that verify is compiled for, increasing.
-    num_leaves: alternatives kept at each depth, 0 for a bare chain.
-    samples: tokens are drawn; else the most likely ones are taken.
+    num_leaves: alternatives kept at each depth; 0 for a chain without leaves.
+    samples: tokens are drawn; else the most likely tokens are taken.
     lookup: the draft is copied from the text; see `lookup`.
-    adaptive: what drafts, and how far, is chosen round by round; see `policy`.
+    adaptive: each round chooses its source and its length; see `policy`.
   """
 
   verify_widths: tuple[int, ...]
@@ -44,7 +44,7 @@ class DraftShapes(NamedTuple):
 
 @flax.struct.dataclass
 class DraftSettings:
-  """What may change without compiling anything; traced.
+  """What may change without a new compilation; traced.
 
   Attributes:
     max_length: tokens drafted at most, int32[].
@@ -52,12 +52,12 @@ class DraftSettings:
     tree_widths: top-k at each depth by confidence, int32[n + 1].
     tree_bounds: confidences at which k changes, float32[n].
     lookup_length: tokens copied at most by prompt lookup, int32[].
-    lookup_ngram: tokens that it compares at most, int32[].
+    lookup_ngram: tokens that prompt lookup compares at most, int32[].
     copies: whether the policy may copy, bool[].
-    forced: the source of every draft, by `policy`'s numbers, at its full length;
-      -1: the policy's choice, int32[]. To measure costs with, and where the
-      clock says that plain decoding is quicker.
-    costs: what the policy weighs.
+    forced: the source of every draft, by `policy`'s numbers, at its full
+      length; -1: the policy chooses, int32[]. Used to measure costs, and where
+      the clock finds plain decoding quicker.
+    costs: the costs that the policy weighs.
   """
 
   max_length: Int[Array, '']
@@ -73,18 +73,19 @@ class DraftSettings:
 
 @flax.struct.dataclass
 class Draft:
-  """A drafted chain and, at each depth, the tokens that came next to it.
+  """A drafted chain and, at each depth, the runners-up to the chain's token.
 
-  Both in the order of the draft's scores. A token's weight is its share in the
-  softmax of the scores, the draft's probability where it is greedy. Sampling, it
-  knows the noise that decides the target's token too, and so tells better than a
-  probability whether they will agree (`tests/stress/coupling.py`).
+  At each depth tokens are ordered by the draft's scores. A token's weight is
+  its share in the softmax of the scores. In greedy decoding the weight is the
+  draft's probability. In sampling the scores include the noise that also
+  decides the target's token, so that a weight predicts better than a
+  probability whether draft and target agree (`tests/stress/coupling.py`).
 
   Attributes:
     tokens: the chain, int32[B, D]; dead after `length`.
-    confidence: their weights, float32[B, D].
-    leaf_tokens: what came next at each depth, in order, int32[B, D, A].
-    leaf_weights: theirs, float32[B, D, A]. 0: there is no such leaf.
+    confidence: weights of the chain's tokens, float32[B, D].
+    leaf_tokens: the runners-up at each depth, best first, int32[B, D, A].
+    leaf_weights: weights of the runners-up, float32[B, D, A]; 0 means no leaf.
     length: drafted tokens of each row, int32[B].
   """
 
@@ -98,7 +99,7 @@ class Draft:
 def split_config(
   cfg: DraftConfig, vocab_size: int
 ) -> tuple[DraftShapes, DraftSettings]:
-  """A `DraftConfig` as its static and its traced part."""
+  """The static and the traced part of a `DraftConfig`."""
   leaves = min(max(cfg.tree_widths), vocab_size) - 1 if cfg.tree else 0
   settings = DraftSettings(
     max_length=jnp.asarray(cfg.max_draft_length, jnp.int32),
@@ -116,8 +117,11 @@ def split_config(
 
 
 def for_lookup(shapes: DraftShapes) -> DraftShapes:
-  """The shapes of prompt lookup: no leaves, and a pass over the last token alone
-  where the text has nothing to copy."""
+  """The shapes of prompt lookup.
+
+  They have no leaves. Where the text has nothing to copy, verify runs over the
+  last token alone; so a width of 1 is added.
+  """
   widths = tuple(sorted({1, *shapes.verify_widths}))
   return shapes._replace(
     verify_widths=widths, num_leaves=0, lookup=True, adaptive=False
@@ -126,10 +130,10 @@ def for_lookup(shapes: DraftShapes) -> DraftShapes:
 
 @flax.struct.dataclass
 class _Carry:
-  """The draft loop's state: `active` rows go on, at depth `step`.
+  """The draft loop's state: `active` rows draft on, at depth `step`.
 
-  `survival` is the chance that all drafted tokens of a row are accepted, where the
-  policy asks for it.
+  `survival` is the chance that all drafted tokens of a row are accepted; it is
+  kept up only where the policy needs it.
   """
 
   step: Int[Array, '']
@@ -149,17 +153,18 @@ def draft(
   shapes: DraftShapes,
   wanted: Bool[Array, ''] | bool = True,
 ) -> tuple[Draft, KVCache]:
-  """Drafts until every row has stopped; nothing if it is not `wanted`.
+  """Drafts until every row has stopped; drafts nothing if not `wanted`.
 
-  A row stops after a token whose confidence is below the threshold (the token
-  stays: its runners-up are the tree's widest), at `max_length`, and one token
-  before its end, since verify adds one of its own. Rows that are done draft
-  nothing. Where the policy has the word, it takes the threshold's place, for all
-  rows together.
+  A row stops after a token whose confidence is below the threshold (this token
+  stays in the draft: the tree is widest at its runners-up), at `max_length`,
+  and one token before the row's end, since verify adds a token of its own. Rows
+  that are done draft nothing. With `shapes.adaptive` the policy decides instead
+  of the threshold, for all rows together.
 
   Returns:
-    The draft, and the cache with the kept sublayers' keys and values at slots >=
-    `length`, which verify overwrites; its `length` is the state's.
+    The draft, and the cache. At slots >= `length` the cache holds the keys and
+    values of the sublayers that were not skipped; verify overwrites them. The
+    cache's `length` is the state's.
   """
   batch, depth = state.done.shape[0], shapes.max_width - 1
   cap = jnp.minimum(settings.max_length, state.end - state.length - 1)
@@ -215,7 +220,7 @@ def _pays(
   survival: Float[Array, ' b'],
   drafted: Int[Array, ''],
 ) -> Bool[Array, '']:
-  """Whether the policy, or who forces it, wants one more token of each row."""
+  """Whether to draft one more token: the policy says so, or `forced` is set."""
   weight = policy.weights(state.end - state.length, ~state.done)
   pays = policy.goes_on(
     state.evidence,
@@ -241,7 +246,7 @@ def _empty(batch: int, depth: int, num_leaves: int) -> Draft:
 
 
 class _Choice(NamedTuple):
-  """One depth of a `Draft`: the chain's token and the leaves beside it."""
+  """One depth of a `Draft`: the chain's token first, then its leaves."""
 
   tokens: Int[Array, 'b a1']
   confidence: Float[Array, ' b']
@@ -256,7 +261,7 @@ def _choose(
   sampling: Sampling,
   shapes: DraftShapes,
 ) -> _Choice:
-  """The tokens at one depth, by the draft's scores."""
+  """The best tokens at one depth, by the draft's scores."""
   before = jnp.arange(draft.tokens.shape[1]) < depth
   context = state.context(
     path=draft.tokens[:, None],
@@ -273,7 +278,7 @@ def _choose(
 def _top(
   values: Float[Array, 'b v'], k: int
 ) -> tuple[Float[Array, 'b k'], Int[Array, 'b k']]:
-  """The k largest values, in order, and where they are."""
+  """The k largest values, largest first, and their indices."""
 
   def one_by_one(values: Array) -> tuple[Array, Array]:
     found, where = [], []
@@ -290,5 +295,5 @@ def _top(
 
   if k == 1:
     return one_by_one(values)
-  # In a loop XLA on CPU sorts the whole vocabulary for `top_k`.
+  # XLA on CPU sorts the whole vocabulary for a `top_k` inside a loop.
   return jax.lax.platform_dependent(values, cpu=one_by_one, default=top_k)

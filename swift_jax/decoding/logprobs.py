@@ -1,8 +1,8 @@
-"""Log-probabilities of a text that is written: the target looks at it once more.
+"""Log-probabilities of a finished text: the target reads it once more.
 
-Not within the rounds, which stay as they are. Plain decoding, SWIFT and prompt
-lookup are followed by this one program, in the same shapes: a text has the same
-log-probabilities whichever wrote it.
+The rounds do not compute them and stay as they are. After plain decoding, SWIFT
+and prompt lookup the same program runs in the same shapes: a text has the same
+log-probabilities, whichever of the three wrote it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from swift_jax.model.skip_mask import Mask
 from swift_jax.parallel import sharding
 from swift_jax.typing import Array, Float, Int
 
-WIDEST = 64  # tokens of a pass: more save little, and short texts are padded
-_LOGITS = 2**23  # float32 that the head gives at once, in 32 MiB
+# Tokens of a pass at most: more would gain little, and short texts are padded.
+WIDEST = 64
+_LOGITS = 2**23  # float32 logits computed at once: 32 MiB
 
 
 class Places(NamedTuple):
-  """The target's word on T places of each row, in natural logarithms.
+  """The target's log-probabilities at T places of each row, in nats.
 
   Attributes:
-    own: what the token that stands there was given, float32[B, T].
+    own: of the token that stands at the place, float32[B, T].
     ids: the k most likely tokens, the likeliest first, int32[B, T, k].
-    best: what they were given, float32[B, T, k].
+    best: the log-probabilities of `ids`, float32[B, T, k].
   """
 
   own: Float[Array, 'b t']
@@ -55,25 +56,26 @@ def force(
   k: int,
   mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[KVCache, Places]:
-  """A pass over tokens [start, start + chunk) of what each row has written.
+  """A pass over tokens [start, start + chunk) of each row's generated text.
 
-  Its keys and values replace those that the rounds left, so that the next chunk
-  goes by them too and not by how the text came about.
+  The keys and values of this pass replace those of the rounds. So the next
+  chunk reads them too, and the result does not depend on how the text was
+  written.
 
   Args:
-    cache: holds every token that stands before these.
-    tokens: prompts and texts; what a row has not written does no harm, and what it
-      is given means nothing.
-    full: skips nothing.
-    chunk: at most the cache's capacity.
-    k: most likely tokens wanted at each place.
+    cache: holds every token that stands before the chunk.
+    tokens: prompts and texts; tokens past a row's end do no harm, and their
+      log-probabilities mean nothing.
+    full: the mask that skips nothing.
+    chunk: tokens of the pass, at most the cache's capacity.
+    k: number of most likely tokens wanted at each place.
 
   Returns:
-    The cache, of the same length, and what was found.
+    The cache, of the same length, and the log-probabilities.
   """
   model: Llama = nnx.merge(graphdef, params)
   wanted = prompt_length - 1 + start  # [B], the slot of the first token's input
-  # A chunk that would leave the cache begins earlier, and does some tokens again.
+  # A chunk that would reach past the cache begins earlier and repeats tokens.
   first = jnp.minimum(wanted, cache.capacity - chunk)
   slots = first[:, None] + jnp.arange(chunk)  # [B, T]
 
@@ -86,7 +88,7 @@ def force(
     )
     written = cache.rollback(first).write(updates).rollback(cache.length)
     places = _of_hidden(model, hidden, read(tokens, slots + 1), k)
-  # Back to where the chunk was to begin.
+  # Move the results back to where the chunk was meant to begin.
   at = jnp.arange(chunk) + (wanted - first)[:, None]
   own = read(places.own, at)
   ids, best = (read(rows, at[..., None]) for rows in places[1:])
@@ -104,8 +106,11 @@ def _of_hidden(
   tokens: Int[Array, 'b t'],
   k: int,
 ) -> Places:
-  """What the head makes of hidden states, some places at a time: all of them by a
-  large vocabulary would take more memory than the pass."""
+  """Log-probabilities from hidden states, a few places at a time.
+
+  The logits of all places, with a large vocabulary, would take more memory than
+  the pass.
+  """
   batch, chunk = tokens.shape
 
   def one(place: tuple[Array, Array]) -> tuple[Array, Array, Array]:
@@ -113,9 +118,9 @@ def _of_hidden(
     logits = model.logits(hidden)  # [B, V]
     own = jnp.take_along_axis(logits, token[:, None], axis=-1)
     highest = logits.max(-1, keepdims=True)
-    if k:  # of equals the lower id comes first, which argmax takes too
+    if k:  # of equal logits the lower id comes first, as with argmax
       best, ids = jax.lax.top_k(logits, k)
-    else:  # cut off below: `map` takes nothing empty
+    else:  # `map` takes no empty array: this one is cut off below
       best, ids = highest, token[:, None]
     total = jax.nn.logsumexp(logits - highest, axis=-1, keepdims=True)
     own, best = (found - highest - total for found in (own, best))

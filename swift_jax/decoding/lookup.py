@@ -1,8 +1,9 @@
-"""Prompt lookup: the draft is what followed the last tokens before.
+"""Prompt lookup: the draft is copied from an earlier place of the same text.
 
-After Saxena's prompt lookup decoding (2023): no model drafts, the text does. Here
-the newest of the longest matches is taken, and a match whose continuation reaches
-the end of the text goes on from its own beginning, as a text that loops does.
+After Saxena's prompt lookup decoding (2023): no model drafts. The newest tokens
+are looked up in the text before them, and what followed them there is the
+draft. The newest of the longest matches is taken. A copy that reaches the end
+of the text starts again at its own beginning, as a text that loops does.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def draft(
   settings: DraftSettings,
   shapes: DraftShapes,
 ) -> Draft:
-  """A copy of what followed where the text last read as it does now.
+  """A copy of the tokens that followed the text's newest tokens before.
 
-  Up to `settings.lookup_ngram` tokens are compared; where not even the newest one
-  stood before, nothing is drafted.
+  Up to `settings.lookup_ngram` tokens are compared. Where not even the newest
+  token stood in the text before, nothing is drafted.
   """
   found = find(state.tokens, state.length, settings.lookup_ngram)
   return copy(state, *found, settings.lookup_length, shapes)
@@ -33,12 +34,12 @@ def copy(
   state: DecodeState,
   start: Int[Array, ' b'],
   matched: Int[Array, ' b'],
-  most: Int[Array, ''],
+  max_length: Int[Array, ''],
   shapes: DraftShapes,
 ) -> Draft:
-  """What follows the places that `find` gave, up to `most` tokens."""
+  """The tokens from the places that `find` gave, up to `max_length` tokens."""
   depth = shapes.max_width - 1
-  cap = jnp.minimum(most, state.end - state.length - 1)
+  cap = jnp.minimum(max_length, state.end - state.length - 1)
   cap = jnp.where(state.done | (matched == 0), 0, jnp.minimum(cap, depth))
   period = jnp.maximum(state.length - start, 1)[:, None]
   index = start[:, None] + jnp.arange(depth) % period
@@ -57,9 +58,10 @@ def find(
   length: Int[Array, ' b'],
   ngram: Int[Array, ''],
 ) -> tuple[Int[Array, ' b'], Int[Array, ' b']]:
-  """Where the newest of the longest matches goes on, and how many tokens match.
+  """The slot after the newest of the longest matches, and the match's length.
 
-  A match is a place before the end at which the text's last tokens stood too.
+  A match is a place before the end where the text's last tokens stood too; its
+  length is the number of tokens that are equal, 0 where there is no match.
   """
   slots = jnp.arange(tokens.shape[1])
   last = length[:, None] - 1
@@ -67,7 +69,7 @@ def find(
   matched = jnp.zeros(tokens.shape, jnp.int32)
   for back in range(MAX_NGRAM):
     wanted = jnp.take_along_axis(tokens, jnp.maximum(last - back, 0), axis=1)
-    # The slot `back` before each; what rolls around is ruled out.
+    # Compare the token `back` slots before each slot; exclude the wrap-around.
     run &= (jnp.roll(tokens, back, axis=1) == wanted) & (slots >= back)
     run &= back < ngram
     matched += run

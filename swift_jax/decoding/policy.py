@@ -1,10 +1,11 @@
-"""What a round drafts from and how far: expected tokens against measured costs.
+"""Chooses a round's source and draft length: expected tokens against costs.
 
-Costs are in plain steps: plain decoding writes a token a row for a cost of 1. A
-round that drafts n tokens by layers costs n * `draft` + `verify` of its width, one
-that copies from the text only the latter. What is to be expected of either is
-learnt from what was accepted, and fades, so that a source that did not pay is tried
-again later. Nothing here changes the text: that is the target's, whoever drafts.
+Costs are in plain steps: plain decoding writes one token a row for a cost of 1.
+A round that drafts n tokens by layers costs n * `draft` + `verify` of its
+width; a round that copies from the text costs only `verify`. The tokens to
+expect from each source are learnt from accepted tokens. This evidence fades, so
+that a source that did not pay is tried again later. Nothing here changes the
+text: it is the target's, whoever drafts.
 """
 
 from __future__ import annotations
@@ -17,58 +18,63 @@ import numpy as np
 from swift_jax.config.settings import MAX_NGRAM
 from swift_jax.typing import Array, Bool, Float, Int
 
-PLAIN, LAYERS, COPY = range(3)  # in the order in which a tie is decided
+# A rate is tokens a row and plain step. A prior stands in for missing evidence.
+PLAIN, LAYERS, COPY = range(3)  # of equal rates the first is chosen
 STRETCH = 8  # plain steps of a round that drafts nothing
-SHORT_STRETCH = 4  # where something to copy may come any moment
-# Tokens a cost for which plain decoding is left: not 1, for both are estimates.
-_CLEARLY = 1.08
-_WORTH_WAITING = (
-  1.3  # tokens a cost of a copy that stretches are kept short for
-)
-_LAG = 2.0  # tokens by which a row that is behind others counts e times
-_SAME = 0.03  # costs that differ by less decide alike
+SHORT_STRETCH = 4  # the same, where something to copy may come any moment
+# Rate from which a draft is chosen: not 1, since rate and cost are estimates.
+_MIN_RATE = 1.08
+_WAITING_RATE = 1.3  # rate of a likely copy from which stretches are kept short
+_LAG = 2.0  # a row that is so many tokens behind the others counts e times
+_SAME_COST = 0.03  # costs that differ by a smaller share decide alike
 _MEMORY = 128.0  # plain steps after which evidence counts 1/e
-_BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
-_MIDDLES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.925, 0.965, 0.99)
-_DOUBT = 4.0  # trials that "confidence is acceptance" is worth
-_COPY_GUESS, _MORE_GUESS, _COPY_DOUBT = 0.5, 0.7, 2.0  # of copied tokens
-_NEXT_GUESS = 0.7  # of tokens drafted by layers
-# Plain steps that the expected rate of drafting by layers is worth. Where layers do
-# not pay, trying them costs at most this times (expectation - _CLEARLY) / _MEMORY.
-_LAYERS_DOUBT = 8.0
-_LAYERS_HOPE = 1.12  # tokens a cost at least: text may become easy to draft
+_BIN_BOUNDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # of confidence
+_BIN_MIDDLES = (0.2, 0.4, 0.6, 0.75, 0.85, 0.925, 0.965, 0.99)
+_PRIOR_TRIALS = 4.0  # trials that a prior of layers' acceptance is worth
+# Acceptance of a copy's first token and of later ones; trials of each prior.
+_COPY_PRIOR, _MORE_PRIOR, _COPY_TRIALS = 0.5, 0.7, 2.0
+_NEXT_PRIOR = 0.7  # acceptance of tokens drafted by layers
+# Plain steps that the prior rate of drafting by layers is worth. Where layers
+# do not pay, their trials cost at most _LAYERS_PRIOR_COST *
+# (prior rate - _MIN_RATE) / _MEMORY.
+_LAYERS_PRIOR_COST = 8.0
+_MIN_LAYERS_PRIOR = 1.12  # prior rate at least: text may become easy to draft
 
 
 @flax.struct.dataclass
 class Costs:
-  """What a batch's passes cost, in plain steps; traced.
+  """The costs of a batch's passes, in plain steps; traced.
 
   Attributes:
-    draft: one token drafted by layers with the skip mask at hand, float32[].
-    verify: verify and commit, by the widths of `DraftShapes`, float32[W].
+    draft: one token drafted by layers with the present skip mask, float32[].
+    verify: verify and commit, for each width of `DraftShapes`, float32[W].
   """
 
   draft: Float[Array, '']
   verify: Float[Array, ' w']
 
   def is_near(self, other: Costs) -> bool:
-    """On the host: what is between them makes no difference."""
+    """Whether the difference is too small to change a choice; on the host."""
     pairs = (self.draft, other.draft), (self.verify, other.verify)
-    return all(np.allclose(*pair, rtol=_SAME) for pair in pairs)
+    return all(np.allclose(*pair, rtol=_SAME_COST) for pair in pairs)
 
 
 @flax.struct.dataclass
 class Evidence:
-  """What was accepted lately; all of it fades.
+  """How much was accepted lately; all of it fades.
+
+  Hits are drafted tokens that were accepted, trials those that verify reached.
 
   Attributes:
-    sure_hits, sure_trials: drafted tokens by bin of confidence, float32[K]: those
-      accepted, and those that verify reached.
-    copy_hits, copy_trials: the first token of a copy by the length of the match, the
-      same; float32[N + 1].
-    more_hits, more_trials: the tokens behind it. Apart, since a match is most often
-      right for long or not at all.
-    tokens, cost: a row's, of the rounds that drafted by layers, float32[].
+    sure_hits, sure_trials: tokens drafted by layers, by bin of confidence,
+      float32[K].
+    copy_hits, copy_trials: the first token of each copy, by the length of the
+      match, float32[N + 1].
+    more_hits, more_trials: the later tokens of each copy, in the same form.
+      They are kept apart, since a match is most often right for long or not at
+      all.
+    tokens, cost: tokens and cost a row, of rounds that drafted by layers,
+      float32[].
   """
 
   sure_hits: Float[Array, ' k']
@@ -81,16 +87,16 @@ class Evidence:
   cost: Float[Array, '']
 
   def acceptance(self, confidence: Float[Array, '*n']) -> Float[Array, '*n']:
-    """The share of drafted tokens of such a confidence that is accepted."""
-    hits = self.sure_hits + _DOUBT * jnp.asarray(_MIDDLES)
-    share = hits / (self.sure_trials + _DOUBT)
+    """The expected acceptance of drafted tokens, by their confidence."""
+    hits = self.sure_hits + _PRIOR_TRIALS * jnp.asarray(_BIN_MIDDLES)
+    share = hits / (self.sure_trials + _PRIOR_TRIALS)
     return share[_bin(confidence)]
 
   @property
   def next_acceptance(self) -> Float[Array, '']:
-    """That of a token that is not drafted yet."""
-    hits = self.sure_hits.sum() + _DOUBT * _NEXT_GUESS
-    return hits / (self.sure_trials.sum() + _DOUBT)
+    """The expected acceptance of a token that is not drafted yet."""
+    hits = self.sure_hits.sum() + _PRIOR_TRIALS * _NEXT_PRIOR
+    return hits / (self.sure_trials.sum() + _PRIOR_TRIALS)
 
   def layers_rate(
     self,
@@ -98,20 +104,20 @@ class Evidence:
     verify_widths: tuple[int, ...],
     weight: Float[Array, ' b'],
   ) -> Float[Array, '']:
-    """Tokens a row and plain step when drafting by layers.
+    """The expected rate of drafting by layers, in tokens a row and plain step.
 
-    What they brought lately, and beside it what is hoped for: what drafts of the
-    best length would bring if every token were accepted as often as the next one,
-    in all rows that count.
+    It is the rate of the last rounds, mixed with a prior rate. The prior is the
+    rate of drafts of the best length, if every token were accepted as often as
+    `next_acceptance` says, in all rows that count.
     """
     drafted = jnp.arange(1, verify_widths[-1])
     rows = 1 / jnp.maximum((weight**2).sum(), 1e-30)
     tokens = jnp.cumsum(self.next_acceptance ** (rows * drafted)) + 1
     verify = verify_cost(costs, verify_widths, drafted + 1)
-    hoped = (tokens / (drafted * costs.draft + verify)).max()
-    hoped = jnp.maximum(hoped, _LAYERS_HOPE)
-    tokens = self.tokens + _LAYERS_DOUBT * hoped
-    return tokens / (self.cost + _LAYERS_DOUBT)
+    prior = (tokens / (drafted * costs.draft + verify)).max()
+    prior = jnp.maximum(prior, _MIN_LAYERS_PRIOR)
+    tokens = self.tokens + _LAYERS_PRIOR_COST * prior
+    return tokens / (self.cost + _LAYERS_PRIOR_COST)
 
   def price(
     self,
@@ -119,17 +125,20 @@ class Evidence:
     verify_widths: tuple[int, ...],
     weight: Float[Array, ' b'],
   ) -> Float[Array, '']:
-    """Tokens that a plain step's time brings otherwise: what drafting must earn."""
+    """Tokens that a plain step's time would bring otherwise, at least 1.
+
+    Whatever takes as long (drafting, leaves, a wider verify) must earn as much.
+    """
     return jnp.maximum(self.layers_rate(costs, verify_widths, weight), 1.0)
 
   def copies(
     self, matched: Int[Array, ' b'], longest: int
   ) -> Float[Array, 'b d']:
     """Expected accepted tokens of copies of 1, 2, ... `longest` tokens."""
-    first = self.copy_hits + _COPY_DOUBT * _COPY_GUESS
-    first = (first / (self.copy_trials + _COPY_DOUBT))[matched]
-    more = self.more_hits + _COPY_DOUBT * _MORE_GUESS
-    more = (more / (self.more_trials + _COPY_DOUBT))[matched]
+    first = self.copy_hits + _COPY_TRIALS * _COPY_PRIOR
+    first = (first / (self.copy_trials + _COPY_TRIALS))[matched]
+    more = self.more_hits + _COPY_TRIALS * _MORE_PRIOR
+    more = (more / (self.more_trials + _COPY_TRIALS))[matched]
     chances = first[:, None] * more[:, None] ** jnp.arange(longest)
     return jnp.cumsum(jnp.where(matched[:, None] > 0, chances, 0), axis=1)
 
@@ -137,36 +146,38 @@ class Evidence:
 def verify_cost(
   costs: Costs, verify_widths: tuple[int, ...], nodes: Int[Array, '*n']
 ) -> Float[Array, '*n']:
-  """That of the width that so many nodes are verified with."""
+  """The cost of verifying so many nodes, with the width they need."""
   return costs.verify[width_index(verify_widths, nodes)]
 
 
 def width_index(
   verify_widths: tuple[int, ...], nodes: Int[Array, '*n']
 ) -> Int[Array, '*n']:
-  """Of the first width with room for so many nodes, else of the widest."""
+  """The index of the first width with room for so many nodes, or the last."""
   found = jnp.searchsorted(jnp.asarray(verify_widths), nodes, side='left')
   return jnp.minimum(found, len(verify_widths) - 1)
 
 
 def start() -> Evidence:
-  """Before the first round, as host arrays."""
-  bins, lengths = len(_MIDDLES), MAX_NGRAM + 1
+  """The evidence before the first round: none, as host arrays."""
+  bins, lengths = len(_BIN_MIDDLES), MAX_NGRAM + 1
   sizes = 2 * [bins] + 4 * [lengths]
   zeros = [np.zeros(n, np.float32) for n in sizes]
   return Evidence(*zeros, np.zeros((), np.float32), np.zeros((), np.float32))
 
 
 def _bin(confidence: Float[Array, '*n']) -> Int[Array, '*n']:
-  return jnp.searchsorted(jnp.asarray(_BOUNDS), confidence, side='right')
+  """The index of each confidence's bin, 0..K - 1."""
+  return jnp.searchsorted(jnp.asarray(_BIN_BOUNDS), confidence, side='right')
 
 
 def weights(
   remaining: Int[Array, ' b'], live: Bool[Array, ' b']
 ) -> Float[Array, ' b']:
-  """What a row's tokens count, in all 1: a batch is done when its last row is.
+  """The weight of each row's tokens; the weights sum to 1.
 
-  So rows that have more to write than others count more.
+  A batch is done when its last row is. So rows that have more left to write
+  than others count more.
   """
   most = jnp.where(live, remaining, 0).max()
   weight = jnp.where(live, jnp.exp((remaining - most) / _LAG), 0)
@@ -174,21 +185,25 @@ def weights(
 
 
 def progress(tokens: Array, weight: Float[Array, ' b']) -> Array:
-  """By how much the end of the batch comes nearer if rows get so many tokens.
+  """How many tokens the batch comes nearer to its end if rows get `tokens`.
 
-  The growth of a smooth minimum over rows: tokens of a row that is ahead already,
-  and those that put a row ahead of the others, bring little. For one row they count
-  as they are.
+  This is the growth of a smooth minimum over the rows. Tokens of a row that is
+  ahead of the others, or gets ahead by them, bring little. With one row every
+  token counts 1.
+
+  Args:
+    tokens: [B, ...].
+    weight: of the rows; see `weights`.
   """
   counts = (weight > 0).reshape(-1, *[1] * (tokens.ndim - 1))
-  # So that the exponential of the row that counts most is 1, however long it is.
+  # Subtracting the least keeps the largest exponential at 1.
   least = jnp.where(counts, tokens, tokens.max(0)).min(0)
   left = jnp.tensordot(weight, jnp.exp((least - tokens) / _LAG), axes=1)
   return jnp.where(left > 0, least - _LAG * jnp.log(left), 0.0)
 
 
 def _mean(values: Array, weight: Float[Array, ' b']) -> Array:
-  """Over the rows."""
+  """The weighted mean over the rows."""
   return jnp.tensordot(weight, values.astype(jnp.float32), axes=1)
 
 
@@ -200,14 +215,17 @@ def choose(
   room: Int[Array, ' b'],
   weight: Float[Array, ' b'],
 ) -> tuple[Int[Array, ''], Int[Array, ''], Bool[Array, '']]:
-  """The source that clearly brings most a cost, and how far a copy goes at most.
-
-  Also whether to look out for something to copy, which a long stretch would miss.
+  """Chooses the source with the highest expected rate.
 
   Args:
     matched: how many of the newest tokens stood in the text before.
     room: tokens that a row can still take beside the target's own.
     weight: of the rows; see `weights`.
+
+  Returns:
+    The source, PLAIN unless another one is clearly better; the tokens to copy
+    at most; and whether to keep stretches of plain steps short, because a
+    likely copy would pay so well that a long stretch should not miss it.
   """
   longest = verify_widths[-1] - 1
   expected = evidence.copies(matched, longest)  # [B, D]
@@ -223,12 +241,13 @@ def choose(
   layers_rate = jnp.where(
     can_draft, evidence.layers_rate(costs, verify_widths, weight), 0
   )
-  every = jnp.stack([jnp.float32(_CLEARLY), layers_rate, copy_rate])
-  # A row that found a match as long as any that has paid.
+  rates_by_source = jnp.stack([jnp.float32(_MIN_RATE), layers_rate, copy_rate])
+  # If the row that counts most finds a match, by the length of the match.
   likely = evidence.copies(jnp.arange(MAX_NGRAM + 1), longest)
   likely = jnp.pad(weight.max() * likely, ((0, 0), (1, 0)))[:, lengths]
-  looks_out = ((1 + likely) / costs.verify).max() > _WORTH_WAITING
-  return jnp.argmax(every).astype(jnp.int32), lengths[best], looks_out
+  short_stretch = ((1 + likely) / costs.verify).max() > _WAITING_RATE
+  source = jnp.argmax(rates_by_source).astype(jnp.int32)
+  return source, lengths[best], short_stretch
 
 
 def goes_on(
@@ -239,24 +258,24 @@ def goes_on(
   drafted: Int[Array, ''],
   weight: Float[Array, ' b'],
 ) -> Bool[Array, '']:
-  """Whether more drafted tokens are worth their cost: one, or as many as pay best.
+  """Whether to draft on: one more token, or several more, are worth their cost.
 
-  A next token may not pay for a wider verify where several do.
+  One token alone may not pay for a wider verify where several do.
 
   Args:
-    survival: the chance that all tokens of a row so far are accepted; 0 where it
-      can take no more.
-    drafted: tokens so far.
+    survival: the chance that all tokens drafted so far in a row are accepted; 0
+      where the row can take no more.
+    drafted: tokens drafted so far.
   """
   more = jnp.arange(1, verify_widths[-1])
   nodes = drafted + 1  # with the root
-  now, then = (
+  verify_now, verify_then = (
     verify_cost(costs, verify_widths, n) for n in (nodes, nodes + more)
   )
   chances = jnp.cumsum(evidence.next_acceptance**more)
   gain = _mean(survival, weight) * chances
   price = evidence.price(costs, verify_widths, weight)
-  worth = gain - price * (more * costs.draft + then - now)
+  worth = gain - price * (more * costs.draft + verify_then - verify_now)
   return ((worth > 0) & (nodes + more <= verify_widths[-1])).any()
 
 
@@ -268,10 +287,12 @@ def width(
   leaf_values: Float[Array, 'b m'],
   weight: Float[Array, ' b'],
 ) -> Int[Array, '']:
-  """How many nodes to verify: the chain, and leaves as far as they pay.
+  """How many nodes to verify: the chain, and as many leaves as pay.
 
   Args:
-    leaf_values: the chance that each leaf is right, falling.
+    num_chain: the root and the chain's nodes.
+    leaf_values: the chance that each leaf is right, in falling order.
+    weight: of the rows; see `weights`.
   """
   widths = jnp.asarray(verify_widths)
   gains = jnp.pad(jnp.cumsum(leaf_values, axis=1), ((0, 0), (1, 0)))
@@ -289,11 +310,11 @@ def learn_confidence(
   length: Int[Array, ' b'],
   num_accepted: Int[Array, ' b'],
 ) -> Evidence:
-  """Takes the verdict on drafted chains; `length` is 0 where there was none."""
+  """Learns from verified chains; `length` is 0 where none was drafted."""
   depth = jnp.arange(confidence.shape[1])
   reached = (depth < length[:, None]) & (depth <= num_accepted[:, None])
   hit = reached & (depth < num_accepted[:, None])
-  bins = jax.nn.one_hot(_bin(confidence), len(_MIDDLES))  # [B, D, K]
+  bins = jax.nn.one_hot(_bin(confidence), len(_BIN_MIDDLES))  # [B, D, K]
   return evidence.replace(
     sure_hits=evidence.sure_hits + (bins * hit[..., None]).sum((0, 1)),
     sure_trials=evidence.sure_trials + (bins * reached[..., None]).sum((0, 1)),
@@ -307,10 +328,14 @@ def learn_copies(
   written: Int[Array, 'b d'],
   count: Int[Array, ' b'],
 ) -> Evidence:
-  """Compares what would have been copied with what was written: it costs nothing.
+  """Learns from copies, whether they were drafted or not, which costs nothing.
 
   Args:
-    written: the tokens of which `count` were written in this round.
+    matched: how many of the newest tokens stood in the text before.
+    copied: the tokens that a copy drafts or would have drafted.
+    written: the tokens that were written there; the first `count` are of this
+      round.
+    count: tokens written in this round.
   """
   same = (copied == written) & (jnp.arange(copied.shape[1]) < count[:, None])
   hits = jnp.cumprod(same, axis=1).sum(1)
@@ -331,7 +356,7 @@ def learn_rate(
   tokens: Float[Array, ''],
   cost: Float[Array, ''],
 ) -> Evidence:
-  """Counts a round's tokens a row against its cost, and lets all evidence fade."""
+  """Adds a round's tokens a row and its cost, and lets all evidence fade."""
   by_layers = (source == LAYERS).astype(jnp.float32)
   evidence = evidence.replace(
     tokens=evidence.tokens + by_layers * tokens,

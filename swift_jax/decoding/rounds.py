@@ -47,9 +47,9 @@ def prefill(
 ) -> DecodeState:
   """Puts tokens [start, start + chunk) of every prompt into the cache.
 
-  A row whose prompt is shorter writes dead slots. `full` skips nothing. The
-  cache's `length` ends at the prompt's length - 1: the last token of the prompt
-  is the first pass's root.
+  A row whose prompt is shorter writes dead slots. The mask `full` skips
+  nothing. Afterwards the cache's `length` is the prompt's length - 1: the last
+  token of the prompt is the root of the first pass.
   """
   model = nnx.merge(graphdef, params)
   batch = state.tokens.shape[0]
@@ -73,9 +73,10 @@ def plain_steps(
   num_steps: Int[Array, ''],
   samples: bool,
 ) -> DecodeState:
-  """Up to `num_steps` tokens a row, one a pass of the whole model.
+  """Up to `num_steps` plain steps: each row gets one token a pass.
 
-  They are drawn if it `samples`, else the most likely ones.
+  Tokens are drawn if `samples`; else the most likely tokens are taken. The mask
+  `full` skips nothing.
   """
   model = nnx.merge(graphdef, params)
   step = functools.partial(_plain_step, model, full, sampling, samples)
@@ -89,7 +90,7 @@ def _plain_step(
   samples: bool,
   state: DecodeState,
 ) -> DecodeState:
-  """A token a row by a pass of the whole model."""
+  """One pass of the target, by which each row that is not done gets a token."""
   hidden, updates = model(state.last_token[:, None], full, cache=state.cache)
   logits = model.logits(hidden)  # [B, 1, V]
   finite = jnp.isfinite(logits.max((-1, -2))) | state.done
@@ -125,18 +126,19 @@ def speculative_rounds(
 ) -> DecodeState:
   """Up to `num_rounds` rounds of draft, verify, commit.
 
-  `full` skips nothing. It is an argument because a mask that XLA knows lets it
-  remove the gates: that is slower on CPU, and quicker on a GPU.
+  The mask `full` skips nothing. It is an argument, because XLA removes the
+  gates where it knows the mask; without gates CPUs are slower and GPUs are
+  quicker.
   """
   model = nnx.merge(graphdef, params)
 
   def one(state: DecodeState, left: Array) -> tuple[DecodeState, Array]:
     drafted, state = _draft(model, state, skip_mask, settings, sampling, shapes)
-    # Plain steps go by two stretches, where there is room for two rounds: what a
-    # round has beside them is paid once.
+    # Where two rounds are left, a round of plain steps makes two stretches and
+    # counts twice: then the rest of a round's work is done once for both.
     is_plain = drafted.source == policy.PLAIN
     if shapes.adaptive:
-      is_plain &= ~drafted.looks_out
+      is_plain &= ~drafted.short_stretch
     used = jnp.where(is_plain, jnp.minimum(left, 2), 1)
     state = _verify(
       model, state, drafted, full, settings, sampling, shapes, used
@@ -158,7 +160,7 @@ def draft_half(
   sampling: Sampling,
   shapes: DraftShapes,
 ) -> tuple[Drafted, DecodeState]:
-  """The draft of a round alone, so that its time can be taken."""
+  """Only the draft of a round, so that its time can be measured."""
   model = nnx.merge(graphdef, params)
   drafted, state = _draft(model, state, skip_mask, settings, sampling, shapes)
   return drafted, state.in_place()
@@ -177,7 +179,7 @@ def verify_half(
   sampling: Sampling,
   shapes: DraftShapes,
 ) -> DecodeState:
-  """What is left of a round after `draft_half`."""
+  """The rest of a round after `draft_half`: verify, commit, learn."""
   model = nnx.merge(graphdef, params)
   state = _verify(model, state, drafted, full, settings, sampling, shapes)
   return state.in_place()
@@ -191,7 +193,7 @@ def _draft(
   sampling: Sampling,
   shapes: DraftShapes,
 ) -> tuple[Drafted, DecodeState]:
-  """What verify is to look at; the cache holds the kept sublayers' part of it."""
+  """Drafts; the state's cache holds keys and values of the kept sublayers."""
   with jax.named_scope('draft'):
     if shapes.lookup:
       found = lookup.draft(state, settings, shapes)
@@ -208,7 +210,7 @@ def _draft(
     )
     matched = jnp.where(settings.copies, matched, 0)
     weight = policy.weights(state.end - state.length, ~state.done)
-    source, most, looks_out = policy.choose(
+    source, copy_length, short_stretch = policy.choose(
       state.evidence,
       settings.costs,
       shapes.verify_widths,
@@ -218,14 +220,14 @@ def _draft(
     )
     is_forced = settings.forced >= 0
     source = jnp.where(is_forced, settings.forced, source)
-    most = jnp.where(is_forced, settings.lookup_length, most)
-    looks_out &= ~is_forced
+    copy_length = jnp.where(is_forced, settings.lookup_length, copy_length)
+    short_stretch &= ~is_forced
     is_copy = source == policy.COPY
     matched = jnp.where(is_forced & is_copy, jnp.maximum(matched, 1), matched)
-    copied = lookup.copy(state, start, matched, most, shapes)
+    copied = lookup.copy(state, start, matched, copy_length, shapes)
     chain, cache = layers(wanted=source == policy.LAYERS)
     chain = jax.tree.map(lambda a, b: jnp.where(is_copy, a, b), copied, chain)
-    drafted = Drafted(source, chain, matched, copied.tokens, looks_out)
+    drafted = Drafted(source, chain, matched, copied.tokens, short_stretch)
     return drafted, state.replace(cache=cache)
 
 
@@ -241,14 +243,18 @@ def _verify(
 ) -> DecodeState:
   """Verify and commit: every row that is not done gets at least one token.
 
-  Where nothing is to be drafted they are plain steps.
+  Where the policy chose to draft nothing, rows get plain steps instead.
+
+  Args:
+    full: the mask that skips nothing.
+    rounds: rounds that a stretch of plain steps counts for.
   """
   source, draft = drafted.source, drafted.draft
   start, wanted = state, True
   if shapes.adaptive:
     wanted = source != policy.PLAIN
     steps = jnp.where(
-      drafted.looks_out, policy.SHORT_STRETCH, policy.STRETCH * rounds
+      drafted.short_stretch, policy.SHORT_STRETCH, policy.STRETCH * rounds
     )
     steps = jnp.where(wanted, 0, steps)
     state = _stretch(model, state, full, sampling, shapes, steps)
@@ -291,13 +297,13 @@ def _stretch(
   shapes: DraftShapes,
   steps: Int[Array, ''],
 ) -> DecodeState:
-  """Up to so many plain steps, each logged as a round that drafted nothing."""
-  before, most = state, 2 * policy.STRETCH
+  """Up to `steps` plain steps, each logged as a round that drafted nothing."""
+  before, max_steps = state, 2 * policy.STRETCH
   step = functools.partial(_plain_step, model, full, sampling, shapes.samples)
   state = _repeat(lambda state, _: (step(state), 1), state, steps)
-  own = state.length - before.length  # [B]
+  own = state.length - before.length  # [B], tokens written
   counts = state.counts.replace(bonus_tokens=before.counts.bonus_tokens + own)
-  lines = jnp.broadcast_to(jnp.array([0, 0, 1]), (len(own), most, 3))
+  lines = jnp.broadcast_to(jnp.array([0, 0, 1]), (len(own), max_steps, 3))
   log = bookkeeping.log(before, lines, own)
   return state.replace(counts=counts, log=log)
 
@@ -305,22 +311,24 @@ def _stretch(
 def _repeat(
   one: Callable[[DecodeState, Array], tuple[DecodeState, Array | int]],
   state: DecodeState,
-  most: Array,
+  limit: Array,
 ) -> DecodeState:
-  """Applies `one` up to `most` times, until every row is done.
+  """Applies `one` up to `limit` times, until every row is done.
+
+  It also stops at a logit that is not finite.
 
   Args:
-    one: given the state and how many times are left; it also says how many its
-      work counts for.
+    one: takes the state and how many times are left. Returns the new state and
+      how many times this call counts for.
   """
 
   def unfinished(carry: tuple[Array, DecodeState]) -> Array:
     count, state = carry
-    return (count < most) & ~state.done.all() & state.finite
+    return (count < limit) & ~state.done.all() & state.finite
 
   def body(carry: tuple[Array, DecodeState]) -> tuple[Array, DecodeState]:
     count, state = carry
-    state, used = one(state, most - count)
+    state, used = one(state, limit - count)
     return count + used, state
 
   return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]

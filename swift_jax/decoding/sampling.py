@@ -1,19 +1,20 @@
-"""From logits to probabilities to tokens: one way for draft, verify and plain.
+"""From logits to tokens, in one way for draft, verify and plain steps.
 
-`process` applies what depends on the text so far (repetition penalty, minimum
-length), `probabilities` what does not (temperature, top-k, top-p, min-p), both in
-Hugging Face's order and meaning. Nothing is sorted: top-k and top-p keep what is
-at least a cut-off, which is searched for by bisection on the bits of the floats.
-So where several tokens are tied at the cut-off of top-p all of them stay, of which
-Hugging Face keeps those that its sort happens to put last.
+`process` applies the settings that depend on the text so far (repetition
+penalty, minimum length). `probabilities` applies those that do not
+(temperature, top-k, top-p, min-p). Both keep Hugging Face's order and meaning.
+Nothing is sorted: top-k and top-p keep the tokens that reach a cut-off, and
+bisection on the bits of the floats finds the cut-off. So of several tokens that
+are tied at the cut-off of top-p all stay; Hugging Face keeps those that its
+sort happens to put last.
 
-A token is drawn as the argmax of log-probabilities plus Gumbel noise, and the noise
-is that of (seed, index of the prompt in the run, place in the text): of nothing
-else. So the text is a function of the target and the seed, whoever drafts it or
-does not, as a greedy text is. A draft that adds the same noise to its own
-log-probabilities is as likely to be right as almost any coupling makes it (Daliri,
-Musco and Suresh, 2408.07978: at least (1 - d) / (1 + d) for a total variation d,
-where the most that is possible is 1 - d).
+A token is drawn as the argmax of log-probabilities plus Gumbel noise. The noise
+depends only on the seed, the index of the prompt in the run, and the place in
+the text. So the text is a function of the target and the seed, whoever drafts,
+as a greedy text is. A draft adds the same noise to its own log-probabilities.
+It is then right almost as often as any coupling allows (Daliri, Musco and
+Suresh, 2408.07978: with a probability of at least (1 - d) / (1 + d) for a total
+variation d, where the highest possible is 1 - d).
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ import numpy as np
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.typing import Array, Bool, Float, Int, UInt
 
-_IMPL = 'threefry2x32'  # whatever JAX's default is: a seed must mean one text
-_MIN_TEMPERATURE = 1e-30  # below it float32 has no quotient
-_FEW_EOS_IDS = 8  # room for as many in every program
+_IMPL = 'threefry2x32'  # whatever JAX's default: a seed must mean one text
+_MIN_TEMPERATURE = 1e-30  # float32 cannot divide by less
+_FEW_EOS_IDS = 8  # every program has room for so many
 
 
 @flax.struct.dataclass
 class Sampling:
-  """A `SamplingConfig` on the device; traced, so that new values compile nothing,
-  but for more end-of-text tokens than there is room for.
+  """A `SamplingConfig` on the device; traced.
+
+  New values compile nothing, unless the end-of-text tokens need a larger E.
 
   Attributes:
     temperature: float32[]; read only where tokens are drawn.
@@ -46,8 +48,8 @@ class Sampling:
     min_p: float32[].
     repetition_penalty: float32[].
     min_new_tokens: int32[].
-    eos_token_ids: end-of-text tokens, int32[E], padded with -1; E is 8 or the next
-      power of two.
+    eos_token_ids: end-of-text tokens, int32[E], padded with -1; E is 8 or the
+      next power of two.
   """
 
   temperature: Float[Array, '']
@@ -60,16 +62,16 @@ class Sampling:
 
 
 class Context(NamedTuple):
-  """What stands before each of W next tokens of a row.
+  """The tokens that stand before each of W next tokens of a row.
 
   Attributes:
     text: the committed text, int32[B, S].
-    length: how much of it counts, int32[B].
-    prompt_length: how much of it is prompt, int32[B].
-    keys: of the rows, uint32[B, 2].
-    path: tokens that may follow it, int32[B, W, P].
-    in_path: which of them precede the token in question, bool[B, W, P].
-    depth: tokens between the text and it, int32[B, W].
+    length: tokens of `text` that count, int32[B].
+    prompt_length: tokens of `text` that are the prompt's, int32[B].
+    keys: the rows' random keys, uint32[B, 2].
+    path: tokens that may follow the text, int32[B, W, P].
+    in_path: which tokens of `path` stand before the next token, bool[B, W, P].
+    depth: number of tokens between the text and the next token, int32[B, W].
   """
 
   text: Int[Array, 'b s']
@@ -85,9 +87,9 @@ def from_config(cfg: SamplingConfig, eos_token_ids: Sequence[int]) -> Sampling:
   """The settings as host arrays.
 
   Args:
-    cfg: resolved. Its end-of-text tokens say how much room there is, so that who
-      ignores them, or times passes, compiles nothing else.
-    eos_token_ids: those of them that end a text.
+    cfg: resolved. Its end-of-text tokens set E, so that a caller that ignores
+      them, or that times passes, compiles no other program.
+    eos_token_ids: the tokens among them that end a text.
   """
   room = max(_FEW_EOS_IDS, 1 << (len(cfg.eos_token_id) - 1).bit_length())
   ids = np.full(room, -1, np.int32)
@@ -111,7 +113,7 @@ def _needed(sampling: Sampling) -> Bool[Array, '']:
 def process(
   logits: Float[Array, 'b w v'], context: Context, sampling: Sampling
 ) -> Float[Array, 'b w v']:
-  """Logits after repetition penalty and minimum length, each token's own."""
+  """Logits after repetition penalty and minimum length, by each context."""
   return jax.lax.cond(
     _needed(sampling),
     lambda: _processed(logits, context, sampling),
@@ -120,8 +122,9 @@ def process(
 
 
 def _processed(logits: Array, context: Context, sampling: Sampling) -> Array:
+  """What `process` returns where there is something to change."""
   penalty = sampling.repetition_penalty
-  # Both ways of the penalty lower a logit when it is above 1.
+  # A penalty above 1 lowers logits of either sign.
   changed = jnp.where(logits < 0, logits * penalty, logits / penalty)
   out = jnp.where(_seen(context, logits.shape[-1]), changed, logits)
   is_eos = _among(sampling.eos_token_ids, logits.shape[-1])  # [V]
@@ -131,10 +134,10 @@ def _processed(logits: Array, context: Context, sampling: Sampling) -> Array:
 
 
 def argmax(values: Float[Array, '*n v']) -> Int[Array, '*n']:
-  """The first of the largest, int32.
+  """The index of the first of the largest values, int32.
 
-  By two plain reductions: XLA on CPU runs `jnp.argmax`, which carries pairs, three
-  to seven times as long. Of a row with NaN: the last one.
+  It takes two plain reductions: `jnp.argmax`, which carries pairs, takes XLA on
+  CPU three to seven times as long. Of a row with NaN it gives the last index.
   """
   size = values.shape[-1]
   is_best = values == values.max(-1, keepdims=True)
@@ -148,10 +151,10 @@ def scores(
   sampling: Sampling,
   samples: bool,
 ) -> Float[Array, 'b w v']:
-  """What each next token is the argmax of.
+  """Scores of each next token; the token with the highest score is written.
 
-  Greedy: the processed logits. If it `samples`: log-probabilities and the noise of
-  the token's place.
+  Greedy: the processed logits. If `samples`: log-probabilities plus the noise
+  of the token's place.
   """
   processed = process(logits, context, sampling)
   if not samples:
@@ -166,9 +169,10 @@ def choose(
   sampling: Sampling,
   samples: bool,
 ) -> tuple[Int[Array, 'b w'], Int[Array, 'b w']]:
-  """The target's argmax, and what it writes.
+  """The target's argmax before any setting, and the token that it writes.
 
-  For greedy decoding they are one and computed once unless a penalty has a say.
+  In greedy decoding the two are equal, and computed once, unless `process`
+  changes the logits.
   """
   raw = argmax(logits)
   if samples:
@@ -182,18 +186,18 @@ def choose(
 
 
 def _among(ids: Int[Array, ' e'], vocab_size: int) -> Bool[Array, ' v']:
-  """Which tokens of the vocabulary are listed."""
-  # A padding of -1 would be the last one.
+  """Which tokens of the vocabulary are in `ids`."""
+  # An index of -1 would mean the last token of the vocabulary.
   ids = jnp.where(ids < 0, vocab_size, ids)
   return jnp.zeros(vocab_size, bool).at[ids].set(True, mode='drop')
 
 
 def _seen(context: Context, vocab_size: int) -> Bool[Array, 'b w v']:
-  """Which tokens stand before each of the next ones."""
+  """Which tokens stand before each of the next tokens."""
   batch, width, _ = context.path.shape
   rows = jnp.arange(batch)[:, None]
   index = jnp.arange(context.text.shape[1])
-  # What does not count is written beyond the vocabulary, that is nowhere.
+  # Tokens that do not count get an index past the vocabulary, which is dropped.
   text = jnp.where(index < context.length[:, None], context.text, vocab_size)
   seen = jnp.zeros((batch, vocab_size), bool)
   seen = seen.at[rows, text].set(True, mode='drop')
@@ -206,22 +210,22 @@ def _seen(context: Context, vocab_size: int) -> Bool[Array, 'b w v']:
 def probabilities(
   logits: Float[Array, '*n v'], sampling: Sampling
 ) -> Float[Array, '*n v']:
-  """The warped distribution: temperature, top-k, top-p, min-p, in this order."""
+  """The distribution after temperature, top-k, top-p, min-p, in this order."""
   values = logits - logits.max(-1, keepdims=True)
   values = values / sampling.temperature
-  everything = jnp.full_like(values[..., :1], -jnp.inf)
+  keep_all = jnp.full_like(values[..., :1], -jnp.inf)
 
   def top_k_cut() -> Array:
     return _cut(values, jnp.ones_like(values), sampling.top_k)
 
-  cut = jax.lax.cond(sampling.top_k > 0, top_k_cut, lambda: everything)
+  cut = jax.lax.cond(sampling.top_k > 0, top_k_cut, lambda: keep_all)
   weights = jnp.where(values >= cut, jnp.exp(values), 0)
 
   def top_p_cut() -> Array:
     need = sampling.top_p * weights.sum(-1, keepdims=True)
     return _cut(values, weights, need)
 
-  cut = jax.lax.cond(sampling.top_p < 1, top_p_cut, lambda: everything)
+  cut = jax.lax.cond(sampling.top_p < 1, top_p_cut, lambda: keep_all)
   # The most likely token weighs 1, and min_p is relative to it.
   is_kept = (values >= cut) & (weights >= sampling.min_p)
   weights = jnp.where(is_kept, weights, 0)
@@ -235,9 +239,10 @@ def _cut(
 ) -> Float[Array, '*n 1']:
   """The largest x for which the weights of values >= x sum to `need` or more.
 
-  -inf where there is none. Values are at most 0, so that their bits, as integers
-  in the order of the floats, span less than 2**31. At most 31 steps, most often
-  some 15: a row is finished when one value is left between the bounds.
+  It is -inf where there is no such x. Values are at most 0, so that their bits,
+  as integers in the order of the floats, span less than 2**31. Bisection takes
+  at most 31 steps, most often some 15: a row is finished when one value is left
+  between the bounds.
   """
   ranks = _ordered(values)
   low = jnp.full_like(ranks[..., :1], _ordered(jnp.float32(-jnp.inf)))
@@ -271,14 +276,14 @@ def _ordered(values: Float[Array, '*n']) -> Int[Array, '*n']:
 
 
 def _flip(bits: Int[Array, '*n']) -> Int[Array, '*n']:
-  """Turns the order of the negative ones round; its own inverse."""
+  """Reverses the order of negative integers; it is its own inverse."""
   return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
 def row_keys(
   seed: UInt[Array, ''], index: UInt[Array, ' b']
 ) -> UInt[Array, 'b 2']:
-  """Each row's key, by the index of its prompt in the run, as plain numbers."""
+  """The key data of each row, from the index of its prompt in the run."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(
     jax.random.key(seed, impl=_IMPL), index
   )
@@ -286,9 +291,9 @@ def row_keys(
 
 
 def gumbel(context: Context, vocab_size: int) -> Float[Array, 'b w v']:
-  """Noise whose largest sum with log-probabilities is a draw from them.
+  """Gumbel noise: the argmax of log-probabilities plus noise is a draw.
 
-  Each place in each row's text has its own.
+  Each place in each row's text has noise of its own.
   """
   rows = jax.random.wrap_key_data(context.keys, impl=_IMPL)
 

@@ -1,4 +1,4 @@
-"""What a batch carries from round to round."""
+"""The state that a batch carries from round to round, and committing tokens."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from swift_jax.typing import Array, Bool, Int, UInt
 
 @flax.struct.dataclass
 class Counts:
-  """What the rounds did, a row each; int32[B].
+  """What the rounds did, counted for each row; int32[B].
 
   Attributes:
     verify_passes: passes of the whole model.
     drafted: drafted chain tokens that were verified.
-    accepted: those that were committed.
-    copied: of `drafted`, those that were copied from the text.
-    copies_accepted: of `accepted`, the same.
+    accepted: tokens of `drafted` that were committed.
+    copied: tokens of `drafted` that were copied from the text.
+    copies_accepted: tokens of `accepted` that were copied from the text.
     leaf_hits: leaves that were committed.
-    bonus_tokens: the target's own tokens that were committed after a path that it
-      had accepted whole, leaf or chain.
-    corrected_tokens: those that took the place of a refused one.
+    bonus_tokens: the target's own tokens that were committed after a path that
+      it had accepted to its end, leaf or chain.
+    corrected_tokens: the target's own tokens that were committed in the place
+      of a rejected token.
   """
 
   verify_passes: Int[Array, ' b']
@@ -50,21 +51,23 @@ class DecodeState:
   Attributes:
     cache: keys and values of all committed tokens but the newest.
     tokens: prompt and generated text, int32[B, S]; dead after `length`.
-    target: the target's argmax where it wrote each generated token, int32[B, S];
-      before any penalty: not the token where that was sampled, or a penalty or the
-      minimum length had its say. What drafts are scored on.
+    target: the target's argmax at the place of each generated token, before any
+      penalty, int32[B, S]. It differs from the token where the token was
+      sampled, or where a penalty or the minimum length changed the choice.
+      Drafts are scored on it.
     prompt_length: tokens of the prompt, int32[B].
     end: committed tokens at which a row is full, int32[B].
     done: rows that write no more, bool[B].
-    finite: no NaN or infinite logit was seen, bool[].
-    keys: what each row's draws derive from, uint32[B, 2].
+    finite: whether all logits so far were finite, bool[].
+    keys: the random keys of the rows' draws, uint32[B, 2].
     counts: what the rounds did.
-    log: what each round drafted, accepted and returned, int32[B, S, 3]; the first
-      `counts.verify_passes` lines of a row count.
-    evidence: what drafting brought lately; see `policy`.
-    work: what it took, where the policy decides: plain steps, tokens drafted by
-      layers, and rounds that verified by the widths of `DraftShapes`, int32[2 + W].
-    mesh: where it lives; None is the one default device.
+    log: tokens that each round drafted, accepted and returned, int32[B, S, 3];
+      the first `counts.verify_passes` lines of a row count.
+    evidence: how much of the drafts was accepted lately; see `policy`.
+    work: the passes so far, where the policy decides: plain steps, tokens
+      drafted by layers, and rounds by width of verify in `DraftShapes`,
+      int32[2 + W].
+    mesh: the devices that hold the state; None means the one default device.
   """
 
   cache: KVCache
@@ -90,15 +93,15 @@ class DecodeState:
 
   @property
   def last_token(self) -> Int[Array, ' b']:
-    """The newest committed token, which the next pass begins with."""
+    """The newest committed token, with which the next pass begins."""
     index = self.cache.length[:, None]
     return jnp.take_along_axis(self.tokens, index, axis=1)[:, 0]
 
   def in_place(self) -> DecodeState:
-    """The same, every array where each program finds it and leaves it.
+    """The same state, with every array in its fixed place on the mesh.
 
-    XLA would choose for each program by itself, and a program is compiled once for
-    every choice that reaches it.
+    Otherwise XLA would choose places for each program's results, and a program
+    is compiled again for every choice that reaches it.
     """
     if self.mesh is None:
       return self
@@ -127,7 +130,7 @@ class DecodeState:
     in_path: Bool[Array, 'b w p'],
     depth: Int[Array, 'b w'],
   ) -> Context:
-    """What stands before W next tokens of each row; see `Context`."""
+    """The context of W next tokens of each row; see `Context`."""
     return Context(
       text=self.tokens,
       length=self.length,
@@ -152,7 +155,9 @@ def start(
 ) -> DecodeState:
   """The state before prefill; a row with `max_new_tokens` 0 is done at once.
 
-  `index` is that of each row's prompt in the run, on which its draws depend.
+  Args:
+    index: the index of each row's prompt in the run; its draws depend on it.
+    num_widths: widths of verify, W.
   """
   batch = prompts.shape[0]
 
@@ -186,11 +191,14 @@ def commit(
   """Appends `block[b, :block_length[b]]`, cut where plain decoding would end.
 
   A row is cut after its first end-of-text token and at `end`; a row that was
-  done gets nothing. The block's keys and values must be in the cache already;
-  `target` is the target's argmax at each of its tokens.
+  done gets nothing. The block's keys and values must be in the cache already.
+
+  Args:
+    target: the target's argmax at the place of each token of the block.
 
   Returns:
-    The state with rolled cache, and the tokens that each row kept, int32[B].
+    The state, with the cache's length at its new value; and the number of
+    tokens that each row kept, int32[B].
   """
   index = jnp.arange(block.shape[1])[None]  # [1, W]
   kept = jnp.minimum(block_length, state.end - state.length)

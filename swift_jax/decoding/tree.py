@@ -1,9 +1,9 @@
 """The verification tree: a chain with leaves.
 
 Nodes of a row stand in this order: the root (the newest committed token), the
-drafted chain, then leaves, the likeliest first and those of one depth in the
-order in which they were drawn. So an accepted path is a prefix of the nodes and at
-most one leaf, and verify of any width takes the first nodes.
+drafted chain, then the leaves, the likeliest first; leaves of one depth keep
+the draft's order. So an accepted path is a prefix of the nodes and at most one
+leaf, and verify of any width takes the first nodes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class Tree:
 
   Attributes:
     tokens: int32[B, W].
-    ancestor: a node's last chain ancestor, itself for root and chain,
-      int32[B, W].
+    ancestor: the last node of the chain on the way to a node; for root and
+      chain the node itself, int32[B, W].
     depth: distance from the root, int32[B, W].
     num_chain: root and chain nodes of each row, int32[B].
-    num_nodes: live nodes of each row; those after are padding, int32[B].
+    num_nodes: live nodes of each row; later nodes are padding, int32[B].
   """
 
   tokens: Int[Array, 'b w']
@@ -44,7 +44,7 @@ class Tree:
     return after_chain & (index < self.num_nodes[:, None])
 
   def attn_mask(self) -> Bool[Array, 'b w w']:
-    """A node sees its chain ancestors and itself."""
+    """Which nodes see which: a node sees its ancestors and itself."""
     index = jnp.arange(self.tokens.shape[1])
     itself = index[:, None] == index
     return itself | (index <= self.ancestor[..., None])
@@ -67,7 +67,12 @@ def build(
   shapes: DraftShapes,
   weight: Float[Array, ' b'],
 ) -> Tree:
-  """The tree of a draft, at the largest width; `weight` as the policy has it."""
+  """The tree of a draft, at the largest width.
+
+  Args:
+    root: the newest committed token of each row.
+    weight: of the rows; see `policy.weights`.
+  """
   width = shapes.max_width
   index = jnp.arange(width)[None]  # [1, W]
   num_chain = draft.length + 1
@@ -109,16 +114,20 @@ def _leaves(
   settings: DraftSettings,
   shapes: DraftShapes,
 ) -> tuple[Array, Array, Array, Array]:
-  """The likeliest leaves: tokens [B, M], depths [B, M], how many [B], and the
-  chance of each to be right [B, M].
+  """The likeliest leaves, at most M.
 
-  At depth t the paper takes the top k by the confidence there: the chain's token
-  and k-1 leaves beside it. They are ranked by the confidences of the path to
-  them times their own weight, which falls along a depth: of the leaves there the
-  first ones are kept. The policy takes as many as pay, and knows how often tokens
-  of such a confidence were accepted.
+  At each depth the paper takes the top k, with k set by the confidence there:
+  the chain's token and k - 1 leaves beside it. Leaves are ranked by the product
+  of the confidences on the path to them and their own weight. The weight falls
+  along a depth, so that the first leaves of each depth are kept. The policy
+  takes as many leaves as pay; in place of a confidence it uses the share of
+  tokens of such a confidence that was accepted.
+
+  Returns:
+    Tokens [B, M], depths [B, M], the number of leaves [B], and the chance of
+    each leaf to be right [B, M].
   """
-  most = shapes.max_width - 1
+  max_leaves = shapes.max_width - 1
   depth = jnp.arange(draft.tokens.shape[1])
   live = depth < draft.length[:, None]  # [B, D]
   rank = jnp.arange(draft.leaf_tokens.shape[2]) + 1
@@ -136,7 +145,7 @@ def _leaves(
   score = log_path[..., None] + jnp.log(draft.leaf_weights)
   score = jnp.where(wanted, score, -jnp.inf)
   flat = score.reshape(score.shape[0], -1)
-  best, picked = jax.lax.top_k(flat, min(most, flat.shape[1]))
+  best, picked = jax.lax.top_k(flat, min(max_leaves, flat.shape[1]))
   tokens = draft.leaf_tokens.reshape(flat.shape)
   tokens = jnp.take_along_axis(tokens, picked, axis=1)
   depths = picked // draft.leaf_tokens.shape[2] + 1

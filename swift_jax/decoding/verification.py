@@ -1,4 +1,4 @@
-"""Verification: one pass of the target over the tree, and its verdict."""
+"""Verification: one pass of the target over the tree, and the verdict."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from swift_jax.typing import Array, Bool, Int
 
 
 class Verified(NamedTuple):
-  """The target's word on a tree.
+  """The target's verdict on a tree.
 
   Attributes:
-    block: the accepted tokens, then the target's own, int32[B, W + 1].
-    target: the target's argmax at the place of each of them, int32[B, W + 1].
-    block_length: how many of them count, int32[B].
+    block: the accepted tokens, then the target's own token, int32[B, W + 1].
+    target: the target's argmax at the place of each token of the block,
+      int32[B, W + 1].
+    block_length: tokens of the block that count, int32[B].
     num_accepted: accepted chain tokens, int32[B].
-    leaf_hit: a leaf follows the accepted chain tokens, bool[B].
-    leaf: its node (or that of the chain that would stand there), int32[B].
-    is_bonus: the whole path was accepted, so that the target's own token takes
-      nobody's place, bool[B].
+    leaf_hit: whether an accepted leaf follows the accepted chain, bool[B].
+    leaf: the node of that leaf; without one, the chain's node at that depth,
+      int32[B].
+    is_bonus: whether the path was accepted to its end, so that the target's own
+      token replaces no drafted token, bool[B].
     finite: all logits of the row's live nodes are finite, bool[B].
   """
 
@@ -44,7 +46,7 @@ class Verified(NamedTuple):
 
 
 class Path(NamedTuple):
-  """What was accepted of a tree, and the target's own token behind it."""
+  """The accepted path of a tree, and the target's own token after it."""
 
   num_accepted: Int[Array, ' b']
   leaf_hit: Bool[Array, ' b']
@@ -61,12 +63,12 @@ def verify(
   shapes: DraftShapes,
   wanted: Bool[Array, ''] | bool = True,
 ) -> tuple[Verified, Updates]:
-  """The verdict on a tree, in the smallest width that holds all its nodes.
+  """Verifies a tree, in the smallest width that holds all its nodes.
 
-  Where it is not `wanted` no pass is run: all blocks are empty.
+  Where verifying is not `wanted`, no pass is run and all blocks are empty.
 
-  A branch returns its keys and values padded to the largest width, not the
-  cache: that would be copied through the switch.
+  A branch returns its keys and values padded to the largest width. It does not
+  return the cache, which the switch would copy.
 
   Args:
     full: the mask that skips nothing.
@@ -77,24 +79,24 @@ def verify(
   widest = shapes.max_width
 
   def branch(width: int) -> tuple[Verified, Updates]:
-    part = tree.first(width)
+    nodes = tree.first(width)
     hidden, updates = model(
-      part.tokens,
+      nodes.tokens,
       full,
-      positions=state.cache.length[:, None] + part.depth,
-      attn_mask=part.attn_mask(),
+      positions=state.cache.length[:, None] + nodes.depth,
+      attn_mask=nodes.attn_mask(),
       cache=state.cache,
     )
     logits = model.logits(hidden)  # [B, w, V]
-    live = jnp.arange(width) < part.num_nodes[:, None]
+    live = jnp.arange(width) < nodes.num_nodes[:, None]
     finite = (jnp.isfinite(logits.max(-1)) | ~live).all(-1)
-    # A node's next token comes after its ancestors and itself. The root is the
-    # committed text's newest token, and counting it again is no harm.
-    seen = part.attn_mask()
-    path = jnp.broadcast_to(part.tokens[:, None], seen.shape)
-    context = state.context(path, seen, part.depth)
+    # A node's next token comes after its ancestors and itself. The root is also
+    # the newest token of the committed text; counting it twice does no harm.
+    seen = nodes.attn_mask()
+    path = jnp.broadcast_to(nodes.tokens[:, None], seen.shape)
+    context = state.context(path, seen, nodes.depth)
     best, written = samplings.choose(logits, context, sampling, shapes.samples)
-    verified = _verdict(part, follow(part, written), best, finite)
+    verified = _verdict(nodes, follow(nodes, written), best, finite)
     pad = widest - width
     rows = ((0, 0), (0, pad))
     verified = verified._replace(
@@ -117,10 +119,10 @@ def verify(
 
 
 def follow(tree: Tree, target: Int[Array, 'b w']) -> Path:
-  """The longest path on which every token is the target's own.
+  """The longest path on which the target would write every token.
 
   Args:
-    target: what the target writes after each node.
+    target: the token that the target writes after each node.
   """
   width = target.shape[1]
   index = jnp.arange(width)
@@ -172,8 +174,8 @@ def _at(values: Int[Array, 'b w'], index: Int[Array, ' b']) -> Int[Array, ' b']:
 def place_leaf(updates: Updates, verified: Verified) -> Updates:
   """Moves the accepted leaf's key and value to the slot after the chain's.
 
-  Done on the pass's own keys and values before they are written, so committing a
-  path never moves a row of the cache.
+  This changes the pass's own keys and values before they are written. So a
+  commit never moves a row of the cache.
   """
 
   def move(new: Array) -> Array:  # [B, K, W, H]

@@ -1,9 +1,9 @@
 """Keys and values of the committed text, one cache for draft and verify.
 
-The draft writes at slots >= `length`, verify overwrites the same slots, and
-rolling back is setting `length`: nothing is ever cloned. Readers see a slot only
-if it is below `length`, so what a skipped sublayer or a rejected token left
-behind is never read.
+The draft writes at slots >= `length`, and verify overwrites the same slots. To
+roll back is to set `length`: nothing is ever cloned. Readers see only slots
+below `length`. So the slots that a skipped sublayer or a rejected token left
+are never read.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class KVCache:
   def write(self, updates: Updates) -> KVCache:
     """Writes each layer's new (k, v) [B, K, T, H] at slots `length` onward.
 
-    `length` stays: the caller commits by setting it. The slots must exist
-    (`length + T <= S`): XLA would otherwise shift the write to the left.
+    `length` stays; the caller sets it to commit. The slots must exist
+    (`length + T <= S`); otherwise XLA would shift the write to the left.
     """
     new_k, new_v = zip(*updates, strict=True)
     start = self.length
 
     def write(layers: tuple[Array, ...], new: tuple[Array, ...]) -> Any:
       pairs = zip(layers, new, strict=True)
-      return tuple(_write(layer, part, start) for layer, part in pairs)
+      return tuple(_write(layer, update, start) for layer, update in pairs)
 
     return self.replace(k=write(self.k, new_k), v=write(self.v, new_v))
 
@@ -59,8 +59,8 @@ class KVCache:
 
 def _write(cache: Array, new: Array, start: Array) -> Array:
   """`cache` [B, K, S, H] with `new` [B, K, T, H] at slot start[b] of row b."""
-  # One in-place slice a row: a vmapped update would become a scatter, which
-  # XLA's CPU and TPU backends run element by element.
+  # One in-place slice for each row: a vmapped update would become a scatter,
+  # which XLA's CPU and TPU backends run element by element.
   for b in range(cache.shape[0]):
     cache = jax.lax.dynamic_update_slice(
       cache, new[b : b + 1].astype(cache.dtype), (b, 0, start[b], 0)

@@ -14,7 +14,7 @@ import numpy as np
 from swift_jax.config.settings import ModelConfig, RopeConfig
 from swift_jax.typing import Array, Bool, Float, Int
 
-_LARGE_CACHE = 512  # slots from which a part may be read
+_LARGE_CACHE = 512  # slots from which a pass may read only a prefix
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'silu': jax.nn.silu,
@@ -47,8 +47,8 @@ def rope_frequencies(
 
 
 def _llama3_frequencies(rope: RopeConfig, inv_freq: np.ndarray) -> np.ndarray:
-  """Long wavelengths are stretched by `factor`, short ones kept, in between
-  interpolated."""
+  """Stretches long wavelengths by `factor`, keeps short ones, and interpolates
+  between them."""
   turns = rope.original_max_position_embeddings * inv_freq / (2 * math.pi)
   smooth = (turns - rope.low_freq_factor) / (
     rope.high_freq_factor - rope.low_freq_factor
@@ -79,6 +79,8 @@ def _yarn_frequencies(
 
 
 def _yarn_factor(rope: RopeConfig) -> float:
+  """The factor on cos and sin."""
+
   def scale(mscale: float) -> float:
     if rope.factor <= 1:
       return 1.0
@@ -147,7 +149,7 @@ def _linear(
 
 
 class Int8Linear(nnx.Module):
-  """A projection by whole numbers, and a scale for each output."""
+  """A projection with int8 weights and a scale for each output."""
 
   def __init__(
     self, cfg: ModelConfig, n_in: int, n_out: int | tuple[int, ...], bias: bool
@@ -159,7 +161,7 @@ class Int8Linear(nnx.Module):
       self.bias = nnx.Param(jnp.zeros(outputs, cfg.jax_dtype))
 
   def __call__(self, x: Array) -> Array:
-    # Whole numbers up to 127 are exact in each dtype that activations may have.
+    # Integers up to 127 are exact in each dtype that activations may have.
     kernel = self.kernel[...].astype(x.dtype)
     contract = (((x.ndim - 1,), (0,)), ((), ()))
     y = jax.lax.dot_general(
@@ -196,7 +198,7 @@ class Attention(nnx.Module):
         None where there is no cache.
 
     Returns:
-      What attention adds [B, T, D], and the new keys and values [B, K, T, H].
+      The sublayer's output [B, T, D], and the new keys and values [B, K, T, H].
     """
     b, t, _ = x.shape
     qkv = self.qkv_proj(x)  # [B, T, K, G + 2, H]
@@ -217,12 +219,13 @@ def attend(
 ) -> Float[Array, 'b t k g h']:
   """Softmax attention over filled slots and visible new tokens.
 
-  Scores and softmax are float32. Dead slots take no part even if they hold NaN.
-  Of a large cache only the part that is filled is read, in steps of a half.
+  Scores and softmax are float32. Dead slots have no effect, even if they hold
+  NaN. Of a large cache only the first quarter or half is read, if all filled
+  slots lie in it.
   """
   b, t, kv_heads, group, h = q.shape
-  # One matrix of T * G queries a key/value head: XLA on CPU is slower with more
-  # axes than that.
+  # One matrix of T * G queries for each key/value head: with more axes XLA on
+  # CPU is slower.
   rows = q.swapaxes(1, 2).reshape(b, kv_heads, t * group, h)
   attn_mask = jnp.repeat(attn_mask, group, axis=1)[:, None]  # [B, 1, T G, T]
   new = jnp.where(attn_mask, _scores(rows, k), -jnp.inf)
@@ -231,20 +234,20 @@ def attend(
   else:
     past_k, past_v, length = past
 
-    def over(slots: int) -> Array:
-      part = past_k[:, :, :slots], past_v[:, :, :slots]
-      return _over_both(rows, new, v, *part, length)
+    def over_first(slots: int) -> Array:
+      prefix = past_k[:, :, :slots], past_v[:, :, :slots]
+      return _over_both(rows, new, v, *prefix, length)
 
-    parts = _parts(past_k.shape[2])
-    chosen = jnp.searchsorted(jnp.asarray(parts), length.max(), side='left')
-    out = jax.lax.switch(chosen, [lambda n=n: over(n) for n in parts])
+    sizes = _prefix_sizes(past_k.shape[2])
+    chosen = jnp.searchsorted(jnp.asarray(sizes), length.max(), side='left')
+    out = jax.lax.switch(chosen, [lambda n=n: over_first(n) for n in sizes])
   return out.reshape(b, kv_heads, t, group, h).swapaxes(1, 2)
 
 
-def _parts(slots: int) -> list[int]:
-  """How much of a cache may be read: a branch each, so few, and one if small."""
+def _prefix_sizes(slots: int) -> list[int]:
+  """How many slots a pass may read: few sizes, since each is a branch."""
   is_large = slots >= _LARGE_CACHE
-  # A GPU asks the host for each branch that it takes, which costs more.
+  # A GPU asks the host at each branch, which costs more than a branch saves.
   if not is_large or jax.default_backend() == 'gpu':
     return [slots]
   return [slots // 4, slots // 2, slots]
@@ -253,6 +256,7 @@ def _parts(slots: int) -> list[int]:
 def _scores(
   rows: Float[Array, 'b k r h'], keys: Float[Array, 'b k s h']
 ) -> Float[Array, 'b k r s']:
+  """Scaled scores of queries against keys, float32."""
   scores = jnp.einsum(
     'bkrh,bksh->bkrs', rows, keys, preferred_element_type=jnp.float32
   )
@@ -267,14 +271,14 @@ def _over_both(
   past_v: Float[Array, 'b k s h'],
   length: Int[Array, ' b'],
 ) -> Float[Array, 'b k r h']:
-  """One softmax over cached slots and new tokens, which are never put together.
+  """One softmax over cached slots and new tokens, without concatenating them.
 
   Args:
     new: scores of the new tokens.
   """
   filled = jnp.arange(past_k.shape[2]) < length[:, None]  # [B, S]
   past = jnp.where(filled[:, None, None], _scores(rows, past_k), -jnp.inf)
-  # 0 * NaN is NaN.
+  # A weight of 0 is not enough: 0 * NaN is NaN.
   past_v = jnp.where(filled[:, None, :, None], past_v, 0)
   highest = jnp.maximum(past.max(-1, keepdims=True), new.max(-1, keepdims=True))
   past, new = jnp.exp(past - highest), jnp.exp(new - highest)

@@ -20,16 +20,16 @@ from swift_jax.model.skip_mask import Mask
 from swift_jax.typing import Array, Bool, Float, Int
 
 Params = nnx.State | dict[str, Any]
-# np.bool_ is an element of a host mask, bool of a known one.
+# np.bool_ is an element of a mask on the host, bool of a `KnownMask`.
 Flag = Bool[Array, ''] | np.bool_ | bool | Float[Array, '']
 
 
 @jax.tree_util.register_static
 class GraphDef(nnx.GraphDef):
-  """nnx's, hashed once.
+  """nnx's `GraphDef`, hashed only once.
 
   It is a static argument of every dispatch, and nnx walks the whole model for
-  each hash: half a millisecond for 16 layers.
+  each hash, which takes half a millisecond for 16 layers.
   """
 
   def __init__(self, graphdef: nnx.GraphDef):
@@ -43,16 +43,18 @@ class GraphDef(nnx.GraphDef):
 def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
   """`sublayer()`, or zeros of its shapes where `skip` holds.
 
-  A sublayer returns only what it adds, never the cache: a cache passed through
-  the branch would be copied, and then skipping half the sublayers is slower than
-  skipping none. Under vmap the branch becomes a select and both sides run.
+  A sublayer returns only its output, never the cache. A cache passed through
+  the branch would be copied, and then to skip half the sublayers would be
+  slower than to skip none. Under vmap the branch becomes a select and both
+  sides run.
 
-  A float in [0, 1] skips a share: the sublayer runs, and what it adds is scaled.
-  No text is written so; the derivative tells what the sublayer matters.
+  A float `skip` in [0, 1] skips a share: the sublayer runs, and its output is
+  scaled by 1 - `skip`. No text is written in this way; the derivative shows how
+  important the sublayer is.
   """
   shapes = jax.eval_shape(sublayer)
-  # For derivatives only: a skipped branch must return zeros for every residual of
-  # the branch not taken, so keep few of them and recompute the rest.
+  # For derivatives only: a skipped branch must return zeros for every residual
+  # of the other branch. So keep few residuals and recompute the rest.
   sublayer = jax.checkpoint(
     sublayer,
     policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
@@ -60,7 +62,7 @@ def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
   if jnp.issubdtype(jnp.result_type(skip), jnp.floating):
 
     def share(d: Array) -> Array:
-      # What is skipped adds nothing, not even where it overflows.
+      # A skipped sublayer adds nothing, not even where its output overflows.
       return jnp.where(skip == 1, 0, (1 - skip).astype(d.dtype) * d)
 
     return jax.tree.map(share, sublayer())
@@ -74,8 +76,9 @@ def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
 def exact_products(dtype: jnp.dtype) -> contextlib.AbstractContextManager:
   """Traces float32 matrix products as float32 on every backend.
 
-  By default GPUs and TPUs round the factors to fewer bits, each width of a pass
-  in its own way: then SWIFT and plain decoding part at gaps that are no ties.
+  By default GPUs and TPUs round the factors to fewer bits, and differently for
+  each width of a pass. Then SWIFT's and plain decoding's texts would differ
+  also where the two best logits are not nearly equal.
   """
   if dtype == jnp.float32:
     return jax.default_matmul_precision('highest')
@@ -83,7 +86,7 @@ def exact_products(dtype: jnp.dtype) -> contextlib.AbstractContextManager:
 
 
 class DecoderLayer(nnx.Module):
-  """One layer: two gated sublayers, each with its norm, added to the stream."""
+  """One layer: two gated sublayers with norms, added to the residual stream."""
 
   def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
     norm = functools.partial(
@@ -119,7 +122,7 @@ class DecoderLayer(nnx.Module):
 def _run_layer(
   graphdef: nnx.GraphDef, params: nnx.State, *arguments: Any
 ) -> tuple[Array, tuple[Array, Array]]:
-  """A layer as a function of its own: all layers are traced once, together."""
+  """One layer as a jitted function: it is traced once and serves all layers."""
   return nnx.merge(graphdef, params)(*arguments)
 
 
@@ -165,7 +168,7 @@ class Llama(nnx.Module):
       skip_mask: sublayers to skip; `none_skipped` is the full model.
       positions: the tokens' positions; after the filled slots if None.
       attn_mask: which new tokens each new token sees; causal if None.
-      cache: read, not written: `cache.write(updates)` does that.
+      cache: it is only read; the caller writes it by `cache.write(updates)`.
 
     Returns:
       Normed hidden states, and each layer's new (k, v) [B, K, T, H].
@@ -190,7 +193,7 @@ class Llama(nnx.Module):
     return self.norm(x), tuple(updates)
 
   def logits(self, hidden: Float[Array, '*t d']) -> Float[Array, '*t v']:
-    """The head, accumulated and returned in float32."""
+    """The head's logits, accumulated and returned in float32."""
     if self.cfg.tie_word_embeddings:
       kernel, dims = self.embed_tokens.embedding[...], 1
     else:
@@ -203,7 +206,7 @@ class Llama(nnx.Module):
 
 
 def abstract_model(cfg: ModelConfig) -> tuple[GraphDef, Params]:
-  """(graphdef, parameters as shapes): costs no memory, whatever the size."""
+  """(graphdef, parameters as shapes); it takes no memory, whatever the size."""
   model = nnx.eval_shape(lambda: Llama(cfg, nnx.Rngs(0)))
   graphdef, params = nnx.split(model)
   return GraphDef(graphdef), params

@@ -1,8 +1,9 @@
 """Weights as int8 with a scale for each output: a quarter of float32's bytes.
 
-The largest weight of an output is 127 of its scale, the others are rounded to whole
-numbers; embedding, head and norms stay as they are. It is another model than the one
-that was loaded, near to it, and SWIFT writes what plain decoding writes with it.
+The scale of an output makes its largest weight 127; the other weights are
+rounded to integers. Embedding, head and norms stay as they are. The result is
+another model than the loaded one, close to it. With it too, SWIFT writes plain
+decoding's text.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def quantise(
   """The model with int8 projections.
 
   Args:
-    cfg: of `params`, which are as `checkpoint.load.load_params` gives them, on one
-      device. They are given away, layer by layer.
+    cfg: the configuration of `params`.
+    params: as `checkpoint.load.load_params` returns them, on one device. They
+      are replaced layer by layer, and must not be used again.
   """
   cfg = dataclasses.replace(cfg, weights='int8')
   layers = params['layers']
@@ -40,16 +42,19 @@ def quantise(
 
 @jax.jit
 def _layer(params: dict[str, Any]) -> dict[str, Any]:
-  made = {}
+  """One layer's parameters, with int8 kernels and their scales."""
+  quantised = {}
   for path, value in traverse_util.flatten_dict(params).items():
-    made[path] = value
+    quantised[path] = value
     if path[-1] == 'kernel':
-      made[path], made[*path[:-1], 'scale'] = rounded(value)
-  return traverse_util.unflatten_dict(made)
+      quantised[path], quantised[*path[:-1], 'scale'] = rounded(value)
+  return traverse_util.unflatten_dict(quantised)
 
 
 def rounded(kernel: Array) -> tuple[Array, Float[Array, '*n']]:
-  """Whole numbers, int8[D, *N], and their scales; 1 where all weights are zero.
+  """The rounded weights, int8[D, *N], and the scales of the outputs, [*N].
+
+  An output whose weights are all zero has the scale 1.
 
   Args:
     kernel: [D, *N].

@@ -17,7 +17,7 @@ from swift_jax.typing import Array, Bool
 class SkipMask:
   """Sublayers to skip when drafting; True = skipped. A pytree, so it is traced.
 
-  A float in [0, 1] is a share that is left out: for derivatives only.
+  Floats in [0, 1] are shares that are skipped; they serve derivatives only.
 
   Attributes:
     attn: attention sublayers, bool[L] (with leading axes: several masks).
@@ -36,7 +36,7 @@ class SkipMask:
     if all(is_one):
       layers = ', '.join(f'{k}={v}' for k, v in self.to_lists().items())
       return f'SkipMask({layers}, num_layers={self.num_layers})'
-    # Several masks, or what stands for one: on a device, traced, a sharding.
+    # Several masks, or rows that are on a device, traced or a sharding.
     attn, mlp = (
       f'{row.dtype}{list(row.shape)}' if hasattr(row, 'shape') else repr(row)
       for row in rows
@@ -53,7 +53,7 @@ class SkipMask:
     return int(np.sum(np.asarray(self.attn)) + np.sum(np.asarray(self.mlp)))
 
   def skip_ratio(self) -> float:
-    """Skipped sublayers over those that may be skipped, 2(L-2)."""
+    """Skipped sublayers over free sublayers, 2(L-2)."""
     free = num_free(self.num_layers)
     return self.num_skipped() / free if free else 0.0
 
@@ -70,7 +70,7 @@ class SkipMask:
     return np.concatenate([attn[..., 1:-1], mlp[..., 1:-1]], axis=-1)
 
   def blocks(self) -> str:
-    """Two rows of blocks, a column a layer: full = runs, light = skipped."""
+    """Two rows of blocks, one column a layer: full = runs, light = skipped."""
     rows = (('attention', self.attn), ('mlp', self.mlp))
     return '\n'.join(
       f'{name:<9} ' + ''.join('░' if skip else '█' for skip in np.asarray(row))
@@ -83,8 +83,8 @@ class SkipMask:
 class KnownMask:
   """A mask that is built into the program: no gates, but one program a mask.
 
-  It goes wherever programs take a `SkipMask`. On CPU gates are quicker than none,
-  on a GPU each costs a round trip to the host.
+  Programs that take a `SkipMask` take it too. A CPU is quicker with gates than
+  without; on a GPU each gate costs a round trip to the host.
   """
 
   attn: tuple[bool, ...]
@@ -100,7 +100,7 @@ Mask = SkipMask | KnownMask
 
 
 def num_free(num_layers: int) -> int:
-  """How many sublayers may be skipped: all but the first and last layer's."""
+  """Free sublayers: all but those of the first and the last layer."""
   return max(0, 2 * (num_layers - 2))
 
 
@@ -117,14 +117,14 @@ def from_bits(bits: np.ndarray) -> SkipMask:
 
 
 def none_skipped(num_layers: int) -> SkipMask:
-  """The full model."""
+  """The mask of the full model."""
   return SkipMask(
     attn=np.zeros(num_layers, bool), mlp=np.zeros(num_layers, bool)
   )
 
 
 def uniform(num_layers: int, skip_ratio: float) -> SkipMask:
-  """A start that respects the ratio: skips spread evenly over the depth.
+  """A mask to start from: skips are spread evenly over the depth.
 
   Sublayers are taken in the model's order (attention, MLP, attention, ...), so
   that both kinds and all depths get their share.
@@ -151,7 +151,7 @@ def random(
 def neighbour(rng: np.random.Generator, mask: SkipMask) -> SkipMask:
   """`mask` with one skipped and one kept sublayer exchanged.
 
-  There must be one of each among the free sublayers.
+  The free sublayers must include at least one of each kind.
   """
   bits = mask.bits().copy()
   skipped, kept = np.flatnonzero(bits), np.flatnonzero(~bits)
@@ -166,7 +166,8 @@ def from_lists(
   """A mask from layer indices.
 
   Raises:
-    InputError: an index is no layer that may be skipped, or comes twice.
+    InputError: an index is not that of a layer that may be skipped, or comes
+      twice.
   """
   mask = none_skipped(num_layers)
   for name, indices, row in (
@@ -193,7 +194,8 @@ def from_lists(
 
 
 def check(mask: SkipMask, num_layers: int) -> SkipMask:
-  """Returns `mask` with NumPy rows, refused if it does not fit the model.
+  """Returns `mask` with NumPy rows, and refuses one that does not fit the
+  model.
 
   Raises:
     InputError: wrong length, or the first or last layer is skipped.
@@ -217,6 +219,6 @@ def check(mask: SkipMask, num_layers: int) -> SkipMask:
 
 
 def stack(masks: Sequence[SkipMask]) -> SkipMask:
-  """Masks with a leading candidate axis C."""
+  """The masks as one, with a leading candidate axis C."""
   stacked: SkipMask = jax.tree.map(lambda *rows: np.stack(rows), *masks)
   return stacked

@@ -1,5 +1,7 @@
-"""What the clock says while text is written: of costs that were measured before, and
-of plain decoding that would have been quicker."""
+"""Corrects measured costs by the clock while text is written.
+
+It also finds where plain decoding would be quicker, and stops drafting there.
+"""
 
 from __future__ import annotations
 
@@ -11,60 +13,68 @@ from swift_jax.decoding import policy
 from swift_jax.model.skip_mask import SkipMask
 from swift_jax.pacing import costs
 
-# Of ratios to measured seconds, standard deviations: how far all of them are off
-# together to begin with, by how much that moves from one dispatch to the next, and
-# how far each is off beside it.
-_COMMON, _DRIFT, _APART = 1.0, 0.05, 0.3
-_KEPT = 0.995  # of what is off apart, from one dispatch to the next
-_NOISE = 0.1  # of a dispatch's seconds
-_OUTLIER = 1.2  # a dispatch that takes longer by more counts as if by this
+# Errors are ratios of seconds to measured seconds, less 1: a common error of
+# all passes plus an own error of each kind of pass. Their standard deviations:
+# of the common error at the start, of its step from one dispatch to the next,
+# and of each own error.
+_COMMON, _COMMON_STEP, _OWN = 1.0, 0.05, 0.3
+_OWN_KEPT = 0.995  # share of the own errors kept from one dispatch to the next
+_NOISE = 0.1  # deviation of a dispatch's seconds, as a share of them
+_OUTLIER = 1.2  # seconds over expected seconds count no more than this
 _SMALLEST_RATIO = 0.1
-_UNSEEN = 512.0  # plain steps' time without one, after which some are made
-_FIRST_LOOK = 128.0  # the first time
-_ALLOWED = 3.0  # plain steps that a run may fall behind plain decoding
-_BANKED = (
-  8.0  # those that it may be ahead for it: what was won long ago counts little
-)
-_MEMORY = 256.0  # plain steps after which they count 1/e
-_REST, _LONGEST_REST = 64.0, 16384.0  # plain steps that it then takes
+# Plain steps' time without a plain step after which some are made; at the start
+# it is the shorter one.
+_MAX_UNSEEN, _FIRST_UNSEEN = 512.0, 128.0
+_MAX_BEHIND = 3.0  # plain steps that a run may fall behind plain decoding
+_MAX_AHEAD = 8.0  # lead in plain steps that counts at most: old gains fade
+_MEMORY = 256.0  # plain steps after which a lead or a lag counts 1/e
+_REST, _LONGEST_REST = 64.0, 16384.0  # plain steps: of the first, at most
 
 
 class Clock:
-  """Costs as the clock corrects them while text is written.
+  """Costs, corrected by the clock while text is written.
 
-  A dispatch's seconds are compared with what its passes were measured to take. A
-  Kalman filter follows the ratios of plain steps, drafted tokens and verify by width:
-  all are off by a common factor, which wanders as a machine is busier or less, and
-  each by something of its own, which stays for long.
+  The seconds of a dispatch are compared with the measured seconds of its
+  passes. A Kalman filter follows the ratios of plain steps, of drafted tokens
+  and of verify by width. All ratios share a common error, which wanders as the
+  machine gets more or less busy; each has an error of its own, which stays for
+  long.
 
   Attributes:
-    measured: where it starts from, and what is not observed goes back to.
-    ratios: seconds over measured seconds: of a plain step, of a drafted token, of
-      verify by width.
-    costs: in plain steps as they are by now.
-    guard: told of the same dispatches.
+    measured: the costs to start from; a ratio that is not observed for long
+      returns to them.
+    ratios: seconds over measured seconds: of a plain step, of a drafted token,
+      of verify by width.
+    costs: the corrected costs, in plain steps as long as they are now.
+    guard: it is given the same dispatches.
   """
 
   def __init__(self, measured: costs.PassCosts):
     self.measured = measured
     size = 2 + len(measured.verify)
-    # What is common, then what is apart.
-    self._off = np.zeros(1 + size)
-    self._covariance = np.diag([_COMMON**2, *size * [_APART**2]])
+    # The common error, then each kind's own error.
+    self._errors = np.zeros(1 + size)
+    self._covariance = np.diag([_COMMON**2, *size * [_OWN**2]])
     self.ratios, self.costs = np.ones(size), measured
     self.guard = Guard()
-    self._unseen = _UNSEEN - _FIRST_LOOK
+    self._unseen = _MAX_UNSEEN - _FIRST_UNSEEN
 
   @property
   def wants_plain_steps(self) -> bool:
-    """Without any, a machine on which drafts are dearer than they were looks like
-    one that is slower as a whole, and the guard would believe it."""
-    return self._unseen >= _UNSEEN
+    """Whether the clock needs to see some plain steps.
+
+    Without any, a machine on which drafts got dearer looks like a machine that
+    got slower as a whole, and so the guard would stay open.
+    """
+    return self._unseen >= _MAX_UNSEEN
 
   def for_policy(self, skip_mask: SkipMask, saved_s: float) -> policy.Costs:
-    """As host arrays, in plain steps as they are by now.
+    """The corrected costs for the policy, as host arrays.
+
+    They are in plain steps as long as they are now.
 
     Args:
+      skip_mask: the mask that drafts.
       saved_s: as in `PassCosts.draft`.
     """
     step, draft, *_ = self.ratios
@@ -77,37 +87,37 @@ class Clock:
   def observe(
     self, work: np.ndarray, draft: float, steps: int, seconds: float
   ) -> None:
-    """Takes a dispatch.
+    """Learns from a dispatch.
 
     Args:
-      work: what was done; see `DecodeState`.
+      work: the dispatch's passes; see `DecodeState`.
       draft: measured cost of a drafted token, in plain steps.
       steps: plain steps that would have brought the batch as far.
-      seconds: what it took.
+      seconds: wall time of the dispatch.
     """
     cost = self.measured
     passes = work * np.array([1, draft, *cost.verify])
     self._unseen = 0.0 if work[0] else self._unseen + float(passes.sum())
     if not passes.any():
       return
-    kept = np.array([1.0, *len(work) * [_KEPT]])
-    moved = [_DRIFT**2, *len(work) * [(1 - _KEPT**2) * _APART**2]]
-    off = kept * self._off
+    kept = np.array([1.0, *len(work) * [_OWN_KEPT]])
+    moved = [_COMMON_STEP**2, *len(work) * [(1 - _OWN_KEPT**2) * _OWN**2]]
+    errors = kept * self._errors
     covariance = np.outer(kept, kept) * self._covariance + np.diag(moved)
-    expected = float(passes @ self._ratios(off))
-    # What is longer has somebody else's seconds in it, or a compilation's.
+    expected = float(passes @ self._ratios(errors))
+    # Longer dispatches include another program's time, or a compilation.
     taken = min(seconds / cost.step_s, expected * _OUTLIER)
     seen = np.array([passes.sum(), *passes])
     shared = covariance @ seen
     gain = shared / (seen @ shared + (_NOISE * expected) ** 2)
-    self._off = off + gain * (taken - expected)
+    self._errors = errors + gain * (taken - expected)
     self._covariance = covariance - np.outer(gain, shared)
-    self.ratios = self._ratios(self._off)
+    self.ratios = self._ratios(self._errors)
     self.costs = self._corrected()
     self.guard.add(steps, taken / float(self.ratios[0]))
 
-  def _ratios(self, off: np.ndarray) -> np.ndarray:
-    ratios: np.ndarray = np.maximum(1 + off[0] + off[1:], _SMALLEST_RATIO)
+  def _ratios(self, errors: np.ndarray) -> np.ndarray:
+    ratios: np.ndarray = np.maximum(1 + errors[0] + errors[1:], _SMALLEST_RATIO)
     return ratios
 
   def _corrected(self) -> costs.PassCosts:
@@ -124,34 +134,36 @@ class Clock:
 
 
 class Guard:
-  """Plain decoding for a while where speculation has fallen behind it.
+  """Lets plain decoding run for a while where speculation has fallen behind it.
 
-  Whatever the policy expects, this goes by what came and how long that took.
+  Whatever the policy expects, the guard counts the tokens that came and the
+  time that they took. While it is closed, nothing is drafted: a rest.
   """
 
   def __init__(self) -> None:
-    self._behind, self._left, self._rest = 0.0, 0.0, _REST
+    self._behind, self._rest_left, self._next_rest = 0.0, 0.0, _REST
 
   @property
   def is_closed(self) -> bool:
-    """Nothing is to be drafted."""
-    return self._left > 0
+    """Whether nothing is to be drafted."""
+    return self._rest_left > 0
 
   def add(self, steps: float, cost: float) -> None:
-    """Takes a dispatch.
+    """Counts a dispatch.
 
     Args:
       steps: plain steps that would have brought the batch as far.
-      cost: what it took, in plain steps.
+      cost: the dispatch's time, in plain steps.
     """
     if self.is_closed:
-      self._left -= cost
+      self._rest_left -= cost
       return
     kept = self._behind * math.exp(-cost / _MEMORY)
-    self._behind = max(kept + cost - steps, -_BANKED)
+    self._behind = max(kept + cost - steps, -_MAX_AHEAD)
     if self._behind < 0:
-      self._rest = _REST
-    if self._behind > _ALLOWED:
-      # Half of it is left to try again with, after a longer rest each time.
-      self._behind, self._left = _ALLOWED / 2, self._rest
-      self._rest = min(2 * self._rest, _LONGEST_REST)
+      self._next_rest = _REST
+    if self._behind > _MAX_BEHIND:
+      # After the rest half of the allowance is left for another try. Each rest
+      # is longer than the one before.
+      self._behind, self._rest_left = _MAX_BEHIND / 2, self._next_rest
+      self._next_rest = min(2 * self._next_rest, _LONGEST_REST)

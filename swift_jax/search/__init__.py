@@ -1,6 +1,6 @@
-"""Which sublayers the draft leaves out: scoring sets, proposing them, the schedule.
+"""The search for the sublayers to skip: proposals, scores and the schedule.
 
-It runs on the host between dispatches; its only pass of the model is that of
-`matchness`. It may import `search.files`, `model` and `parallel`, and does not know
+It runs on the host between dispatches; only `matchness` runs the model. This
+folder may import `search.files`, `model` and `parallel`, and does not know
 decoding.
 """

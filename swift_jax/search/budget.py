@@ -1,11 +1,11 @@
-"""What a search may cost, and what it knows of the set that drafts."""
+"""The time that a search may take, and its estimate of the set that drafts."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-_BEHIND = 0.01  # of plain decoding's time, at most
+_MAX_BEHIND = 0.01  # share of the elapsed time
 
 
 @dataclasses.dataclass
@@ -15,12 +15,14 @@ class Budget:
   Attributes:
     share: 1 is no limit.
     elapsed: time of prompts, rounds and search so far.
-    spent: the search's part of it.
-    per_pass: what a scoring pass takes, the quickest so far; None before.
-    forfeited: of the share, by long rests: not to be spent at once.
-    plain: what plain decoding would have taken for the text so far; None where
-      nobody knows.
-    written: what it took without the search, as far as `plain` is known.
+    spent: the search's part of `elapsed`.
+    per_pass: time of the quickest scoring pass so far; None before the first.
+    forfeited: time that would be the search's by its share, but was lost in
+      long rests, so that it is not all spent at once.
+    plain: time that plain decoding would have taken for the text so far; None
+      where it is unknown.
+    written: time that this text took without the search, as far as `plain` is
+      known.
   """
 
   share: float
@@ -32,10 +34,10 @@ class Budget:
   written: float = 0.0
 
   def add(self, seconds: float, plain_seconds: float | None = None) -> None:
-    """Time in which text was written.
+    """Adds time in which text was written.
 
     Args:
-      plain_seconds: what plain decoding would have taken.
+      plain_seconds: the time that plain decoding would have taken.
     """
     self.elapsed += seconds
     if plain_seconds is not None:
@@ -43,52 +45,54 @@ class Budget:
       self.written += seconds
 
   def pay(self, seconds: float, is_pass: bool = False) -> None:
-    """Time of the search; not all of it is scoring."""
+    """Adds time of the search, whether of a scoring pass or of other work."""
     self.elapsed += seconds
     self.spent += seconds
     if is_pass:
       self.per_pass = min(seconds, self.per_pass or math.inf)
 
   def allows(self, guess: float, saves: bool = False) -> bool:
-    """Whether one more pass fits.
+    """Whether the budget allows one more scoring pass.
 
     Args:
-      guess: its time before the first.
-      saves: half of the share is kept for something that costs more.
+      guess: the time to assume before the first pass.
+      saves: half of the share is kept for a later expense that costs more.
     """
     seconds = guess if self.per_pass is None else self.per_pass
     return self.affords(seconds, 0.5 if saves else 1.0)
 
-  def affords(self, seconds: float, part: float = 1.0) -> bool:
-    """Whether so much may be spent now, of a part of the share."""
+  def affords(self, seconds: float, fraction: float = 1.0) -> bool:
+    """Whether `seconds` may be spent now, within a fraction of the share."""
     if self.share >= 1:
       return True
     used = self.spent + self.forfeited + seconds
-    ahead = math.inf
+    within_lead = math.inf
     if self.plain is not None:
-      # The search may not leave the run more than a little behind.
+      # The search may put the run only a little behind plain decoding.
       lead = self.plain - self.written
-      ahead = _BEHIND * self.elapsed + lead - self.spent
-    return used <= part * self.share * self.elapsed and seconds <= ahead
+      within_lead = _MAX_BEHIND * self.elapsed + lead - self.spent
+    allowed = fraction * self.share * self.elapsed
+    return used <= allowed and seconds <= within_lead
 
   def forfeit(self) -> None:
-    """Nothing that was saved up may be spent."""
-    saved = self.share * self.elapsed - self.spent
-    self.forfeited = max(self.forfeited, saved, 0.0)
+    """Gives up all time that the search has not spent so far."""
+    unspent = self.share * self.elapsed - self.spent
+    self.forfeited = max(self.forfeited, unspent, 0.0)
 
 
-_KEPT = 0.8  # of the evidence, from one window to the next
+_KEPT = 0.8  # share of the evidence that stays from one window to the next
 
 
 @dataclasses.dataclass
 class Estimate:
-  """A set's share of hits over the windows it was scored on, newer ones more.
+  """A set's share of hits over the windows of its scoring passes.
 
-  Windows of one text overlap, and a mask that was chosen for its score is
-  flattered by it: the deviation is a lower bound.
+  Newer windows count more. The deviation is a lower bound: windows of one text
+  overlap, and a mask that was chosen for its score has a score that is too
+  good.
 
   Attributes:
-    hits, positions: what counts of them, after older ones have faded.
+    hits, positions: their sums over the windows, after older ones have faded.
     passes: windows so far.
   """
 
@@ -107,7 +111,7 @@ class Estimate:
 
   @property
   def stddev(self) -> float | None:
-    """Binomial, with one hit and one miss added: all hits are no certainty."""
+    """Binomial, with a hit and a miss added: even all hits are no certainty."""
     if not self.positions:
       return None
     share = (self.hits + 1) / (self.positions + 2)
@@ -115,5 +119,5 @@ class Estimate:
 
   @property
   def low(self) -> float:
-    """A deviation below the mean; 0 before there is one."""
+    """The mean less one deviation; 0 before the first window."""
     return self.mean - self.stddev if self.positions else 0.0

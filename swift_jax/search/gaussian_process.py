@@ -1,22 +1,24 @@
-"""What the scores so far say of masks that were not scored: a Gaussian process.
+"""Predicts scores of masks that were not scored: a Gaussian process.
 
-Masks of one size are points of {0, 1}^D, D = 2(L - 2). With x, y masks scored at
-times t, u of the stream, s(x) the importance of what x skips, and
-near = exp(-sum_d w_d |x_d - y_d|), an ARD Hamming kernel, the covariance is
+Masks of one size are points of {0, 1}^D, D = 2(L - 2). Let x, y be masks scored
+at times t, u of the stream, s(x) the summed importance of the sublayers that x
+skips, and near = exp(-sum_d w_d |x_d - y_d|), an ARD Hamming kernel. The
+covariance is
 
-  a s(x) s(y) + v near                  what a mask is worth on any text
-  + exp(-|t - u| / tau) (o + l near)    and on this one
+  a s(x) s(y) + v near                  a mask's worth on any text
+  + exp(-|t - u| / tau) (o + l near)    and on this window
 
-Of the last two (Ornstein-Uhlenbeck in time) the first takes up windows that are
-easy or hard, the second that a window suits one mask and not another: windows
-that lie close together in the text are no independent evidence. The importances
-are a prior from outside; how far they can be trusted, the slope, is marginalised,
-so that a useless one does little harm. Noise is learnt, on top of a known
-variance of each score.
+The terms in time are Ornstein-Uhlenbeck processes: windows that lie close
+together in the text are no independent evidence. The term in o takes up that a
+window is easy or hard for all masks, the term in l that it suits one mask and
+not another. The importances are a prior from outside. Their slope, which says
+how far they can be trusted, is marginalised, so that useless importances do
+little harm. Noise is learnt, on top of a known variance of each score.
 
-The buffer has a fixed capacity, its spare rows a huge noise, so fit and
-suggestion compile once. Importing this file imports gpjax, which takes more than
-a second and starts jax's backend (`jax.distributed.initialize` comes before it).
+The buffer has a fixed capacity and its spare rows a huge noise, so that fit and
+suggestion compile once. Importing this file imports gpjax, which takes more
+than a second and starts jax's backend (`jax.distributed.initialize` must come
+before).
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from swift_jax.typing import Array, Bool, Float, Int
 
 _PADDING_VARIANCE = 1e6
 _JITTER = 1e-5
-_FIT_STEPS = 5  # warm-started at every call; 40 gain nothing
+_FIT_STEPS = 5  # each fit starts where the last one ended; 40 gain nothing
 _FIT_RATE = 0.05
 
 
@@ -52,7 +54,7 @@ class _MatrixForm(gpx.kernels.computations.AbstractKernelComputation):
     return lx.TaggedLinearOperator(diagonal, lx.positive_semidefinite_tag)
 
 
-# One object for all kernels: it is static, and another would compile again.
+# One object for all kernels: it is static, and a new one would compile again.
 _MATRIX_FORM = _MatrixForm()
 
 
@@ -78,7 +80,7 @@ class MaskKernel(gpx.kernels.AbstractKernel):
     super().__init__(compute_engine=_MATRIX_FORM)
 
   def parameters(self) -> list[Any]:
-    """What is fitted."""
+    """The parameters that are fitted."""
     scales = [self.variance, self.slope, self.offset, self.local, self.tau]
     return [self.weights, *scales]
 
@@ -93,7 +95,7 @@ class MaskKernel(gpx.kernels.AbstractKernel):
     return val(self.variance) * near + val(self.slope) * by_importance
 
   def lasting(self, x: Array, y: Array) -> Array:
-    """Covariances of what masks are worth on any text."""
+    """Covariances of the masks' worth on any text: the terms without time."""
     return self._lasting(x, y, self._near(x, y))
 
   def matrix(self, x: Array, y: Array) -> Array:
@@ -111,7 +113,7 @@ class MaskKernel(gpx.kernels.AbstractKernel):
 
 
 class _RowNoise(gpx.likelihoods.Gaussian):
-  """A learnt variance plus a known one for each row."""
+  """Gaussian noise: a learnt variance plus a known variance of each row."""
 
   row_variance: Any = None
 
@@ -125,7 +127,7 @@ class _RowNoise(gpx.likelihoods.Gaussian):
 
 
 class Hyper(NamedTuple):
-  """What is fitted, warm-started from call to call."""
+  """The fitted hyperparameters; each fit starts from those of the last one."""
 
   kernel: MaskKernel
   noise: Any
@@ -138,11 +140,11 @@ class Buffer(NamedTuple):
     bits: float32[N, D].
     scores: float32[N].
     variances: sampling variance of each score, float32[N].
-    times: when each was scored, float32[N].
-    count: int32[].
+    times: when each mask was scored, in windows, float32[N].
+    count: rows that hold a mask, int32[].
     now: the time to predict at, float32[].
     importance: of each sublayer, standardised, float32[D].
-    incumbent: the mask that others are compared with, float32[D].
+    incumbent: the mask with which others are compared, float32[D].
   """
 
   bits: Float[Array, 'n d']
@@ -159,21 +161,21 @@ class Buffer(NamedTuple):
     return self.at(self.bits, self.times - self.now)
 
   def at(self, bits: Array, times: Array | float = 0.0) -> Array:
-    """Masks as the kernel's inputs."""
+    """The kernel's inputs for masks at given times."""
     times = jnp.broadcast_to(times, bits.shape[:1])[:, None]
     sums = (bits @ self.importance)[:, None]
     return jnp.concatenate([bits, sums, times], axis=1)
 
 
 class Suggestion(NamedTuple):
-  """What the process proposes.
+  """The process's proposals, and its posterior for the masks in the buffer.
 
   Attributes:
     bits: masks to score next, bool[K, D].
-    means: posterior mean of what each mask in the buffer is worth on any text,
-      -inf for spare rows, float32[N].
-    doubts: posterior deviation of the difference to the incumbent's worth,
+    means: posterior mean of each mask's worth on any text, -inf for spare rows,
       float32[N].
+    doubts: posterior deviation of each mask's lead over the incumbent, in worth
+      on any text, float32[N].
   """
 
   bits: Bool[Array, 'k d']
@@ -190,7 +192,11 @@ def suggest(
   num_skipped: int,
   num_suggested: int,
 ) -> tuple[Suggestion, Hyper]:
-  """Fits to the buffer and proposes a batch of distinct masks."""
+  """Fits to the buffer and proposes a batch of distinct masks.
+
+  Returns:
+    The suggestion, and the hyperparameters for the next fit.
+  """
   fit_key, pool_key, climb_key = jax.random.split(key, 3)
   scale = _Scale.of(buffer)
   model, data = _fit(hyper, initial, buffer, scale, fit_key)
@@ -217,8 +223,11 @@ def suggest(
 def _worth(
   model: Any, data: gpx.Dataset, posterior: Any, buffer: Buffer
 ) -> tuple[Array, Array]:
-  """Means of the buffer's masks, and deviations of what each has over the
-  incumbent: without the terms in time, so of a mask and not of its window."""
+  """Means of the buffer's masks, and deviations of their leads over the
+  incumbent.
+
+  Both leave out the terms in time: they are of a mask, not of its window.
+  """
   kernel = model.prior.kernel
   lasting = kernel.lasting(data.X, data.X)
   means = (lasting @ posterior.representer_weights)[:, 0]
@@ -235,7 +244,7 @@ def _worth(
 
 
 class _Scale(NamedTuple):
-  """Scores brought to mean 0 and deviation 1, and their binomial noise."""
+  """How to scale scores to mean 0 and deviation 1, and their known noise."""
 
   is_live: Array
   mean: Array
@@ -259,7 +268,7 @@ class _Scale(NamedTuple):
 def _fit(
   hyper: Hyper, initial: Hyper, buffer: Buffer, scale: _Scale, key: Array
 ) -> tuple[Any, gpx.Dataset]:
-  """A few steps of Adam towards the maximum a posteriori."""
+  """Makes a few steps of Adam towards the maximum a posteriori."""
   targets = (buffer.scores - scale.mean) / scale.stddev
   data = gpx.Dataset(
     X=buffer.inputs(),
@@ -279,7 +288,7 @@ def _fit(
   def objective(model: Any, data: gpx.Dataset) -> Array:
     now = logs(model.prior.kernel, model.likelihood.obs_stddev)
     pairs = zip(now, logs(*initial), strict=True)
-    # Log-normal around where they began.
+    # The priors are log-normal around the initial values.
     penalty = sum(jnp.sum((a - b) ** 2) for a, b in pairs) / 2
     return penalty - gpx.objectives.conjugate_mll(model, data)
 
@@ -297,6 +306,6 @@ def _fit(
 
 
 def initial(num_free: int, num_skipped: int) -> Hyper:
-  """Where fitting starts, and what it is drawn back to."""
+  """The hyperparameters from which fitting starts, centres of their priors."""
   noise = NonNegativeReal(jnp.float32(0.2))
   return Hyper(MaskKernel(num_free, num_skipped), noise)

@@ -15,19 +15,20 @@ from swift_jax.model.llama import GraphDef, Llama, Params
 from swift_jax.model.skip_mask import SkipMask
 from swift_jax.typing import Array, Bool, Float, Int
 
-_FLOOR = -5.0  # nats: a token given less is a miss, however little it was
+_FLOOR = -5.0  # nats: any smaller log-probability is as bad a miss
 
 
 class Text(NamedTuple):
-  """What a batch has written, as scoring reads it.
+  """The text of a batch, as scoring reads it.
 
   Attributes:
     cache: the target's keys and values of all committed tokens but the newest;
-      only read.
+      it is only read.
     tokens: committed text, int32[B, S]; dead after the cache's length + 1.
-    target: the target's argmax where each token stands, int32[B, S]: a sampled
-      text is not what a draft has to guess.
-    prompt_length: int32[B]; the target did not write the prompt.
+    target: the target's argmax at the place of each token, int32[B, S]. Masks
+      are scored on it: a sampled token is not what a draft has to predict.
+    prompt_length: tokens of the prompt, which the target did not write,
+      int32[B].
   """
 
   cache: KVCache
@@ -37,13 +38,15 @@ class Text(NamedTuple):
 
 
 class Scores(NamedTuple):
-  """What the candidates made of each position.
+  """The candidates' scores at each position.
 
   Attributes:
-    hits: a candidate's argmax is the target's, bool[C, B, T].
-    log_probs: nats that it gives the target's argmax, float32[C, B, T].
-    confidence: probability of its own argmax, float32[C, B, T].
-    compared: positions that count, bool[B, T]; the others are the prompt's.
+    hits: whether a candidate's argmax is the target's, bool[C, B, T].
+    log_probs: a candidate's log-probability of the target's argmax, in nats,
+      float32[C, B, T].
+    confidence: probability of the candidate's own argmax, float32[C, B, T].
+    compared: positions that count, bool[B, T]; all others lie in the prompt or
+      past the text.
   """
 
   hits: Bool[Array, 'c b t']
@@ -57,15 +60,15 @@ class Scores(NamedTuple):
     return int(self.compared.sum())
 
   def num_hits(self) -> Int[np.ndarray, ' c']:
-    """Positions that each mask hit."""
+    """The number of positions that each mask hit."""
     return np.where(self.compared, self.hits, False).sum((1, 2))
 
   def closeness(self) -> Float[np.ndarray, 'c p']:
-    """What each mask gave the target's token at every position that counts.
+    """Each mask's log-probabilities of the target's argmax that count.
 
-    In nats, at least `_FLOOR`, also where a draft overflowed: a finer measure of
-    what hits measure, since a near miss is better than a far one, and a sure hit
-    than an unsure one.
+    In nats, at least `_FLOOR`, also where a draft overflowed. It is finer than
+    hits: a near miss counts more than a far miss, and a sure hit more than an
+    unsure hit.
     """
     return np.fmax(self.log_probs[:, self.compared], np.float32(_FLOOR))
 
@@ -74,16 +77,18 @@ class Scores(NamedTuple):
   ) -> Float[np.ndarray, ' c']:
     """Tokens a round that each mask would have brought on this text.
 
-    Rounds are walked as decoding would: draft until the confidence is below
-    `threshold` or `max_length` is reached, keep what hits, and the target's own
-    token after it. The text is the target's, so what is drafted after a hit is
-    what would have been drafted. Leaves are left out; the window cuts the last
-    round short, so the figure is a little low.
+    It walks through the text in rounds, as decoding would: draft until the
+    confidence is below `threshold` or `max_length` is reached, keep the tokens
+    that hit, and add the target's own token. The text is the target's, so that
+    after a hit the scored draft is what decoding would have drafted. Leaves are
+    left out. The window cuts the last round short, so that the figure is a
+    little low.
     """
     hits = self.hits & self.compared
     sure = self.confidence >= threshold
     count, _, length = hits.shape
-    # From the back: hits in a row, tokens drafted, and then rounds to the end.
+    # From the last position back: the run of hits that begins at a position,
+    # the tokens that a draft from it has, and the rounds from it to the end.
     run = np.zeros((*hits.shape[:2], length + 1), int)
     drafted, rounds = run.copy(), run.copy()
     rows = np.arange(count)[:, None], np.arange(hits.shape[1])
@@ -94,7 +99,7 @@ class Scores(NamedTuple):
       kept = np.minimum(run[..., i], np.minimum(longer, max_length))
       after = np.minimum(i + kept + 1, length)
       rounds[..., i] = self.compared[:, i] * (1 + rounds[(*rows, after)])
-    # Positions that count are in a row; a short text ends before the window.
+    # Positions that count are contiguous; a short text ends before the window.
     first = np.argmax(self.compared, axis=1)
     walked = rounds[(*rows, first)].sum(1)
     return self.positions / np.maximum(walked, 1)
@@ -102,15 +107,19 @@ class Scores(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames='written')
 def as_of(text: Text, written: int) -> Text:
-  """The text as it was when no row had written more than so many tokens."""
+  """The text cut after the first `written` generated tokens of each row."""
   length = jnp.minimum(text.cache.length, text.prompt_length + written - 1)
   return text._replace(cache=text.cache.rollback(length))
 
 
 def _window(text: Text, window: int) -> tuple[Array, Array, Array, KVCache]:
-  """The last `window` positions: inputs, targets, which count, and the cache
-  before them; the first three [B, window]."""
-  first = jnp.maximum(text.cache.length - window, 0)  # [B], first input's
+  """The last `window` positions of each row.
+
+  Returns:
+    Inputs, targets and which positions count, [B, window] each; and the cache
+    of the tokens before them.
+  """
+  first = jnp.maximum(text.cache.length - window, 0)  # [B], of first inputs
   offsets = first[:, None] + jnp.arange(window)  # [B, window]
 
   def read(row: Array, at: Array) -> Array:
@@ -126,7 +135,7 @@ def _window(text: Text, window: int) -> tuple[Array, Array, Array, KVCache]:
 
 
 def _target_log_probs(logits: Array, targets: Array) -> tuple[Array, Array]:
-  """log p(target) and what normalises it, [B, T], from logits [B, T, V]."""
+  """log p(target) and the log-normaliser, [B, T], of logits [B, T, V]."""
   chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
   total = jax.nn.logsumexp(logits, axis=-1)
   return chosen - total, total
@@ -143,19 +152,20 @@ def score(
   window: int,
   is_vmapped: bool = True,
 ) -> Scores:
-  """C masks on the last `window` generated tokens of each row.
+  """Scores C masks on the last `window` generated tokens of each row.
 
-  A pass of the gated model over the window, teacher-forced, on top of the
-  target's own keys and values of what precedes it (SWIFT, section 4.1). The
+  The gated model makes a teacher-forced pass over the window, on top of the
+  target's own keys and values of the tokens before it (SWIFT, section 4.1). The
   parameters and the cache are not batched over the candidates, and no candidate
   returns a cache.
 
   Args:
     candidate_masks: masks with a leading axis C.
     window: positions a row, T.
-    is_vmapped: one pass for all masks, in which every sublayer runs and what a
-      mask skips is thrown away; else a pass a mask, behind gates that skip it.
-      The first reads the weights once, the second computes less.
+    is_vmapped: whether one pass scores all masks. Then every sublayer runs, and
+      the output of a skipped sublayer is thrown away; the weights are read
+      once. Else each mask has a pass of its own behind gates, which computes
+      less.
   """
   model = nnx.merge(graphdef, params)
   inputs, targets, compared, prefix = _window(text, window)
@@ -169,8 +179,8 @@ def score(
 
   with jax.named_scope('score'):
     if is_vmapped:
-      # As shares: a branch that depends on the candidate would have its operands,
-      # the weights, copied for each.
+      # As float shares: a branch that depends on the candidate would copy its
+      # operands, the weights, for each candidate.
       shares = jax.tree.map(lambda m: m.astype(jnp.float32), candidate_masks)
       return Scores(*jax.vmap(one)(shares), compared)
     return Scores(*jax.lax.map(one, candidate_masks), compared)
@@ -184,15 +194,16 @@ def sensitivities(
   skip_ratio: Float[Array, ''],
   window: int,
 ) -> Float[Array, ' d']:
-  """What each free sublayer matters, from one pass there and back.
+  """The importance of each free sublayer, from one forward and backward pass.
 
-  The derivative of the target's mean log-probability on the window with respect
-  to each sublayer's share, at a model in which every free sublayer counts only by
-  1 - skip_ratio: leave-one-out to first order, where half of the model is missing
-  and not where all of it is there.
+  It is the derivative of the mean log-probability of the target's argmax on the
+  window with respect to the share of each sublayer that is kept. It is taken at
+  a model in which every free sublayer is kept by 1 - skip_ratio. So it is
+  leave-one-out to first order, around a model as incomplete as a draft and not
+  around the full model.
 
   Returns:
-    Nats a position, in the order of `SkipMask.bits`; high: do not skip.
+    Nats a position, in the order of `SkipMask.bits`; a high value means: keep.
   """
   model: Llama = nnx.merge(graphdef, params)
   inputs, targets, compared, prefix = _window(text, window)

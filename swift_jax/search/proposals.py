@@ -1,4 +1,4 @@
-"""Where candidate masks come from. All of them skip equally many sublayers."""
+"""Sources of candidate masks; all masks skip equally many sublayers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from swift_jax.model import skip_mask as skip_masks
 from swift_jax.model.skip_mask import SkipMask
 from swift_jax.typing import Float
 
-# Draws without a new mask after which there is none: small models have few masks.
+# Draws in a row without a new mask after which a source is taken to have none
+# left: small models have few masks.
 _MAX_REPEATS = 64
-# By what importances are blurred, in their deviations, from mask to mask.
+# Deviations of the noise on the first, the second and all later masks, in
+# deviations of the importances.
 _BLURS = (0.0, 0.5, 1.0)
 
 
 class Proposal(NamedTuple):
-  """A mask to score, and who came up with it (see `record_forms.SOURCES`)."""
+  """A mask to score, and its source (see `record_forms.SOURCES`)."""
 
   mask: SkipMask
   source: str
@@ -41,7 +43,7 @@ def random(
 
 
 def neighbours(rng: np.random.Generator, mask: SkipMask) -> Stream:
-  """Masks that are one exchange of a kept and a skipped sublayer away."""
+  """Masks that are one exchange of two sublayers from `mask`, without end."""
   while True:
     yield Proposal(skip_masks.neighbour(rng, mask), 'neighbour')
 
@@ -51,13 +53,13 @@ def by_importance(
   importance: Float[np.ndarray, ' d'],
   num_skipped: int,
 ) -> Stream:
-  """The masks that skip what matters least, more and more blurred by noise."""
-  worth = (importance - importance.mean()) / (importance.std() + 1e-12)
+  """Masks that skip the least important sublayers, with more and more noise."""
+  scaled = (importance - importance.mean()) / (importance.std() + 1e-12)
   number = 0
   while True:
     blur = _BLURS[min(number, len(_BLURS) - 1)]
-    noisy = worth + blur * rng.normal(size=worth.size)
-    bits = np.zeros(worth.size, bool)
+    noisy = scaled + blur * rng.normal(size=scaled.size)
+    bits = np.zeros(scaled.size, bool)
     bits[np.argsort(noisy, kind='stable')[:num_skipped]] = True
     yield Proposal(skip_masks.from_bits(bits), 'sensitivity')
     number += 1
@@ -69,12 +71,13 @@ def distinct(
   """`count` proposals, `first` in front, no mask twice.
 
   Args:
-    plan: how many to take of each stream, in turn, until there are enough.
-    count: where fewer masks exist, `first` fills the rest.
+    plan: how many proposals to take of each stream, in turn, until there are
+      enough.
+    count: proposals to return; where fewer masks exist, `first` fills the rest.
   """
   chosen = {first.mask.bits().tobytes(): first}
-  for share, stream in plan:
-    wanted = min(len(chosen) + share, count)
+  for quota, stream in plan:
+    wanted = min(len(chosen) + quota, count)
     repeats = 0
     while len(chosen) < wanted and repeats < _MAX_REPEATS:
       proposal = next(stream, None)

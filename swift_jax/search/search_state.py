@@ -1,4 +1,4 @@
-"""What a search has learnt: its parts, their form as JSON, and the way back."""
+"""The state of a search: its parts, their form as JSON, and restoring them."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from swift_jax.search.files.record_forms import EVENTS, SOURCES, PassRecord
 
 
 class SearchState:
-  """What one search has learnt, and another may go on from.
+  """The state of one search, from which another search may go on.
 
-  A kind of search is a subclass; it adds what it learns to `_learnt`.
+  Each kind of search is a subclass; it adds the attributes that it learns to
+  `_learnt`.
 
   Attributes:
     incumbent: the mask that drafts.
-    source: who proposed it.
-    estimate: its share of hits, over the windows it was scored on.
-    iterations: passes scored.
-    evaluations: masks scored in them.
+    source: the source that proposed the incumbent.
+    estimate: the incumbent's share of hits, over the windows of its passes.
+    iterations: scoring passes so far.
+    evaluations: masks scored in these passes, counted each time.
     restarts: how often the stream drifted.
     active: whether the search goes on.
-    budget: what it may cost, over all texts.
-    on_pass: called with a record of each pass; no part of the state.
+    budget: the time that the search may take, over all texts.
+    on_pass: called with a record of each pass; it is not part of the state.
   """
 
-  _learnt = (  # what a state is, beside its parts
+  _learnt = (  # attributes that are saved as they are
     'source',
     'iterations',
     'evaluations',
@@ -90,9 +91,9 @@ class SearchState:
     raise NotImplementedError
 
   def state(self) -> dict[str, Any]:
-    """All that the search has learnt, as JSON has it.
+    """All that the search has learnt, in JSON's types.
 
-    What the process is at must be collected before.
+    A suggestion that the process is computing must be collected before.
     """
     surrogate = self._surrogate
     learnt = {name: getattr(self, name) for name in self._learnt}
@@ -110,21 +111,21 @@ class SearchState:
     )
 
   def restore(self, state: Any) -> None:
-    """Goes on from what `state` gave.
+    """Goes on from a state that `state` returned.
 
     Raises:
-      InputError: it is of a search of other sizes, or damaged; nothing has
-        changed then.
+      InputError: the state is damaged, or of a search of other sizes; the
+        search has not changed then.
     """
     other = type(self)(self.cfg, self.num_layers)
     other._skipped = self._skipped
     try:
-      for name, mine in self._sizes().items():
-        if state['sizes'][name] != mine:
+      for name, size in self._sizes().items():
+        if state['sizes'][name] != size:
           raise InputError(
-            f'search state: {name}={state["sizes"][name]!r}, here {mine!r}'
+            f'search state: {name}={state["sizes"][name]!r}, here {size!r}'
           )
-      other._take(codec.decode(state))
+      other._load(codec.decode(state))
     except (
       ArithmeticError,
       AttributeError,
@@ -141,7 +142,7 @@ class SearchState:
     vars(self).update(vars(other))
 
   def _sizes(self) -> dict[str, Any]:
-    """What two searches must share for one to go on from the other."""
+    """The values in which a search and a state that it restores must agree."""
     return {
       'num_layers': self.num_layers,
       'num_skipped': self._skipped,
@@ -149,19 +150,20 @@ class SearchState:
       'recipe': self.cfg.recipe,
     }
 
-  def _take(self, state: dict[str, Any]) -> None:
+  def _load(self, state: dict[str, Any]) -> None:
+    """Takes over a decoded state; it may fail halfway."""
     bits = state['incumbent']
     if bits.shape != (self._free,) or bits.sum() != self._skipped:
       raise ValueError(f'incumbent has {bits.shape} sublayers')
     self.incumbent = skip_masks.from_bits(bits)
     codec.replace_fields(self, self._learnt, state['learnt'])
-    # The settings of this run are the ones that count.
+    # The settings of this run count, not those of the run that saved the state.
     self.active &= self._may_score
     self._watches &= self._may_score and self.cfg.restart
     for name in ('estimate', 'budget', '_drift'):
-      part = getattr(self, name)
-      fields = tuple(vars(part))
-      codec.replace_fields(part, fields, state[name.lstrip('_')])
+      target = getattr(self, name)
+      fields = tuple(vars(target))
+      codec.replace_fields(target, fields, state[name.lstrip('_')])
     self._check_learnt()
     self._rng.bit_generator.state = state['rng']
     if state['surrogate'] is not None and self.cfg.bayes_interval:
@@ -169,7 +171,7 @@ class SearchState:
       self._surrogate.restore(state['surrogate'])
 
   def _check_learnt(self) -> None:
-    """Refuses what `replace_fields` let pass: parts, and what was None here."""
+    """Refuses bad items and optional values: `replace_fields` passes them."""
     bits = np.zeros(self._free, bool)
     learnt = {
       'importance': ([self._importance], bits.astype(np.float32)),
@@ -187,7 +189,7 @@ class SearchState:
       raise ValueError(f'unknown sources {sources}, event {self._event!r}')
 
   def _history_form(self) -> list[Any]:
-    """An item of what a process that starts late is told."""
+    """An example of an item of `_history`: see `Searcher.observe`."""
     count = self.num_candidates
     numbers = np.zeros(count, np.float32)
     return [np.zeros((count, self._free), bool), numbers, numbers, 0.0]

@@ -1,4 +1,4 @@
-"""The search on the host: which masks to score next, which one drafts."""
+"""The search on the host: which masks to score next, and which mask drafts."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ from swift_jax.search.proposals import Proposal
 from swift_jax.search.search_state import SearchState
 from swift_jax.typing import Float
 
-# By which a mask must be better to draft, in deviations of the difference.
+# Lead that a mask needs to become the incumbent, in its standard deviations.
 _MARGIN = 0.5
-_MARGIN_ON_ONE_TEXT = 1.0  # where one window alone decides
-_MIN_PASSES = 3  # before the incumbent's score can end the search
-_NEW_TEXT = 4.0  # how far another prompt's text is, in windows
-_HISTORY = 16  # passes that a process which starts late is told
-_REMEMBERED = 512  # masks whose last score is known
-STARTING_SECONDS = 8.0  # of the process: to import it and to compile it
+_MARGIN_ON_ONE_TEXT = 1.0  # the same, where one window alone decides
+_MIN_PASSES = 3  # passes before the incumbent's score can end the search
+_NEW_TEXT = 4.0  # distance to another prompt's text, in windows
+_HISTORY = 16  # newest passes that are kept for a process that starts late
+_REMEMBERED = 512  # masks whose last score is kept
+STARTING_SECONDS = 8.0  # to import the Gaussian process and to compile it
 
 
 class Searcher(SearchState):
-  """Proposals against an incumbent that is scored again in every pass.
+  """Scores proposals against an incumbent, which every pass scores again.
 
-  The incumbent and its challengers meet on the same text, so neither a lucky nor
-  an easy window decides. It starts as the uniform mask and keeps the ratio. What
-  it has learnt are the attributes of `SearchState`.
+  The incumbent and its challengers are scored on the same text, so that neither
+  a lucky nor an easy window decides. The first incumbent is the uniform mask;
+  all masks skip as many sublayers. The attributes of `SearchState` hold what
+  the search has learnt.
   """
 
-  uses_first_window = False  # the text's newest tokens, not its first
+  uses_first_window = False  # scores the newest tokens, not the first ones
 
   def __init__(self, cfg: SearchConfig, num_layers: int):
     super().__init__(cfg, num_layers)
@@ -59,50 +60,51 @@ class Searcher(SearchState):
 
   @property
   def matchness(self) -> float | None:
-    """The incumbent's share of hits; None before it was scored."""
+    """The incumbent's share of hits; None before its first score."""
     return self.estimate.mean
 
   @property
   def wants_importance(self) -> bool:
-    """Whether the sublayers' sensitivities are asked for, once a stream."""
+    """Whether the search asks for sensitivities: once a stream, if enabled."""
     return self.active and self.cfg.importance and self._importance is None
 
   @property
   def has_process(self) -> bool:
-    """Whether there is a Gaussian process."""
+    """Whether the Gaussian process has been started."""
     return self._surrogate is not None
 
   @property
   def wants_process(self) -> bool:
-    """Whether it is still to be started."""
+    """Whether the Gaussian process is still to be started."""
     is_wanted = self.active and self.cfg.bayes_interval > 0
     return is_wanted and not self.has_process
 
   @property
   def saves(self) -> bool:
-    """Whether passes should leave some of the budget for the process.
+    """Whether passes should leave some of the budget to start the process.
 
-    From when there are as many as it will be told of.
+    This is so as soon as there are as many passes as the process will be given.
     """
     return self.wants_process and len(self._history) >= _HISTORY
 
   @property
   def may_search(self) -> bool:
-    """Whether there is a search, now or after a drift."""
+    """Whether the search is active, or a drift may wake it."""
     return self.active or self._watches
 
   @property
   def _ratio(self) -> float:
-    """The skip ratio of all masks, safely inside what rounds to their number."""
+    """A skip ratio that rounds down to the number of skipped sublayers."""
     return (self._skipped + 0.5) / self._free
 
   def start_from(self, mask: SkipMask, may_restart: bool = False) -> None:
-    """Drafts with a given set; the search rests (SWIFT's cached layer sets).
+    """Takes a given set as the incumbent; the search rests.
 
-    What it skips is what a later search skips, whatever the ratio was.
+    These are SWIFT's cached layer sets. A later search skips as many sublayers
+    as this set, whatever the configured ratio is.
 
     Args:
-      may_restart: a lasting fall of the acceptance starts a search.
+      may_restart: whether a lasting fall of the acceptance starts a search.
     """
     self.incumbent = skip_masks.check(mask, self.num_layers)
     self.source = 'cached'
@@ -115,7 +117,7 @@ class Searcher(SearchState):
     self._drift = Drift()
 
   def rest(self) -> None:
-    """Ends the search; the best mask so far drafts on, its score stays."""
+    """Ends the search; the best mask so far drafts on and keeps its score."""
     if not self.active:
       return
     self.name_incumbent()
@@ -124,14 +126,14 @@ class Searcher(SearchState):
     self._drift = Drift()
 
   def watch(self, drafted: int, accepted: int) -> None:
-    """Takes what some rounds drafted and accepted; may wake a search at rest."""
+    """Adds drafted and accepted tokens, which may wake a search at rest."""
     if self.active or not self._watches:
       return
     if self._drift.add(drafted, accepted):
       self._restart()
 
   def _restart(self) -> None:
-    """Another stream: what was scored counts no more, the incumbent drafts on."""
+    """Starts anew on another stream; keeps the incumbent, not its score."""
     self.active, self._watches = True, False
     self.restarts += 1
     self._event = 'restart'
@@ -144,13 +146,13 @@ class Searcher(SearchState):
       self._surrogate.forget()
 
   def new_text(self) -> None:
-    """The next window is of another text."""
+    """Tells the search that the next window is of another text."""
     self._is_new_text = True
 
   def take_importance(self, importance: Float[np.ndarray, ' d']) -> None:
-    """The sublayers' sensitivities, in the order of `SkipMask.bits`.
+    """Takes the sublayers' sensitivities, in the order of `SkipMask.bits`.
 
-    Where one of them overflowed, none is believed.
+    If one of them overflowed, none is used.
     """
     importance = np.asarray(importance, np.float32)
     is_sound = np.isfinite(importance).all()
@@ -159,7 +161,7 @@ class Searcher(SearchState):
       self._surrogate.trust(self._importance)
 
   def start_process(self) -> None:
-    """Makes the Gaussian process: it imports gpjax and compiles.
+    """Makes the Gaussian process, which imports gpjax and compiles.
 
     Raises:
       InputError: gpjax cannot be imported.
@@ -185,10 +187,10 @@ class Searcher(SearchState):
   def candidates(self) -> SkipMask:
     """Masks to score next, [C, L]: the incumbent, then proposals, all distinct.
 
-    Every `bayes_interval`-th time they are the Gaussian process's. Otherwise
-    random masks find a region and exchanges of two sublayers climb in it; the
-    first time the sublayers' sensitivities tell where to begin. Where there is a
-    process, this is also when it names the incumbent.
+    In every `bayes_interval`-th pass the proposals are the Gaussian process's.
+    Otherwise random masks find a region, and exchanges of two sublayers climb
+    in it; in a stream's first pass the sublayers' sensitivities tell where to
+    begin. A process also names the incumbent here.
     """
     self.name_incumbent()
     count = self.num_candidates
@@ -198,7 +200,7 @@ class Searcher(SearchState):
     return skip_masks.stack([proposal.mask for proposal in chosen])
 
   def plan(self) -> list[tuple[int, proposals.Stream]]:
-    """How many proposals each source may make at most, in turn."""
+    """The sources of a pass in turn, each with its most proposals."""
     count, plan = self.num_candidates, []
     if self._importance is not None and not self._since_start:
       stream = proposals.by_importance(
@@ -211,18 +213,19 @@ class Searcher(SearchState):
       plan.append((count, proposals.given(masks, 'gp')))
     random = proposals.random(self._rng, self.num_layers, self._ratio)
     near = proposals.neighbours(self._rng, self.incumbent)
-    # Neighbours to the end: where there are few, random masks fill the rest.
+    # Neighbours fill the batch; where they are too few, random masks do.
     plan += [(count // 2 - 1, random), (count, near), (count, random)]
     return plan
 
   def observe(
     self, candidates: SkipMask, scores: Scores, fresh: float = math.inf
   ) -> None:
-    """Takes what a pass of the masks of `candidates()` gave.
+    """Learns from a scoring pass over the masks of `candidates()`.
 
-    With a Gaussian process, which weighs all windows, it is set off here and
-    computes while the device decodes. Without one the incumbent yields to a mask
-    that was better on this text by more than the difference's standard error.
+    A Gaussian process, which weighs all windows, is set off here and computes
+    while the device decodes. Without a process the incumbent is replaced by a
+    mask that leads on this text by more than the standard error of the
+    difference.
 
     Args:
       scores: on the host.
@@ -238,7 +241,7 @@ class Searcher(SearchState):
     later = _NEW_TEXT if self._is_new_text else fresh / positions
     later, self._is_new_text = min(later, _NEW_TEXT), False
     closeness = scores.closeness()
-    # What a window gives all masks alike says nothing of any of them.
+    # A window that is easy or hard for all masks tells nothing about one mask.
     apart = closeness - closeness.mean(0)
     scored = [bits, closeness.mean(1), apart.var(1) / positions, later]
     if self._surrogate is not None:
@@ -259,9 +262,10 @@ class Searcher(SearchState):
     self._since_start += 1
 
   def _stop_or_go_on(self) -> None:
+    """Rests at the target matchness, without progress, or at the limit."""
     has_reached = self._has_reached()
     if has_reached:
-      self._collect()  # this set has earned it: no other is named any more
+      self._collect()  # so that the process cannot name another set
     if (
       has_reached
       or self._since_improved >= self.cfg.patience
@@ -271,17 +275,18 @@ class Searcher(SearchState):
       self._event = self._event or 'stopped'
 
   def _has_reached(self) -> bool:
-    found = self.estimate
-    is_known = found.passes >= _MIN_PASSES
-    return is_known and found.low > self.cfg.target_matchness
+    """Whether the incumbent has surely reached the target matchness."""
+    estimate = self.estimate
+    is_known = estimate.passes >= _MIN_PASSES
+    return is_known and estimate.low > self.cfg.target_matchness
 
   def _replace(self, bits: np.ndarray) -> None:
-    """A scored mask drafts from now on."""
+    """Makes a scored mask the incumbent."""
     self.incumbent = skip_masks.from_bits(bits)
-    # The process may remember a mask for longer.
+    # The process may remember masks for longer than `_scored` does.
     unknown = 'gp', 0, 0
-    found = self._scored.get(digits(bits), unknown)
-    self.source, hits, positions = found
+    score = self._scored.get(digits(bits), unknown)
+    self.source, hits, positions = score
     self.estimate = Estimate()
     if positions:
       self.estimate.add(hits, positions)
@@ -290,7 +295,7 @@ class Searcher(SearchState):
   def _remember(
     self, bits: np.ndarray, hits: np.ndarray, positions: int
   ) -> None:
-    """Each mask's last score, and who came up with it first."""
+    """Keeps each mask's last score, with the source that proposed it first."""
     for row, source, count in zip(bits, self._sources, hits, strict=True):
       source = self.source if source == 'incumbent' else source
       source = self._scored.pop(digits(row), [source])[0]
@@ -299,14 +304,14 @@ class Searcher(SearchState):
       del self._scored[name]
 
   def _collect(self) -> bool:
-    """Waits for the process where it is at work; whether it was."""
+    """Waits for a running process; returns whether there was one."""
     if self._surrogate is None or not self._surrogate.is_running:
       return False
     self._suggested = list(self._surrogate.collect())
     return True
 
   def name_incumbent(self) -> None:
-    """The process's choice, if it has computed since it was last asked."""
+    """Takes the process's choice as the incumbent, if it has a new one."""
     if not self._collect():
       return
     best = self._surrogate.best(self.incumbent.bits(), _MARGIN)
@@ -314,7 +319,7 @@ class Searcher(SearchState):
       self._replace(best)
 
   def _record(self, candidates: SkipMask, scores: Scores) -> None:
-    """Hands on what the pass was."""
+    """Hands a record of the pass to `on_pass`."""
     event, self._event = self._event, ''
     if self.on_pass is None:
       return
@@ -343,35 +348,36 @@ class Searcher(SearchState):
 
 
 def digits(bits: np.ndarray) -> str:
-  """A mask as a string of 0 and 1."""
+  """A mask as a string of 0 and 1 (skipped)."""
   return ''.join('01'[int(bit)] for bit in bits)
 
 
 def _clear_winner(closeness: Float[np.ndarray, 'c p']) -> int:
-  """The best mask, if it leads by more than the standard error; else 0.
+  """The index of the best mask if it leads clearly; else 0, the incumbent.
 
-  The lead is taken position by position, since both stand before the same text.
-  It is the largest of several, so chance alone makes some winners; they are
+  It must lead by more than the standard error of the lead. The lead is taken
+  position by position, since both masks are scored on the same text. It is the
+  largest of several leads, so that some masks win by chance alone; winners are
   scored again.
   """
   best = int(np.argmax(closeness.mean(1)))
-  gain = closeness[best] - closeness[0]
-  error = gain.std() / math.sqrt(gain.size)
-  return best if gain.mean() > _MARGIN_ON_ONE_TEXT * error else 0
+  lead = closeness[best] - closeness[0]
+  error = lead.std() / math.sqrt(lead.size)
+  return best if lead.mean() > _MARGIN_ON_ONE_TEXT * error else 0
 
 
 def _require_gpjax(cfg: SearchConfig) -> None:
-  """Early, and without importing it: that takes seconds."""
+  """Refuses early, without the import, which takes seconds."""
   try:
     is_there = importlib.util.find_spec('gpjax') is not None
-  except ValueError:  # it was switched off in sys.modules
+  except ValueError:  # sys.modules has a gpjax without a spec
     is_there = False
   if not is_there:
     raise needs_gpjax(cfg, 'it is not installed')
 
 
 def needs_gpjax(cfg: SearchConfig, reason: object) -> InputError:
-  """What to say where the process cannot be had."""
+  """The error where gpjax, which the process needs, cannot be imported."""
   return InputError(
     f'search.bayes_interval={cfg.bayes_interval}: needs gpjax ({reason});'
     ' 0 searches without it'

@@ -1,4 +1,4 @@
-"""What the search has learnt so far, on the host: scored masks and the process.
+"""The scored masks and the Gaussian process, on the host.
 
 Importing this file imports gpjax (see `gaussian_process.py`).
 """
@@ -16,8 +16,8 @@ from swift_jax.search.files import codec
 from swift_jax.search.gaussian_process import Buffer
 from swift_jax.typing import Bool, Float
 
-_KEPT = 16  # best masks that leave a full buffer last
-# A buffer's state, beside what is fitted.
+_NUM_BEST = 16  # best masks, which leave a full buffer last
+# Attributes that are saved as they are; the hyperparameters come beside them.
 _LEARNT = (
   '_bits',
   '_scores',
@@ -34,21 +34,21 @@ _LEARNT = (
 def _standardised(
   importance: Float[np.ndarray, ' d'], num_skipped: int
 ) -> Float[np.ndarray, ' d']:
-  """With mean 0, and so that its sum over a random mask has deviation 1."""
+  """Scaled so that the mean is 0, and a random mask's sum has deviation 1."""
   spread = np.sqrt(num_skipped * (1 - num_skipped / importance.size))
   centred = importance - importance.mean()
   return (centred / (importance.std() * spread + 1e-12)).astype(np.float32)
 
 
 class Surrogate:
-  """The process with its buffer, on the host's CPU.
+  """The Gaussian process with its buffer, on the host's CPU.
 
   `start` returns at once and `collect` waits: between them the device decodes.
 
   Attributes:
-    count: masks in the buffer.
-    means, doubts: of the buffer's masks at the last `collect` (see
-      `Suggestion`).
+    count: rows of the buffer that hold a mask.
+    means, doubts: as in `Suggestion`, of the buffer's masks at the last
+      `collect`; a newer row has the mean -inf.
   """
 
   def __init__(
@@ -63,10 +63,10 @@ class Surrogate:
 
     Args:
       num_free: sublayers that may be skipped, D.
-      num_skipped: how many of them every mask skips.
-      num_suggested: masks a suggestion proposes, K.
+      num_skipped: how many of these every mask skips.
+      num_suggested: masks that a suggestion proposes, K.
       capacity: rows of the buffer, N.
-      seed: of fits and pools.
+      seed: random seed of fits and pools.
     """
     self._num_skipped, self._num_suggested = num_skipped, num_suggested
     self._cpu = jax.local_devices(backend='cpu')[0]
@@ -76,13 +76,13 @@ class Surrogate:
     self.forget()
     with jax.default_device(self._cpu):
       initial = gaussian_process.initial(num_free, num_skipped)
-      # Committed, as what comes back will be: one program for both.
+      # Committed to a device, as results are, so that one program serves both.
       self._initial = jax.device_put(initial, self._cpu)
       self._key = jax.device_put(jax.random.key(seed), self._cpu)
     self._hyper = self._initial
 
   def forget(self) -> None:
-    """Empties the buffer: a new stream. What was fitted stays."""
+    """Empties the buffer for a new stream; the hyperparameters stay."""
     self._bits[:] = 0
     self._scores, self._variances, self._times, self.doubts = (
       np.zeros(self._capacity, np.float32) for _ in range(4)
@@ -92,7 +92,7 @@ class Surrogate:
     self._running: Any = None
 
   def trust(self, importance: Float[np.ndarray, ' d']) -> None:
-    """Takes importances of the sublayers, high for those better kept."""
+    """Takes importances of the sublayers; high means: better kept."""
     self._importance = _standardised(importance, self._num_skipped)
 
   def observe(
@@ -102,14 +102,14 @@ class Surrogate:
     variances: Float[np.ndarray, ' c'],
     later: float = 1.0,
   ) -> None:
-    """Adds masks scored on one text.
+    """Adds masks that were scored on one text.
 
-    When the buffer is full the oldest row goes, but never the newest row of one
+    In a full buffer the oldest row is replaced, but never the newest row of one
     of the best masks.
 
     Args:
-      variances: known variance of each score; more is learnt.
-      later: how far this text is from the last one, in windows.
+      variances: known variance of each score; further noise is learnt.
+      later: distance of this text from the last one, in windows.
     """
     self._now += later
     for row, score, variance in zip(bits, scores, variances, strict=True):
@@ -125,17 +125,18 @@ class Surrogate:
       self.means[at] = -np.inf
 
   def _best_rows(self) -> list[int]:
-    """The newest row of each of the best masks; new rows have only a score."""
+    """The newest row of each of the best masks."""
+    # Rows that are newer than the last `collect` have a score but no mean.
     worth = np.where(np.isfinite(self.means), self.means, self._scores)
     rows: dict[bytes, int] = {}
     for at in np.lexsort((-self._times, -worth)):
       rows.setdefault(self._bits[at].tobytes(), int(at))
-      if len(rows) == _KEPT:
+      if len(rows) == _NUM_BEST:
         break
     return list(rows.values())
 
   def start(self, incumbent: Bool[np.ndarray, ' d']) -> None:
-    """Sets off a fit and a suggestion; others are compared with `incumbent`."""
+    """Sets off a fit and a suggestion; masks are compared with `incumbent`."""
     buffer = Buffer(
       self._bits.copy(),
       self._scores.copy(),
@@ -165,13 +166,17 @@ class Surrogate:
     return self._running is not None
 
   def collect(self) -> Bool[np.ndarray, 'k d']:
-    """Waits for the suggestion that `start` set off; the masks to score next."""
+    """Waits for the suggestion that `start` set off.
+
+    Returns:
+      The masks to score next; none where the fit has failed.
+    """
     suggestion, self._hyper = self._running
     self._running = None
     bits, means, doubts = jax.device_get(suggestion)
     rows = slice(self.count)
     if not np.isfinite([means[rows], doubts[rows]]).all():
-      # A covariance that could not be factored: nothing is known of any mask.
+      # The covariance could not be factored: forget the fit and its means.
       self._hyper = self._initial
       self.means[:] = -np.inf
       return bits[:0]
@@ -181,10 +186,10 @@ class Surrogate:
   def best(
     self, incumbent: Bool[np.ndarray, ' d'], margin: float
   ) -> Bool[np.ndarray, ' d']:
-    """The mask to draft with.
+    """The mask that should draft.
 
-    The incumbent, unless another's posterior mean lies above its own by more
-    than `margin` deviations of their difference.
+    It is the incumbent, unless another mask's posterior mean is higher by more
+    than `margin` deviations of the difference.
     """
     at = int(np.argmax(self.means))
     if not np.isfinite(self.means[at]):
@@ -198,7 +203,7 @@ class Surrogate:
     return self._bits[at] > 0.5
 
   def state(self) -> dict[str, Any]:
-    """Arrays and numbers; what is under way must be collected before."""
+    """Arrays and numbers; a running suggestion must be collected before."""
     return {
       **{name: getattr(self, name) for name in _LEARNT},
       'hyper': jax.device_get(jax.tree.leaves(self._hyper)),
@@ -206,15 +211,15 @@ class Surrogate:
     }
 
   def restore(self, state: dict[str, Any]) -> None:
-    """Goes on from what `state` gave.
+    """Goes on from a state that `state` returned.
 
     Raises:
-      KeyError, TypeError, ValueError: it is of a process of other sizes.
+      KeyError, TypeError, ValueError: the state is of a process of other sizes.
     """
     codec.replace_fields(self, _LEARNT, state)
     if self.count > self._capacity:
       raise ValueError(f'count={self.count} in a buffer of {self._capacity}')
-    for name in _LEARNT:  # only what is spare has no mean
+    for name in _LEARNT:  # only means may be infinite: of rows without one
       if name != 'means' and not np.isfinite(getattr(self, name)).all():
         raise ValueError(f'{name} is not finite')
     old, tree = jax.tree.flatten(self._initial)

@@ -116,7 +116,7 @@ def test_acceptance_walks_the_targets_path(draft, data):
 
 
 def test_left_over_cache_content_never_matters():
-  """Every dead slot holds NaN; text and counts stay."""
+  """Every dead slot holds NaN; text and counts stay the same."""
   mask = skip_masks.uniform(CFG.num_hidden_layers, 0.5)
   decode = tiny_model.decode()
 
@@ -144,7 +144,7 @@ def test_left_over_cache_content_never_matters():
 
 @pytest.mark.parametrize('method', ['plain', 'swift'])
 def test_the_target_of_a_greedy_text_is_the_text(method):
-  """What drafts are scored on: whoever wrote it, also where blocks were cut."""
+  """`DecodeState.target` by each method, also where blocks were cut."""
   eos = tiny_model.reference([9, 8, 7, 6, 5, 4, 3], 40)[9:10]
   engine = tiny_model.engine(
     skip_masks.uniform(CFG.num_hidden_layers, 0.5),
@@ -167,7 +167,7 @@ def test_the_target_of_a_greedy_text_is_the_text(method):
 
 
 def test_what_a_skipped_sublayer_leaves_is_never_read(monkeypatch):
-  """It would be NaN here, where it is zeros otherwise."""
+  """A skipped sublayer gives NaN here instead of zeros."""
 
   def poisoned(skip, sublayer):
     given = gate(skip, sublayer)

@@ -36,7 +36,7 @@ def test_drawn_text_has_the_targets_distribution(engine):
 @NIGHTLY
 @pytest.mark.parametrize('name', SETTINGS)
 def test_so_it_has_in_any_setting(engine, name):
-  """200,000 blocks over all settings, of chain and tree."""
+  """With 200,000 blocks over all settings, of chain and tree."""
   check(engine, name, 12_500)
 
 
@@ -68,7 +68,7 @@ def test_greedy_text_is_the_targets_best(engine, batch, penalty):
 
 
 def test_no_two_rows_draw_alike_and_every_kind_of_token_comes(engine):
-  """What the tests above weigh: leaves, bonus and corrected tokens."""
+  """So the tests above see leaves, bonus and corrected tokens."""
   sampling = SamplingConfig(temperature=1.0, top_k=0, max_new_tokens=300)
   decode = DecodeConfig(batch_size=5, sampling=sampling)
   results = engine.generate([[3]] * 5, decode)
@@ -82,7 +82,7 @@ def test_no_two_rows_draw_alike_and_every_kind_of_token_comes(engine):
 
 
 def raw_depths(choose, logits, context, sampling, samples):
-  """The official code's defect: past the first token nothing is warped."""
+  """The official code's defect: only the first token of a block is warped."""
   raw = logits * sampling.temperature
   is_deep = context.depth[..., None] > 0
   return choose(jnp.where(is_deep, raw, logits), context, sampling, samples)

@@ -1,5 +1,7 @@
-"""Log-probabilities of a text: a full pass's, the same for every method, and free
-where nobody asks."""
+"""Log-probabilities of a text equal those of a full pass, for every method.
+
+They cost nothing where they are not wanted.
+"""
 
 import dataclasses
 import time
@@ -19,22 +21,22 @@ from swift_jax.runtime.metrics import LogProbs
 from swift_jax.runtime.rows import log_probs_of
 
 METHODS = ('plain', 'swift', 'prompt_lookup')
-CHUNK = tiny_model.CHUNK  # of a text of 40 tokens there are six
-# Both passes are float32 ones, of weights that make the most of each digit.
+CHUNK = tiny_model.CHUNK  # a text of 40 tokens has six chunks
+# Both passes are float32, with weights that need every digit.
 TOLERANCE = 2e-4
 FULL = skip_mask.none_skipped(CFG.num_hidden_layers)
 
 
 @pytest.fixture(scope='module')
 def engine():
-  """Its drafts are often wrong."""
+  """An engine whose drafts are often wrong."""
   mask = skip_mask.uniform(CFG.num_hidden_layers, 0.5)
   tokenizer = tiny_model.Letters()
   return tiny_model.engine(mask, tokenizer=tokenizer, confidence_threshold=0.3)
 
 
 def asking(method='plain', k=3, **settings):
-  """Settings of a call."""
+  """Settings of a call that wants log-probabilities."""
   decode = tiny_model.decode(method, **settings)
   sampling = dataclasses.replace(decode.sampling, logprobs=k)
   return dataclasses.replace(decode, sampling=sampling)
@@ -52,7 +54,7 @@ def full_pass(prompt, tokens):
 
 
 def assert_right(prompts, results, k):
-  """What numpy makes of a full pass: the tokens' own, and the first k by sorting."""
+  """Against a full pass in numpy: own tokens, and the top k by sorting."""
   for prompt, result in zip(prompts, results, strict=True):
     found, wanted = result.logprobs, full_pass(prompt, result.tokens)
     assert len(found.chosen) == len(found.top) == len(result.tokens)
@@ -95,7 +97,7 @@ def test_they_are_a_full_passs_whichever_method_wrote(engine, name):
     assert_right(prompts, results, 3)
     found[method] = [(r.tokens, r.logprobs) for r in results]
     assert {r.finish_reason for r in results} == ends
-  # To the last digit: what the rounds left in the cache has no part in it.
+  # To the last digit: the rounds' keys and values have no influence.
   assert found['plain'] == found['swift'] == found['prompt_lookup']
   lengths = [len(tokens) for tokens, _ in found['plain']]
   assert max(lengths) == 40 > CHUNK
@@ -105,7 +107,7 @@ def test_they_are_a_full_passs_whichever_method_wrote(engine, name):
     for tokens, logs in found['plain']
     for token, place in zip(tokens, logs.top, strict=True)
   ]
-  # They are the model's own, and know of no draw and no penalty.
+  # They are of the model's raw logits, before draws and penalties.
   assert all(is_best) == (name not in ('drawn', 'penalty'))
 
 
@@ -119,7 +121,7 @@ def test_the_tokens_alone_are_the_same(engine):
 
 
 def test_a_text_up_to_the_end_of_the_context(engine):
-  """The last chunk would leave the cache: it begins earlier instead."""
+  """The last chunk would reach past the cache; it begins earlier instead."""
   prompts = PROMPTS_OF_DIFFERENT_LENGTH
   decode = asking('swift', prefill_chunk=64, max_new_tokens=80)
   session = engine.session(prompts, decode)
@@ -140,7 +142,7 @@ def test_a_text_up_to_the_end_of_the_context(engine):
     )
   ]
   assert_right(prompts, rows, 3)
-  # The cache is as it was, but for rounding, and gives the same again.
+  # The cache has changed only by rounding, and gives the same values again.
   after = jax.device_get(session.state.cache)
   np.testing.assert_array_equal(before.length, after.length)
   for row, length in enumerate(before.length[:3]):
@@ -159,7 +161,7 @@ def test_a_text_of_no_tokens_has_none(engine, monkeypatch):
 
 @pytest.mark.parametrize('places', [1, 2])
 def test_the_head_by_parts_is_the_head(engine, monkeypatch, places):
-  """As with a large vocabulary; two do not divide the chunk."""
+  """As with a large vocabulary; parts of two places do not divide the chunk."""
   prompts = PROMPTS_OF_DIFFERENT_LENGTH
   whole = engine.generate(prompts, asking(k=3))
   monkeypatch.setattr(logprobs, '_LOGITS', 3 * CFG.vocab_size * places)
@@ -190,7 +192,7 @@ def parts_of_head(engine, hidden, tokens):
 
 
 class Compiled:
-  """Names of what XLA compiles from now on."""
+  """Names of the programs that XLA compiles from now on."""
 
   def __init__(self):
     self.names = []
@@ -225,7 +227,7 @@ def test_they_cost_one_program_and_nothing_where_nobody_asks(monkeypatch):
   assert 'jit(plain_steps)' in names and 'jit(speculative_rounds)' in names
   assert not passes and 'jit(force)' not in names
   engine.warmup(asking(), 20)
-  # What writes the text is not compiled anew for those who ask.
+  # The programs that write the text are not compiled again.
   assert compiled.take() == ['jit(force)']
   passes.clear()
   with jax.transfer_guard('disallow'):
@@ -256,7 +258,7 @@ def test_their_time_is_part_of_decoding(engine, monkeypatch):
   first, *_ = engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, decode)
   assert first.metrics.decode_s > 0.5 * 6
   assert first.metrics.tokens_per_second < 40 / (0.5 * 6)
-  # As plain decoding's is: the search may have its share of it.
+  # As for plain decoding, the search may have its share of this time.
   assert share.elapsed - before > 0.5 * 6
 
 

@@ -1,4 +1,4 @@
-"""Prompt lookup: it copies the right place, and the text stays plain decoding's."""
+"""Prompt lookup copies the right place, and the text stays plain decoding's."""
 
 from compilations import Compilations
 from drawn_text import FALSE_ALARM, SETTINGS, make_engine
@@ -20,7 +20,7 @@ find = jax.jit(lookup.find)
 
 
 def place(text, ngram):
-  """Where the newest of the longest matches goes on, by comparing slices."""
+  """The slot after the newest of the longest matches, by comparing slices."""
   for size in range(min(ngram, len(text) - 1), 0, -1):
     for start in range(len(text) - size - 1, -1, -1):
       if text[start : start + size] == text[-size:]:
@@ -37,7 +37,7 @@ def place(text, ngram):
   ngram=st.integers(1, MAX_NGRAM),
 )
 def test_the_newest_of_the_longest_matches_is_found(texts, ngram):
-  rows = np.ones((3, SLOTS), np.int32)  # what is dead looks like text
+  rows = np.ones((3, SLOTS), np.int32)  # dead slots look like text
   for row, text in zip(rows, texts, strict=True):
     row[: len(text)] = text
   lengths = jnp.asarray([len(text) for text in texts])
@@ -50,7 +50,7 @@ def test_the_newest_of_the_longest_matches_is_found(texts, ngram):
 
 
 def drafted(text, end, **changes):
-  """What is drafted after one text."""
+  """The tokens drafted after one text."""
   shapes, traced = drafting.split_config(DraftConfig(**changes), 101)
   shapes = drafting.for_lookup(shapes)
   engine = tiny_model.engine()

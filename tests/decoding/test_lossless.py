@@ -145,14 +145,14 @@ def test_stop_strings_cut_where_plain_decoding_cuts(span):
 
 
 def check_rounds(result):
-  """The rounds are what the text and its counts are made of."""
+  """The rounds add up to the text and to its counts."""
   passes, m = result.rounds, result.metrics
   assert len(passes) == m.verify_passes
   assert sum(r.returned for r in passes) == len(result.tokens)
   assert sum(r.drafted for r in passes) == m.drafted
   assert sum(r.accepted for r in passes) == m.accepted
   for r in passes:
-    # A leaf beside the chain and the target's own come on top.
+    # A leaf and the target's own token are returned in addition.
     assert r.accepted <= min(r.drafted, r.returned)
     assert 1 <= r.returned <= r.accepted + 2
 
@@ -161,7 +161,7 @@ def check_rounds(result):
   'method', ['swift', pytest.param('prompt_lookup', marks=pytest.mark.nightly)]
 )
 def test_rounds_in_halves_write_the_same(method):
-  """The two programs that are timed apart are the one program of a round."""
+  """Halves, which are timed apart, write what rounds in one program write."""
   wanted = None
   for interval in (0, 1):
     engine = tiny_model.engine(HALF, confidence_threshold=0.0)
@@ -188,7 +188,7 @@ def test_rounds_in_halves_write_the_same(method):
   ),
 )
 def test_any_stop_strings(bits, threshold, cuts):
-  """Strings out of the texts themselves; blocks are cut behind leaves too."""
+  """Stop strings are cut out of the texts; blocks are cut after leaves too."""
   prompts = PROMPTS[:3]
   letters = Letters()
   texts = [letters.decode(tiny_model.reference(p, 40)) for p in prompts]
@@ -205,7 +205,7 @@ def test_any_stop_strings(bits, threshold, cuts):
     for method in ('plain', 'swift')
   )
   for prompt, a, b in zip(prompts, plain, swift, strict=True):
-    # A look after every token: of two stops the one that is complete first.
+    # By a look after every token: the stop that is complete first counts.
     tokens = tiny_model.reference(prompt, 40)
     for count in range(1, len(tokens) + 1):
       text = letters.decode(tokens[:count])
@@ -274,7 +274,7 @@ def test_any_setting(
   )
   how = {'max_new_tokens': limit, 'temperature': temperature}
   got = tokens(engine, prompts, rounds_per_dispatch=rounds, **how)
-  if temperature:  # of which test_drawn_text has the law
+  if temperature:  # test_drawn_text tests the distribution
     wanted = tokens(engine, prompts, method='plain', **how)
   else:
     wanted = [tiny_model.reference(prompt, limit, eos) for prompt in prompts]

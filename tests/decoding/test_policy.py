@@ -1,4 +1,4 @@
-"""What drafts and how far: the policy against loops, and the text it never changes."""
+"""The policy against loops; and the text, which it never changes."""
 
 import dataclasses
 import itertools
@@ -37,7 +37,7 @@ DEAR = PassCosts(1e-3, 9.0, 0.0, 0.0, (9.0, 9.0, 9.0))
 
 
 def evidence(rng):
-  """Of some rounds."""
+  """Evidence of some rounds."""
   sizes = BINS, MAX_NGRAM + 1, MAX_NGRAM + 1
   trials = [rng.uniform(0, 30, size) for size in sizes]
   hits = [rng.uniform(0, 1, t.shape) * t for t in trials]
@@ -54,19 +54,19 @@ def costs(rng):
 
 
 def even(live):
-  """Rows that have as much to write."""
+  """Weights of rows that have equally much left to write."""
   return policy.weights(jnp.zeros(len(live), jnp.int32), jnp.asarray(live))
 
 
 def right(seen, length, number):
-  """The chance that so many tokens behind a match of this length are right."""
+  """The chance that `number` tokens copied after such a match are right."""
   first = (seen.copy_hits[length] + 1) / (seen.copy_trials[length] + 2)
   more = (seen.more_hits[length] + 1.4) / (seen.more_trials[length] + 2)
   return float(first * more ** (number - 1))
 
 
 def layers_rate(seen, price, rows):
-  """By a loop over lengths of drafts; as many rows count alike."""
+  """The rate by a loop over draft lengths; `rows` rows have equal weights."""
   mean = (seen.sure_hits.sum() + 2.8) / (seen.sure_trials.sum() + 4)
   mean **= rows
   hoped = 1.12
@@ -112,7 +112,7 @@ def test_the_source_that_brings_most_a_cost(seed):
 
 @pytest.mark.parametrize('seed', range(20))
 def test_more_tokens_must_earn_what_they_cost(seed):
-  """One, or as many as pay: a wider verify may pay only for several."""
+  """One token or several: a wider verify may pay only for several."""
   rng = np.random.default_rng(seed)
   seen, price, live = evidence(rng), costs(rng), np.array([True, False, True])
   rate = max(layers_rate(seen, price, 2), 1.0)
@@ -147,7 +147,7 @@ def test_leaves_are_verified_as_far_as_they_pay(seed):
 
 
 def test_what_was_reached_is_learnt_by_confidence():
-  """A verdict on two chains and a row that drafted nothing."""
+  """The verdict on two chains and on a row that drafted nothing."""
   confidence = np.array([[0.99, 0.6, 0.1], [0.96, 0.96, 0.96], [0.5] * 3])
   seen = policy.learn_confidence(
     policy.start(),
@@ -174,7 +174,7 @@ def test_copies_are_judged_whoever_wrote_the_text():
     *map(jnp.asarray, (copied, written)),
     jnp.asarray([3, 3, 2, 1]),
   )
-  # Row 2 wrote two tokens: the third says nothing. Row 3 matched nothing.
+  # Row 2 wrote two tokens: its third is no evidence. Row 3 matched nothing.
   assert seen.copy_hits[:4].tolist() == [1, 0, 1, 2]
   assert seen.copy_trials[:4].tolist() == [1, 0, 1, 2]
   assert seen.more_hits[:4].tolist() == [0, 0, 1, 3]
@@ -195,19 +195,19 @@ def test_evidence_fades_with_time_and_a_source_is_tried_again():
     )
     steps += 8
   assert 100 < steps < 1000
-  # What plain steps bring is no evidence of drafting.
+  # The tokens of plain steps are no evidence of drafting.
   assert float(again.tokens) < float(seen.tokens)
 
 
 class Still(Clock):
-  """Costs that stay as they are, whatever the clock says."""
+  """Costs that stay fixed, whatever the clock measures."""
 
   def observe(self, *_):
     pass
 
 
 def adaptive(price=None, mask=HALF, **draft):
-  """An engine that believes in given costs."""
+  """An engine with given costs."""
   engine = tiny_model.engine(mask, adaptive=True, **draft)
   if price is not None:
     engine.model.clock = lambda *_: Still(price)
@@ -261,13 +261,13 @@ SETTINGS = tiny_model.engine().resolve(tiny_model.decode().sampling).config
 
 
 def test_every_source_is_used_where_it_pays():
-  """And what is dear is hardly tried."""
+  """And a source that is too dear is hardly tried."""
   limit = tiny_model.decode(max_new_tokens=70, batch_size=1)
   whole = skip_masks.none_skipped(CFG.num_hidden_layers)
   prompts = [[5], LOOP]
   cheap = totals(adaptive(CHEAP, whole).generate(prompts, limit))
   layers = cheap['drafted'] - cheap['copied']
-  # Drafted by the whole model: all of it is right.
+  # The whole model drafts, so that all drafted tokens are right.
   assert cheap['accepted'] - cheap['copies_accepted'] == layers > 20
   assert cheap['verify_passes'] < 50
   alone = totals(adaptive(CHEAP, whole, copy=False).generate(prompts, limit))
@@ -286,7 +286,7 @@ def test_every_source_is_used_where_it_pays():
   'phases', [0, pytest.param(2, marks=pytest.mark.nightly)]
 )
 def test_stop_strings_cut_plain_stretches_too(price, phases):
-  """Text, tokens and counts; also where rounds run in halves."""
+  """Text, tokens and counts are cut, also where rounds run in halves."""
   letters = tiny_model.Letters()
   engine = tiny_model.engine(HALF, (), letters, adaptive=True)
   engine.model.clock = lambda *_: Still(price)
@@ -357,7 +357,7 @@ def test_costs_are_measured_once_a_machine_and_model(cache, monkeypatch):
   assert found.draft(HALF) == pytest.approx(whole - skipped)
   adaptive().generate([[5]], decode)
   assert len(made) == 1
-  # What is damaged is measured anew, and so is another batch size.
+  # A damaged file and another batch size are measured anew.
   file.write_text('{"step_s": -1}')
   adaptive().generate([[5]], decode)
   assert len(made) == 2 and '"mlp"' in file.read_text()

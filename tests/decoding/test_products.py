@@ -26,8 +26,8 @@ from swift_jax.decoding import sampling
 from swift_jax.model import layers, llama, quantised
 from swift_jax.search import matchness
 
-# The demo, Llama 2, CodeLlama, SmolLM, Yi, DeepSeek, Llama 3; and one that leaves an
-# odd rest above 2**15, where what the library gets wrong begins.
+# The demo, Llama 2, CodeLlama, SmolLM, Yi, DeepSeek, Llama 3; and 32771, an odd
+# size above 2**15, where the library's errors begin.
 VOCABULARIES = (2048, 32000, 32016, 32771, 49152, 64000, 102400, 128256)
 TIED = (2048, 32771, 49152, 128256)
 QUICK = 32771  # by default; the nightly run has all
@@ -47,7 +47,7 @@ EACH_VOCABULARY = pytest.mark.parametrize(
 
 
 def rounding(n: int) -> float:
-  """What a sum of n float32 terms may be off by, over the sum of their sizes."""
+  """Error bound of a sum of n float32 terms, over the sum of their sizes."""
   return 4 * n**0.5 * HALF_ULP['float32']
 
 
@@ -167,7 +167,7 @@ def context(block):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def after_head(what, graphdef, params, hidden, *settings):
-  """What follows the head in a step, in one program with it."""
+  """The head and the work that follows it in a step, in one program."""
   model = nnx.merge(graphdef, params)
   return what(model.logits(model.norm(hidden)), *settings)
 
@@ -195,8 +195,8 @@ def test_the_likeliest_token(size):
 
 
 def exact_scores(given, settings, block):
-  """Those of the first block's tokens: log-probabilities in float64, and noise
-  from a program of its own; and by how much float32 may miss them."""
+  """Scores of the first block's tokens: log-probabilities in float64 plus noise
+  from a program of its own; and the error that float32 may make."""
   rows = slice(block[0] * block[1])
   made = [by_sorting(row, settings) for row in given.logits[rows]]
   assert min(near for _, near in made) > 1e-5  # else rounding decides
@@ -257,7 +257,7 @@ def slopes(graphdef, params, hidden, targets):
 
 @pytest.mark.parametrize('size', [QUICK, nightly(128256)])
 def test_likelihood_and_its_derivative(size):
-  """Sums and largest values behind the head, and a product along the vocabulary."""
+  """Sums and maxima after the head, and a product along the vocabulary."""
   given = Vocabulary(size, tied=True)
   targets = np.roll(given.places, 1)
   total = np.log(np.exp(given.logits).sum(1, keepdims=True))
@@ -329,7 +329,7 @@ def test_norm_and_mlp(width, inner, kind):
   normed = scale * exact * square**-0.5
 
   def product(x, error, kernel):
-    """And what it may be off by, if each x is off by `error` its own way."""
+    """The product, and its error bound if each x has an error up to `error`."""
     y, sizes = x @ kernel, np.abs(kernel)
     error = 6 * np.sqrt(error**2 @ sizes**2)
     error += rounding(len(kernel)) * (np.abs(x) @ sizes)
@@ -364,7 +364,7 @@ def attention_slopes(q, k, v, attn_mask, past, weights):
 
 
 def attention(tokens, heads, group, h, slots, filled):
-  """Arguments of `layers.attend`, and in float64 what it weighs: queries
+  """Arguments of `layers.attend`; and the same in float64: queries
   [B, K, R, H], keys and values [B, K, S + T, H], their weights [B, K, R, S + T]."""
   rng = np.random.default_rng(slots + tokens)
   q = normal(rng, 2, tokens, heads, group, h)

@@ -26,7 +26,7 @@ def on_device(**settings):
 
 
 def random_settings(rng):
-  """Some of the warpers at once, as users mix them."""
+  """Random settings of several warpers, as users combine them."""
   settings = {'temperature': float(rng.choice([0.05, 0.3, 0.6, 1.0, 1.5, 3.0]))}
   if rng.random() < 0.5:
     settings['top_k'] = int(rng.choice([1, 2, 5, 50, V, 2 * V]))
@@ -42,7 +42,7 @@ def random_settings(rng):
 
 
 def by_sorting(logits, settings):
-  """The warp of one row in float64, and how near a cut-off its tokens came."""
+  """The warp of one row in float64, and how close a token is to a cut-off."""
   values = logits.astype(np.float64) / settings.get('temperature', 1.0)
   order = np.argsort(-values, kind='stable')
   probs = np.exp(values[order] - values[order[0]])
@@ -158,7 +158,7 @@ def test_there_is_room_for_any_number_of_ends(count, room):
   cfg = SamplingConfig(**{**NEUTRAL, 'eos_token_id': eos})
   ids = sampling.from_config(cfg, eos).eos_token_ids
   assert ids.tolist() == [*eos, *[-1] * (room - count)]
-  # Who ignores them, or times passes, runs the same program.
+  # A caller that ignores them, or times passes, runs the same program.
   ignored = sampling.from_config(cfg, ()).eos_token_ids
   assert ignored.tolist() == [-1] * room
 
@@ -177,7 +177,7 @@ def test_more_ends_compile_only_where_there_is_no_room():
 @pytest.mark.parametrize('last', [True, False])
 @pytest.mark.parametrize('count', [1, 12, 150])
 def test_all_ends_and_no_others_wait_for_the_minimum(count, last):
-  """Nor does the padding, or a token that is none, stand for the last one."""
+  """Padding and unknown tokens do not count as the vocabulary's last token."""
   rng = np.random.default_rng(count)
   eos = rng.permutation(V - 1)[:count].tolist() + [V - 1] * last + [V, V + 7]
   given = context(rng)._replace(depth=jnp.zeros((2, 5), jnp.int32))
@@ -219,7 +219,7 @@ def test_the_warp_is_hugging_faces():
     processors = theirs._get_logits_processor(
       config, input_ids_seq_length=prompt, device='cpu'
     )
-    # In float64, so that their rounding cuts nothing that ours keeps.
+    # In float64, so that their rounding cuts no token that ours keeps.
     scores = processors(
       torch.tensor(text), torch.tensor(logits, dtype=torch.float64)
     )
@@ -252,7 +252,7 @@ def _row(given, row):
 
 
 def test_every_row_and_place_has_noise_of_its_own():
-  """By place in the text alone, however it splits into text and depth."""
+  """It depends only on the place, however that splits into text and depth."""
   rng = np.random.default_rng(3)
   given = context(rng)
   noise = np.asarray(sampling.gumbel(given, V))
@@ -320,7 +320,7 @@ def test_a_seed_fixes_the_text_whoever_writes_it(method, batches):
   [(1, 8), *(pytest.param(w, marks=NIGHTLY) for w in ((2, 5), (26,)))],
 )
 def test_any_verify_widths(widths):
-  """Of one node too; the draft that is the target is always accepted."""
+  """Also one node; a draft by the target itself is always accepted."""
   draft = DraftConfig(
     max_draft_length=widths[-1] - 1,
     confidence_threshold=0.0,

@@ -12,7 +12,7 @@ ATTEND = jax.jit(layers.attend)
 
 
 def reference(q, k, v, attn_mask, past):
-  """Each query alone, over the keys that it sees."""
+  """Attention of each query alone, over the keys that it sees."""
   out = np.zeros(q.shape)
   past_k, past_v, length = past
   for b, t, n, g in np.ndindex(B, T, K, G):
@@ -48,6 +48,6 @@ def test_what_is_filled_and_seen_is_weighed(slots, fill):
 
 
 def test_a_large_cache_is_read_in_part():
-  assert layers._parts(384) == [384]
-  assert layers._parts(512) == [128, 256, 512]
-  assert layers._parts(768) == [192, 384, 768]
+  assert layers._prefix_sizes(384) == [384]
+  assert layers._prefix_sizes(512) == [128, 256, 512]
+  assert layers._prefix_sizes(768) == [192, 384, 768]

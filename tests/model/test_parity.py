@@ -70,7 +70,7 @@ def _ours(name):
   return jax.device_get(run(params, cases.prompt(name), mask))
 
 
-# Each compiles a model: by default one of a kind.
+# Each compiles a model, so that by default one of each kind runs.
 QUICK = {'all', 'tied', 'mqa', 'gelu', 'rope_llama3', 'rope_yarn'}
 EACH_CASE = pytest.mark.parametrize(
   'name',
@@ -101,8 +101,8 @@ def test_stored(name, stored):
 
 @EACH_CASE
 def test_live(name, tmp_path):
-  """One pass of torch over our text: greedy text is the text whose every token
-  is the argmax of what precedes it."""
+  """By one pass of torch over our text: it is greedy if every token is the
+  argmax after the tokens before it."""
   pytest.importorskip('torch')
   from reference import hugging_face
 
@@ -117,7 +117,7 @@ def test_live(name, tmp_path):
 
 @pytest.mark.parametrize('head', ['other', 'same', 'alone'])
 def test_tied_embeddings_and_a_head_live(head, tmp_path):
-  """What is tied follows from the files as much as from config.json."""
+  """The weights decide as much as config.json whether the head is tied."""
   torch = pytest.importorskip('torch')
   from reference import hugging_face
   import transformers
@@ -147,7 +147,7 @@ def test_tied_embeddings_and_a_head_live(head, tmp_path):
   'given', [{}, {'eos_token_id': 3}, {'eos_token_id': None}]
 )
 def test_ends_of_text_live(given, tmp_path):
-  """Where no file names one, `generate` of transformers takes none."""
+  """Where no file names one, transformers' `generate` has none either."""
   torch = pytest.importorskip('torch')
   import transformers
 
@@ -193,7 +193,7 @@ _LLAMA3 = {
   ],
 )
 def test_rope_parameters_live(scaling, beside, tmp_path):
-  """Frequencies and the factor on cos and sin, whatever a config says of them."""
+  """Frequencies and the factor on cos and sin, for all settings of a config."""
   pytest.importorskip('torch')
   from transformers import AutoConfig
   from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -216,7 +216,7 @@ def _log_softmax(logits):
 
 
 def test_log_probabilities_are_hugging_faces(stored, tmp_path):
-  """Those stored at some places; where torch is installed, at all of them."""
+  """At the places that are stored; where torch is installed, at all places."""
   name, start = 'all', cases.PROMPT_LENGTH
   folder = cases.write(name, tmp_path)
   cfg = load.load_config(folder)

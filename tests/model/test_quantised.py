@@ -1,4 +1,4 @@
-"""Weights as int8: the model that the rounded weights are, and its text."""
+"""Weights as int8: the model of the rounded weights, and its text."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ MASK = skip_mask.from_lists([1, 3], [2], CFG.num_hidden_layers)
 
 def floats(cfg=CFG):
   graphdef, params = tiny_model.weights(cfg)
-  # quantise gives its argument's layers away.
+  # `quantise` replaces its argument's layers.
   return graphdef, {**params, 'layers': dict(params['layers'])}
 
 
@@ -33,7 +33,7 @@ def logits(graphdef, params, tokens):
 
 
 def test_it_is_the_model_of_the_rounded_weights():
-  """The same logits by float weights that were rounded by a loop over outputs."""
+  """The logits equal those of float weights, rounded by a loop over outputs."""
   graphdef, params = floats()
   flat = traverse_util.flatten_dict(params)
   for path, value in flat.items():
@@ -89,7 +89,7 @@ def test_swift_writes_what_plain_decoding_writes():
 
 
 def test_the_demo_as_int8(tmp_path):
-  """Near to what it was: the same first tokens, another fingerprint."""
+  """It stays close: the same first tokens, but another fingerprint."""
   folder = str(hub.DEMO_MODEL)
   whole = Engine.from_pretrained(folder, 'float32')
   made = Engine.from_pretrained(folder, 'float32', weights='int8')

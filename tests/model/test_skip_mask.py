@@ -1,4 +1,4 @@
-"""Skip masks: counts, the three forms and the way back, what is refused."""
+"""Skip masks: counts, conversions between the three forms, and refusals."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,7 +122,7 @@ def test_a_mask_shows_its_layers_in_one_line():
 
 
 def test_what_stands_for_a_mask_shows_too():
-  """On a device, in shares, traced, with anything else for leaves."""
+  """On a device, as shares, traced, or with other objects as leaves."""
   mask = skip_masks.none_skipped(40)
   rows = 'SkipMask(attn={0}[40], mlp={0}[40])'
   assert repr(jax.device_put(mask)) == rows.format('bool')

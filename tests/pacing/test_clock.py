@@ -1,4 +1,4 @@
-"""Costs that the clock corrects: what they come to, and what they do not follow."""
+"""Costs that the clock corrects, and disturbances that they do not follow."""
 
 import numpy as np
 import pytest
@@ -9,14 +9,14 @@ from swift_jax.pacing.clock import Clock, Guard
 from swift_jax.pacing.costs import PassCosts
 
 MEASURED = PassCosts(1e-3, 0.1, 0.05, 0.05, (1.5, 2.0))
-DRAFT = 0.4  # of a token, in plain steps
+DRAFT = 0.4  # cost of a drafted token, in plain steps
 PLAIN = np.array([16, 0, 0, 0])
 LAYERS = np.array([0, 12, 2, 0])
 COPIES = np.array([8, 0, 0, 3])
 
 
 def seconds(work, step=1.0, draft=1.0, verify=(1.0, 1.0)):
-  """Of a machine on which passes take so many times what was measured."""
+  """A clock that saw passes take these multiples of their measured times."""
   narrow, wide = np.multiply(MEASURED.verify, verify)
   return 1e-3 * float(work @ [step, draft * DRAFT, narrow, wide])
 
@@ -30,7 +30,7 @@ def observed(rounds, works=(PLAIN, LAYERS, COPIES), clock=None, **ratios):
 
 
 def is_near(clock):
-  """The policy is told what was measured."""
+  """Whether the policy gets about the measured costs."""
   none = skip_masks.none_skipped(2)
   return clock.for_policy(none, 0).is_near(Clock(MEASURED).for_policy(none, 0))
 
@@ -42,10 +42,10 @@ def test_what_is_as_measured_stays():
 
 
 def test_wrong_costs_are_corrected():
-  """Each kind apart, and in plain steps as they are."""
+  """Each kind of pass by itself, in plain steps as long as they are now."""
   clock = observed(40, step=1.2, draft=0.9, verify=(1.2, 1.5))
   step, draft, narrow, wide = clock.ratios
-  # Drafted tokens and the verify behind them are only ever seen together.
+  # Drafted tokens and their verify are only observed together.
   assert step == pytest.approx(1.2, abs=0.02)
   assert wide == pytest.approx(1.5, abs=0.1)
   made = seconds(LAYERS, step, draft, (narrow, wide))
@@ -63,7 +63,7 @@ def test_wrong_costs_are_corrected():
 
 
 def test_a_machine_that_is_slower_as_a_whole_changes_no_choice():
-  """Also of what is not observed."""
+  """Also for passes that are not observed."""
   clock = observed(40, (PLAIN,), step=2.0)
   np.testing.assert_allclose(clock.ratios, 2, rtol=0.07)
   assert clock.costs.step_s == pytest.approx(2e-3, rel=0.07)
@@ -98,14 +98,14 @@ def test_nothing_is_learnt_from_no_work():
 
 
 def test_costs_stay_costs():
-  """No pass is cheaper than a step, nor a wider one than a narrower."""
+  """Verify is never cheaper than a plain step, nor at a larger width."""
   clock = observed(60, step=3.0, verify=(0.3, 0.1))
   assert clock.costs.verify[0] >= 1
   assert list(clock.costs.verify) == sorted(clock.costs.verify)
 
 
 class Seen(Clock):
-  """Writes down what it is told."""
+  """A clock that notes what it observes."""
 
   def __init__(self):
     super().__init__(PassCosts(1e-3, 0.2, 0.0, 0.0, (1.0, 1.0, 1.0)))
@@ -120,7 +120,7 @@ class Seen(Clock):
 
 @pytest.mark.parametrize('phases', [0, 2])
 def test_every_pass_is_counted_once(phases):
-  """Two texts: each counts its own. Also where rounds run in halves."""
+  """For two texts, each with its own passes; also with rounds in halves."""
   engine = tiny_model.engine(
     skip_masks.uniform(tiny_model.CFG.num_hidden_layers, 0.5), adaptive=True
   )
@@ -141,7 +141,7 @@ def test_every_pass_is_counted_once(phases):
 
 
 def test_a_batch_is_as_far_as_its_last_row():
-  """Rows of different lengths, and what they would have taken together."""
+  """Rows have different lengths; plain steps are counted for all together."""
   engine = tiny_model.engine(
     skip_masks.uniform(tiny_model.CFG.num_hidden_layers, 0.5), adaptive=True
   )
@@ -154,7 +154,7 @@ def test_a_batch_is_as_far_as_its_last_row():
 
 
 def dispatches(guard, number, steps, cost):
-  """Says when it was closed."""
+  """Gives the guard dispatches; returns whether it was closed before each."""
   seen = []
   for _ in range(number):
     seen.append(guard.is_closed)
@@ -169,7 +169,7 @@ def test_the_guard_stays_open_while_speculation_pays():
 
 @pytest.mark.parametrize('cost', [8.4, 12, 80])
 def test_the_guard_costs_little_where_it_does_not(cost):
-  """Tried again, and more and more rarely up to a limit."""
+  """Drafting is tried again, more and more rarely up to a limit."""
   guard, plain, taken = Guard(), 0, 0
   closed = dispatches(guard, 3000, 8, cost)
   for is_closed in closed:
@@ -186,8 +186,8 @@ def test_the_guard_costs_little_where_it_does_not(cost):
   ('speed', 'closed'), [(0.6, True), (0.8, True), (1.05, False), (1.6, False)]
 )
 def test_drafts_that_were_thought_cheaper_are_found_out(dear, speed, closed):
-  """Where the policy sees no reason to make a plain step, some are made: else all
-  would look like a machine that is slower as a whole."""
+  """Where the policy chooses no plain step, some are made all the same: else
+  dear drafts would look like a machine that is slower as a whole."""
   clock, shut = Clock(MEASURED), 0
   believed = float(LAYERS @ [1, DRAFT, *MEASURED.verify])
   brought = speed * dear * believed  # plain steps
@@ -222,13 +222,13 @@ def test_the_guard_opens_for_good_once_it_pays():
 
 @pytest.mark.parametrize('step_s', [1e-12, 1e6])
 def test_drafts_end_where_the_clock_is_against_them(step_s):
-  """However good the policy thinks that they are; and the text is the same."""
+  """However much the policy expects of them; and the text stays the same."""
   engine = tiny_model.engine(
     skip_masks.none_skipped(tiny_model.CFG.num_hidden_layers), adaptive=True
   )
 
   class Wrong(Clock):
-    """Of a machine on which all time is lost, or none."""
+    """Costs of a machine on which drafting loses all its time, or none."""
 
     def observe(self, work, draft, steps, seconds):
       self.guard.add(steps, seconds / step_s)
@@ -268,7 +268,7 @@ def test_a_closed_guard_drafts_in_no_half_either(closed):
     skip_masks.none_skipped(tiny_model.CFG.num_hidden_layers), adaptive=True
   )
   clock = Seen()
-  clock.guard._left = 1e9 if closed else 0.0
+  clock.guard._rest_left = 1e9 if closed else 0.0
   engine.model.clock = lambda *_: clock
   decode = tiny_model.decode(batch_size=1, phase_interval=1)
   (result,) = engine.generate([[5]], decode)

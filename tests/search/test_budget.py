@@ -1,4 +1,4 @@
-"""What a search may cost, and what is known of the set that drafts."""
+"""The time that a search may take, and the estimate of the set that drafts."""
 
 import math
 
@@ -29,7 +29,7 @@ def test_the_budget_is_a_share_of_all_time():
 
 
 def test_a_pass_costs_what_the_quickest_did():
-  """The first may have compiled, and what is no pass says nothing of passes."""
+  """The first pass may have compiled; other work shows no pass's time."""
   budget = Budget(0.5)
   budget.pay(0.01)
   assert budget.per_pass is None
@@ -54,7 +54,7 @@ def test_no_more_than_a_pass_above_the_share(share, times):
 
 
 def test_what_is_known_fades():
-  """Newer windows count more: by 0.8 from one to the next."""
+  """Newer windows count more: each fades by 0.8 when the next one comes."""
   found = Estimate()
   assert (found.mean, found.stddev, found.low) == (None, None, 0.0)
   windows = [(50, 50), (10, 50), (3, 20)]
@@ -81,7 +81,7 @@ def test_a_set_that_always_or_never_hits_is_no_certainty(hits):
 
 @pytest.mark.parametrize('saves', [True, False])
 def test_what_costs_more_than_a_pass_is_saved_up_for(saves):
-  """Passes alone would spend the share as it comes, and nothing dear ever fit."""
+  """Else passes would spend the whole share; no larger expense would fit."""
   budget = Budget(0.1)
   seconds = 0
   while seconds < 500 and not budget.affords(8.0):

@@ -1,4 +1,4 @@
-"""Files of skip sets: what is read, what is refused, what a crash leaves."""
+"""Files of skip sets: reading, refusals, and the file after a crash."""
 
 import dataclasses
 import errno
@@ -39,7 +39,7 @@ CODE = CachedSet(
   date='2026-11-25T02:03:04+00:00',
   version='0.1.0',
 )
-# As it is promised to readers.
+# The form as the documentation promises it.
 CODE_FIELDS = {
   'model': MODEL,
   'name': 'code',
@@ -71,7 +71,7 @@ def file(tmp_path):
 
 
 def put(file, content):
-  """Writes a file; what is no text goes in as JSON."""
+  """Writes a file: bytes and text as they are, other content as JSON."""
   if isinstance(content, bytes):
     file.write_bytes(content)
   else:
@@ -102,7 +102,7 @@ def test_published_sets_fit_their_models():
   assert set(sets) == set(sizes)
   official = cached_sets.to_official(sets.values())
   for name, (layers, skipped) in sizes.items():
-    # It says nothing of models: any of the right depth may use it.
+    # The set names no model: any model of the right depth may use it.
     mask = cached_sets.load('published', name, layers, MODEL)
     assert mask.num_skipped() == skipped
     assert mask.to_lists() == official[name]
@@ -363,7 +363,7 @@ def test_a_set_of_another_model_is_refused_by_name(file):
     assert said.startswith(f'search.cache={str(file)!r}: ')
     assert f"set 'code' is for model {MODEL}" in said
     assert f'this model is {OTHER}' in said
-  # A second set, that is this model's, does not lend it the first one's name.
+  # A second set of this model does not make the first one's name valid.
   cached_sets.save(str(file), like_code(name='text', model=OTHER, mlp=(3,)))
   said = refusal(cached_sets.load, str(file), 'code', LAYERS, OTHER)
   assert f"set 'code' is for model {MODEL};" in said and 'text' not in said
@@ -566,7 +566,7 @@ def child(code, *arguments):
 
 
 def stopped_child(function, file, name):
-  """A process that stands in `os.FUNCTION` while it saves a set."""
+  """A process that is stopped in `os.FUNCTION` while it saves a set."""
   stops = f"""
 def stop(*_):
   print('here', flush=True)
@@ -589,7 +589,7 @@ def test_a_process_killed_while_it_saves_leaves_the_old_file(file, function):
     partial = list(file.parent.glob('.*.partial'))
     process.send_signal(signal.SIGKILL)
   assert process.returncode == -signal.SIGKILL
-  # It had written all of the new file and lacked no more than the name.
+  # The new file was complete; only renaming it was left to do.
   assert len(partial) == 1 and len(cached_sets.read(str(partial[0]))) == 2
   assert file.read_bytes() == before
   cached_sets.check_writable(str(file))
@@ -599,7 +599,7 @@ def test_a_process_killed_while_it_saves_leaves_the_old_file(file, function):
 
 
 def test_a_set_that_is_to_stay_is_judged_under_the_lock(file, monkeypatch):
-  """It may have come after whoever saves had last looked."""
+  """Another process may have saved it after this one last looked."""
   save_code(str(file))
   better = like_code(matchness=1.0)
 

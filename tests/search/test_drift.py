@@ -22,7 +22,7 @@ def normal(rng, mean, stddev, count):
 
 
 def test_false_alarms_are_as_rare_as_is_said():
-  """930 blocks: the mean of 100 runs, whose own deviation is some 93."""
+  """Some 930 blocks: the mean of 100 runs, which has a deviation of some 93."""
   rng = np.random.default_rng(0)
   lengths = [
     blocks_until_it_fires(Drift(), rng.normal(0.6, 0.05, 20_000))
@@ -33,8 +33,8 @@ def test_false_alarms_are_as_rare_as_is_said():
 
 @pytest.mark.parametrize('before', [4, 9])
 def test_a_block_is_standard_normal_given_few_before_it(before):
-  """So that a young watch is no more nervous than an old one: 4000 draws, of
-  which 2.3 % lie below -2 (a deviation is 0.24 %)."""
+  """So false alarms are no more frequent after few blocks than after many: of
+  4000 draws 2.3 % lie below -2 (the deviation is 0.24 %)."""
   rng = np.random.default_rng(5)
   scores = []
   for acceptances in rng.normal(0.6, 0.1, (4000, before + 1)):
@@ -48,7 +48,7 @@ def test_a_block_is_standard_normal_given_few_before_it(before):
 
 @pytest.mark.parametrize('stddev', [0.03, 0.1])
 def test_a_lasting_fall_is_found_after_a_few_blocks(stddev):
-  """By two deviations, whatever they are: after some four."""
+  """A fall by two deviations, of any size, is found after some four blocks."""
   rng = np.random.default_rng(1)
   delays = []
   for _ in range(50):
@@ -62,7 +62,7 @@ def test_a_lasting_fall_is_found_after_a_few_blocks(stddev):
 
 
 def test_what_an_uneven_stream_does_all_the_time_is_no_drift():
-  """A fall that calls in an even stream is noise in an uneven one."""
+  """A fall that raises an alarm in an even stream is noise in an uneven one."""
   rng = np.random.default_rng(2)
   fired = {}
   for stddev in (0.03, 0.2):
@@ -75,7 +75,7 @@ def test_what_an_uneven_stream_does_all_the_time_is_no_drift():
 @pytest.mark.parametrize('blocks', [4, 30, 1000])
 @pytest.mark.parametrize('stddev', [0.0, 0.005, 0.05])
 def test_one_bad_block_does_not_call(blocks, stddev):
-  """However bad, behind a stream however even; a second one does."""
+  """However bad the block and even the stream; a second bad block does."""
   drift = Drift()
   before = 0.8 + stddev * np.resize([1, -1], blocks)
   assert blocks_until_it_fires(drift, before) is None
@@ -94,7 +94,7 @@ def test_a_rise_and_a_steady_stream_never_call():
 
 
 def test_rounds_add_up_to_blocks():
-  """It makes no difference in what portions a stream comes; nothing is nothing."""
+  """The portions in which tokens come make no difference; empty ones too."""
   whole, portions = Drift(), Drift()
   rng = np.random.default_rng(4)
   fired = []

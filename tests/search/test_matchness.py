@@ -1,4 +1,4 @@
-"""Scores against a token at a time and against rounds that were decoded."""
+"""Scores against passes of one token and against decoded rounds."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,8 +32,9 @@ MASKS = [NOTHING] + [
 
 
 def one_at_a_time(mask):
-  """Logits of each row's window, [B, T, V], and where in the text they point: the
-  gated model is given a token a pass, on the target's cache before the window."""
+  """Logits of each row's window, [B, T, V], and the places in the text that
+  they predict. The gated model reads one token a pass, on the target's cache of
+  the text before the window."""
   first = np.maximum(np.array(LENGTHS) - 1 - WINDOW, 0)
   cache = tiny_model.text(TOKENS, first + 1, PROMPTS).cache
   logits = []
@@ -47,7 +48,7 @@ def one_at_a_time(mask):
 
 
 def sampled_text():
-  """Random tokens, as if sampled, and what the target thinks of each place."""
+  """Random tokens, as if sampled, and the target's argmax at each place."""
   target = np.full_like(TOKENS, -1)  # of prompts, that it did not write
   places, logits = one_at_a_time(NOTHING)
   np.put_along_axis(target, places, logits.argmax(2).astype(np.int32), axis=1)
@@ -92,7 +93,7 @@ def test_scores_in_one_pass_are_those_of_a_pass_a_mask_and_a_token():
     np.testing.assert_allclose(seen[2], confidence, rtol=1e-5, atol=1e-5)
     hits.append((best == target).sum())
   assert vmapped.num_hits().tolist() == hits
-  # The full model hits all of what it thinks, on a text that it did not write.
+  # The full model hits all its own choices, on a text that it did not write.
   assert hits[0] == sum(COMPARED) > hits[3]
   as_if_written = score(text._replace(target=text.tokens))
   assert as_if_written.num_hits()[0] < sum(COMPARED) / 4
@@ -152,7 +153,7 @@ def test_scoring_reads_the_cache_and_leaves_it():
 
 @st.composite
 def scores(draw) -> Scores:
-  """Anything, where in each row those that count come after one another."""
+  """Any scores; in each row the positions that count are contiguous."""
   count, rows, length = (draw(st.integers(1, most)) for most in (3, 3, 20))
   rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
   shape = count, rows, length
@@ -166,7 +167,7 @@ def scores(draw) -> Scores:
 
 
 def count_rounds(hits, sure, most) -> int:
-  """Rounds over a text of so many positions, walked as decoding does."""
+  """The number of rounds over a text, walked as decoding does."""
   rounds = at = 0
   while at < len(hits):
     drafted = 1
@@ -202,8 +203,8 @@ def test_accepted_lengths_are_those_of_walked_rounds(scores, threshold, most):
 
 
 def engine_that_looks_back_no_further(**draft) -> Engine:
-  """The last layer attends to nothing, so a mask of the layer before it drafts
-  the same behind a committed and behind a drafted token."""
+  """An engine whose last layer attends to nothing. So a mask of the layer
+  before it drafts the same after a committed and after a drafted token."""
   graphdef, params = tiny_model.weights()
   kernel = params['layers'][LAYERS - 1]['self_attn']['o_proj']
   layers = dict(params['layers'])
@@ -223,9 +224,9 @@ def engine_that_looks_back_no_further(**draft) -> Engine:
 
 @pytest.mark.parametrize('threshold, most', [(0.0, 4), (0.3, 25), (0.6, 6)])
 def test_accepted_lengths_are_those_of_the_engine(threshold, most):
-  """Exactly: see `engine_that_looks_back_no_further`. Drafted on top of what it
-  drafted, a mask sees another cache than when it is scored, and then the two
-  agree only about so well as these caches do."""
+  """They are equal with `engine_that_looks_back_no_further`. Otherwise a mask
+  that drafts on top of its own draft sees another cache than when it is scored,
+  and the two agree only about as well as these caches do."""
   engine = engine_that_looks_back_no_further(
     confidence_threshold=threshold, max_draft_length=most
   )

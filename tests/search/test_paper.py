@@ -1,4 +1,4 @@
-"""The official recipe: what it scores, when, and what follows from it."""
+"""The official recipe: which masks it scores, when, and with what effect."""
 
 import json
 
@@ -19,7 +19,7 @@ CAPACITY = 32
 
 @pytest.fixture
 def small(monkeypatch):
-  """A process that compiles and runs faster."""
+  """Makes the process compile and run faster."""
   monkeypatch.setattr(paper_process, '_CAPACITY', CAPACITY)
   monkeypatch.setattr(paper_process, '_POINTS', 64)
 
@@ -29,7 +29,7 @@ def searcher(**changes):
 
 
 def observe(search, hits):
-  """A pass in which the one mask hits so many of 50; the mask."""
+  """Makes a pass with so many hits of 50 positions; returns its mask."""
   candidates = search.candidates()
   assert candidates.bits().shape == (1, FREE)
   assert candidates.bits().sum() == SKIPPED
@@ -38,8 +38,8 @@ def observe(search, hits):
 
 
 def test_a_mask_drafts_when_its_score_is_above_the_best_so_far():
-  """The first one scored takes the start's place, which is never scored, and the
-  best score stays from text to text."""
+  """The first scored mask replaces the start, which is never scored; the best
+  score carries over from text to text."""
   search = searcher()
   start = search.incumbent.bits()
   drafts = []
@@ -107,7 +107,7 @@ def test_without_the_process_all_masks_are_random():
 
 
 def test_the_process_proposes_what_its_scores_favour(small):
-  """Nine sublayers cost nothing: it proposes more of them than chance does."""
+  """Nine sublayers cost nothing: it skips more of them than chance would."""
   rng = np.random.default_rng(0)
   found = []
   for seed in range(6):
@@ -141,7 +141,7 @@ def test_it_goes_on_from_its_state_with_the_process(small):
 
 
 def test_only_the_first_window_of_a_text_is_scored(monkeypatch):
-  """However far the text is: as if no more had been written."""
+  """A text of any length is scored as if only the window had been written."""
   window, prompt = 11, [9, 8, 7]
   engine = tiny_model.engine(
     search={'recipe': 'paper', 'context_window': window},

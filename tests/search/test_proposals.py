@@ -1,4 +1,4 @@
-"""Where candidates come from: of one size, distinct, as near as they should be."""
+"""Sources of candidates: distinct masks of one size, as close as promised."""
 
 import itertools
 
@@ -59,7 +59,7 @@ def test_the_first_by_importance_skips_what_matters_least(seed, scale, shift):
 
 
 def test_later_ones_by_importance_are_blurred_more():
-  """The mean importance of what they skip rises, but stays below a random one."""
+  """The mean importance they skip rises, but stays below random masks'."""
   rng = np.random.default_rng(1)
   importance = np.random.default_rng(2).normal(size=FREE)
   runs = [
@@ -76,7 +76,7 @@ def test_later_ones_by_importance_are_blurred_more():
 def test_there_are_always_as_many_and_none_twice_but_the_first(
   layers, ratio, seed, count, data
 ):
-  """Also of a space that holds fewer."""
+  """Also where fewer masks exist."""
   rng = np.random.default_rng(seed)
   first = Proposal(skip_masks.random(rng, layers, ratio), 'incumbent')
   some = [skip_masks.random(rng, layers, ratio) for _ in range(4)]
@@ -90,7 +90,7 @@ def test_there_are_always_as_many_and_none_twice_but_the_first(
   names = [p.mask.bits().tobytes() for p in chosen]
   others = [name for name in names if name != names[0]]
   assert len(set(others)) == len(others)
-  # What fills up is the first itself, at the end.
+  # The first mask fills the rest, at the end.
   filled = names.count(names[0])
   assert all(p is first for p in chosen[count - filled + 1 :])
   skipped = first.mask.num_skipped()

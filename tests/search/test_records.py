@@ -1,4 +1,4 @@
-"""Records of a search: what is written is read, what is wrong is named."""
+"""Records of a search: written lines are read back, errors name the field."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def numbers(low=-1e9, high=1e9):
 
 
 def steps(kind):
-  """What is added from pass to pass."""
+  """Increments from pass to pass."""
   return st.lists(kind, min_size=4, max_size=4)
 
 
@@ -331,7 +331,7 @@ def test_only_records_are_written_over(tmp_path):
   save(path, FIRST, SECOND)
   save(path, SECOND)
   assert records.read(str(path)) == (HEADER, [SECOND])
-  # One of a version to come is a record too.
+  # A record of a later version is a record too.
   path.write_text('{"swift_jax_search": 9}\n')
   save(path, FIRST)
   assert records.read(str(path)) == (HEADER, [FIRST])
@@ -362,7 +362,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, room):
 
 
 def test_a_record_is_one_engines(tmp_path):
-  """Whatever it is called; and until that one is gone, or closes it."""
+  """By any path to the file; until that engine is deleted or closes it."""
   path, link = tmp_path / 'x', tmp_path / 'link'
   link.symlink_to(path)
   with records.Writer(str(path), HEADER) as writer:

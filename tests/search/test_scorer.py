@@ -1,4 +1,4 @@
-"""Scoring on the model at hand: in the way asked for, or in the quicker one."""
+"""Scoring on a model: in the way that is set, or in the quicker way."""
 
 from compilations import Compilations
 import jax
@@ -31,7 +31,7 @@ def text():
 
 @pytest.fixture
 def ways(monkeypatch):
-  """Each pass's `is_vmapped`; nothing is computed."""
+  """The list of each pass's `is_vmapped`; nothing is computed."""
   seen = []
 
   def score(*arguments):
@@ -83,7 +83,7 @@ def test_auto_takes_the_quicker_way_and_times_a_shape_once(
 def test_the_quickest_of_some_passes_counts_and_never_the_first(
   scorer, text, ways, monkeypatch
 ):
-  """Which compiles, so that its time says nothing, were it the shortest."""
+  """The first compiles: its time does not count, even if it is the shortest."""
   clock = iter([0, 1, 1, 4, 4, 6, 6, 10])
   monkeypatch.setattr('time.perf_counter', lambda: next(clock))
   assert scorer._seconds(text, MASKS, WINDOW, 'map') == 2

@@ -27,7 +27,7 @@ def started(**changes):
 
 
 def observe(search, *hits):
-  """A pass in which the masks hit so many of 50; the rest none."""
+  """Makes a pass with these hits of 50 positions; other masks have none."""
   hits = [*hits, *[0] * (search.num_candidates - len(hits))]
   candidates = search.candidates()
   search.observe(candidates, synthetic.with_hits(*hits), 20)
@@ -43,7 +43,7 @@ def bits(search) -> np.ndarray:
 
 @pytest.mark.parametrize('layers', [4, LAYERS])
 def test_the_incumbent_comes_first_then_distinct_masks_of_its_size(layers):
-  """A model of 4 layers has 4 such masks at a third of them: they come again."""
+  """A model of 4 layers has only 4 such masks, which come again."""
   config = synthetic.searcher(num_candidates=4, skip_ratio=0.4).cfg
   search = searchers.Searcher(config, layers)
   skipped = skip_masks.num_to_skip(layers, 0.4)
@@ -115,7 +115,7 @@ def test_the_incumbent_is_scored_again_in_every_pass():
 @pytest.mark.parametrize('changes', [{}, {'bayes_interval': 1}])
 @pytest.mark.parametrize('seed', [0, 1])
 def test_the_best_set_is_approached(changes, seed):
-  """It is known, and as many random masks come less near."""
+  """The best set is known; the same number of random masks gets less close."""
   search = started(seed=seed, target_matchness=1.0, **changes)
   start = synthetic.worth(search.incumbent)
   synthetic.run(search, 30, seed)
@@ -130,7 +130,7 @@ def test_the_best_set_is_approached(changes, seed):
 
 @pytest.mark.parametrize('share, wins', [(0.99, True), (1.01, False)])
 def test_a_challenger_must_be_better_than_by_chance(share, wins):
-  """By some standard errors of the differences, position by position."""
+  """The error is that of the differences, position by position."""
   search = synthetic.searcher()
   candidates = search.candidates()
   rng = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def test_a_challenger_must_be_better_than_by_chance(share, wins):
   scores = Scores(hits, log_probs, log_probs, np.ones((1, 50), bool))
   search.observe(candidates, scores, 20)
   assert (bits(search) == candidates.bits()[3 if wins else 0]).all()
-  if wins:  # what is known of it now is this window
+  if wins:  # its estimate is now that of this window
     assert search.source == 'random'
     assert search.matchness == 40 / 50 and search.estimate.passes == 1
 
@@ -172,7 +172,7 @@ def test_sensitivities_that_overflowed_are_not_believed():
 
 
 def test_the_set_that_reached_the_target_stays():
-  """Whatever the process, at work meanwhile, would rather have."""
+  """Even if the process, which was running meanwhile, prefers another set."""
 
   class Process:
     """Prefers another mask in the end."""
@@ -239,7 +239,7 @@ def test_a_process_that_starts_late_is_told_what_was_scored():
 
 
 def test_texts_further_apart_are_further_apart_for_the_process():
-  """In windows; another text counts as so many, and so does a long one."""
+  """In windows; another text, and a long one, count `_NEW_TEXT` windows."""
   search, times = started(bayes_interval=1), []
   other = searchers._NEW_TEXT
   for fresh in (10, 25, 100, 10_000):
@@ -273,7 +273,7 @@ def test_a_mask_that_only_the_process_remembers_may_draft(monkeypatch):
 
 
 def test_a_score_above_the_target_ends_it():
-  """With its error bar, and once it is known from three windows."""
+  """Less one deviation, and from the third window on."""
   search = synthetic.searcher(target_matchness=0.5)
   for number in range(3):
     assert search.active and search.iterations == number
@@ -286,7 +286,7 @@ def test_a_score_above_the_target_ends_it():
 
 
 def test_a_challengers_winning_score_does_not_end_it():
-  """It flatters: the set is scored again first."""
+  """The winning score is too good: the set is scored again first."""
   search = synthetic.searcher(target_matchness=0.5)
   for _ in range(2):
     observe(search, 20)
@@ -330,7 +330,7 @@ def test_nothing_is_counted_where_nothing_was_compared():
 
 
 def test_a_set_that_is_given_stays():
-  """While a suggestion is computed, too; and nothing wakes the search again."""
+  """Also while a suggestion is computed; and nothing wakes the search again."""
   search = started(bayes_interval=1)
   candidates = search.candidates()
   scores = synthetic.scores(candidates, np.random.default_rng(0))
@@ -348,7 +348,7 @@ def test_a_set_that_is_given_stays():
 
 
 def fall(search) -> None:
-  """A stream in which the draft is right, and then in another it is not."""
+  """A stream in which drafts are accepted, then one in which they are not."""
   for number in range(30):
     search.watch(BLOCK, 60 - number % 3 if number < 20 else 20)
 
@@ -357,7 +357,7 @@ def test_a_lasting_fall_starts_it_once_more():
   search, records = synthetic.searcher(max_iterations=3), []
   search.on_pass = records.append
   search.take_importance(synthetic.COST)
-  fall(search)  # while it searches, what it tries out is no drift
+  fall(search)  # during a search a fall of the acceptance is no drift
   assert search.restarts == 0
   synthetic.run(search, 99)
   assert not search.active and search.may_search
@@ -367,7 +367,7 @@ def test_a_lasting_fall_starts_it_once_more():
   assert not search.active
   fall(search)
   assert search.active and search.restarts == 1
-  # The set drafts on, but what was scored on the old stream is no evidence.
+  # The set drafts on, but scores on the old stream are no evidence.
   assert (bits(search) == best).all() and search.matchness is None
   assert search.wants_importance
   synthetic.run(search, 99)  # caps count from there
@@ -400,7 +400,7 @@ def test_a_restart_empties_the_process():
   search.on_pass = records.append
   synthetic.run(search, 1)
   assert process.count == COUNT
-  assert 'gp' not in records[0].sources  # what it proposed was for the old one
+  assert 'gp' not in records[0].sources  # proposals were for the old stream
 
 
 def test_a_process_that_starts_after_a_restart_is_told_of_the_new_stream():
@@ -419,7 +419,7 @@ def test_a_cached_start_may_search_once_the_stream_changes():
   fall(search)
   assert search.active and search.restarts == 1
   assert search.incumbent.to_lists() == GIVEN.to_lists()
-  # What it skips, two sublayers, is what the others do, whatever the ratio is.
+  # All masks skip two sublayers as it does, whatever the ratio is.
   search.take_importance(synthetic.COST)
   sources = set()
   search.on_pass = lambda record: sources.update(record.sources)
@@ -494,7 +494,7 @@ def test_same_seed_same_search(name):
 
 
 def saved(search):
-  """Its state, as it comes back from a file."""
+  """A search's state, as it comes back from a file."""
   return json.loads(json.dumps(search.state(), allow_nan=False))
 
 
@@ -516,7 +516,7 @@ def test_a_search_goes_on_from_its_state_as_if_it_had_not_ended(name, passes):
   second.on_pass = records[True].append
   second.restore(saved(first))
   synthetic.run(second, 12 - passes)
-  for search in (unbroken, second):  # what an acceptance is compared with
+  for search in (unbroken, second):  # blocks to compare the next with
     search.watch(BLOCK, 50)
   assert records[True] == records[False]
   assert saved(second) == saved(unbroken)
@@ -588,7 +588,7 @@ def test_a_state_of_other_sizes_is_named(changes, said):
 
 
 def places(value, path=()):
-  """Paths to everything in a state; of long lists the beginning."""
+  """Paths to all values in a state; of long lists only to the first ones."""
   if isinstance(value, (dict, list)):
     keys = value if isinstance(value, dict) else range(min(len(value), 2))
     for key in keys:
@@ -627,8 +627,9 @@ CHANGES = [
 
 @pytest.mark.parametrize('recipe', ['default', 'paper'])
 def test_a_damaged_state_is_refused_or_harmless(recipe):
-  """Anything dropped or of another kind, anywhere: then nothing has changed. What
-  could have been written, another number for instance, is taken and works."""
+  """A value that is missing or of another kind is refused, and the search does
+  not change. A value that could have been written, such as another number,
+  works."""
   search = synthetic.searcher(recipe=recipe)
   search.take_importance(np.random.default_rng(1).normal(size=FREE))
   synthetic.run(search, 2)

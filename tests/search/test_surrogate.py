@@ -1,4 +1,4 @@
-"""The Gaussian process against linear algebra, and what its buffer keeps."""
+"""The Gaussian process against linear algebra, and the rows that it keeps."""
 
 import json
 
@@ -28,7 +28,7 @@ def suggest(process, incumbent):
 
 
 def scored(seed=0, count=12) -> tuple[np.ndarray, np.ndarray]:
-  """Masks and what they are worth, about."""
+  """Masks and their scores, with noise."""
   rng = np.random.default_rng(seed)
   bits = random_bits(rng, count)
   return bits, -(bits @ COST) + rng.normal(0, 0.05, count)
@@ -36,8 +36,8 @@ def scored(seed=0, count=12) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize('importance', [None, COST])
 def test_the_posterior_is_that_of_the_formula(importance):
-  """With hyper-parameters held, by dense solves in float64: of the buffer and the
-  incumbent together, which may be in the buffer or not."""
+  """With fixed hyperparameters, by dense solves in float64 over the buffer and
+  the incumbent, which may be in the buffer or not."""
   process = Surrogate(FREE, SKIPPED)
   if importance is not None:
     process.trust(importance)
@@ -90,7 +90,7 @@ def test_a_mask_is_sure_to_be_as_good_as_itself():
 
 
 def test_what_all_share_in_a_window_says_nothing_of_masks():
-  """A hard window lowers all its scores: the same mask is worth as much."""
+  """A hard window lowers all its scores; masks are still worth the same."""
   process = Surrogate(FREE, SKIPPED)
   bits, scores = scored(count=24)
   for number in range(4):
@@ -103,7 +103,7 @@ def test_what_all_share_in_a_window_says_nothing_of_masks():
 
 
 def test_suggestions_are_distinct_masks_of_the_right_size_from_one_program():
-  """Also once the buffer is full, importances are there, and after a restart."""
+  """Also with a full buffer, with importances, and after a restart."""
   rng = np.random.default_rng(1)
   process = Surrogate(FREE, SKIPPED)
   compiled = set()
@@ -148,7 +148,7 @@ def test_scores_without_a_spread_or_with_a_wild_one(scores):
 
 
 def test_where_nothing_can_be_computed_nothing_is_said():
-  """And what was fitted to it is thrown away."""
+  """And the failed fit's hyperparameters are thrown away."""
   process = Surrogate(FREE, SKIPPED)
   bits, scores = scored()
   observe(process, bits, np.where(np.arange(12) == 3, np.nan, scores))
@@ -175,7 +175,7 @@ def test_the_best_masks_leave_a_full_buffer_last():
     assert best <= {row.tobytes() for row in process._bits}
     suggest(process, incumbent)
   assert process.count == 128
-  # The others left in turn: what is there is of the last windows.
+  # The other rows left in turn: the rest are of the last windows.
   ages = np.sort(process._now - process._times)
   assert ages[128 - 17] < 16
 
@@ -189,12 +189,12 @@ def test_the_incumbent_yields_by_a_margin_only():
   assert (process.best(bits[0], 0.2) == bits[1]).all()
   process.doubts[1] = 0.05
   assert (process.best(bits[0], 0.5) == bits[1]).all()
-  # One that it was not told of has nothing to say for itself.
+  # An incumbent that the process has not observed yields at once.
   assert (process.best(bits[2], 9.9) == bits[1]).all()
 
 
 def test_importances_are_a_prior_with_a_deviation_of_one():
-  """Whatever their unit; those that are all alike say nothing."""
+  """In any unit; importances that are all equal have no effect."""
   process = Surrogate(FREE, SKIPPED)
   masks = random_bits(np.random.default_rng(4), 20_000)
   for importance in (COST, 1e4 * COST - 7):
@@ -208,7 +208,7 @@ def test_importances_are_a_prior_with_a_deviation_of_one():
 
 
 def test_importances_help_and_useless_ones_do_little_harm():
-  """What is proposed first after a pass, and who drafts after some more."""
+  """By the first proposals after a pass, and by a later incumbent."""
 
   def run(importance, passes, seeds):
     found = []
@@ -267,7 +267,7 @@ def test_a_process_goes_on_from_its_state():
 
 
 def test_picks_spread_where_the_variance_is():
-  """Two pairs of twins: a pick of one makes its twin worthless to explore."""
+  """Two pairs of twins: once one is picked, its twin is not worth exploring."""
   pool = np.eye(4, dtype=np.float32)
   joint = np.kron(np.eye(2), np.full((2, 2), 1.0)) + 1e-3 * np.eye(4)
   picked = acquisition.pick(
@@ -282,7 +282,7 @@ def test_picks_spread_where_the_variance_is():
 
 
 def test_climbing_keeps_to_masks_and_finds_the_top_of_a_known_hill():
-  """From a pool that holds what was scored, spare rows replaced."""
+  """From a pool that holds scored masks; spare rows are replaced."""
   bits = np.zeros((40, FREE), np.float32)
   bits[:9] = random_bits(np.random.default_rng(7), 9)
   means = np.where(np.arange(40) < 9, np.arange(40), -np.inf)
@@ -304,7 +304,7 @@ def test_climbing_keeps_to_masks_and_finds_the_top_of_a_known_hill():
 
 
 def test_climbing_goes_where_little_is_known():
-  """All means are alike: the deviation alone is a hill."""
+  """All means are equal; only the deviation has a slope to climb."""
   first, second = jax.random.split(jax.random.key(0))
   bits = random_bits(np.random.default_rng(7), 40).astype(np.float32)
   pool = acquisition.start_pool(

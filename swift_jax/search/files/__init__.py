@@ -1,4 +1,4 @@
-"""What a search leaves on a disk: found sets, records of its passes, its state.
+"""Files of a search: skip sets, records of scoring passes, and the state.
 
-It may import `files` and `model`, and nothing of the search itself.
+This folder may import `files` and `model`, and nothing of the search itself.
 """

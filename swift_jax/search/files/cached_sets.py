@@ -1,6 +1,6 @@
-"""Skip sets in files: found ones are saved for their model and loaded again.
+"""Skip sets in files: sets that were found are saved and loaded again.
 
-The forms that a file may have are those of `set_forms`.
+Each set belongs to a model. `set_forms` has the forms of these files.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ def load(
 
   Args:
     path: as for `read`.
-    name: may be empty where the file holds one set for the model.
+    name: the set's name; it may be empty where the file holds one set for the
+      model.
     model: fingerprint of the model that will draft with the set; None where it
-      is not known yet. Then a set of any model will do, and the first one that
-      fits is given: what passes may still be refused once the model is known.
+      is not known yet. Then a set of any model will do, and the first that fits
+      is returned; once the model is known, the same call may still be refused.
 
   Raises:
-    InputError: unreadable file, unknown name, or a set that does not fit or is
-      for another model.
+    InputError: the file cannot be read, has no set of this name, or its set
+      does not fit or is for another model.
   """
   sets = read(path)
   mine = [s for s in sets if model is None or s.model in (None, model)]
@@ -87,7 +88,7 @@ def _no_choice(
   sets: Sequence[CachedSet],
   mine: Sequence[CachedSet],
 ) -> InputError:
-  """Why none of `sets` can be taken, of which `mine` are for the model."""
+  """Says why none of `sets` can be taken; `mine` are those for the model."""
   held = ', '.join(sorted({repr(s.name) for s in mine or sets}))
   named = [s for s in sets if not name or s.name == name]
   if not sets:
@@ -110,20 +111,21 @@ def save(
   entry: CachedSet,
   stays: Callable[[CachedSet], bool] = lambda rival: False,
 ) -> bool:
-  """Adds a set to a file, in place of the one of the same model and name.
+  """Adds a set to a file; it replaces the set of the same model and name.
 
-  The others stay. The file is replaced as a whole: a process that dies leaves
-  the old one. Of processes that save at the same time, each one's set is kept.
+  All other sets stay. The file is replaced as a whole, so that a process that
+  dies leaves the old file. If several processes save at the same time, all
+  their sets are kept.
 
   Args:
-    stays: whether the one that is there is kept instead.
+    stays: whether the set that it would replace is kept instead.
 
   Returns:
     Whether the set is in the file now.
 
   Raises:
     InputError: the file cannot be written or is not in our form, or the set
-      lacks a field of it. The file is then as it was.
+      lacks a field of this form. The file is then unchanged.
   """
   where = f'search.save={path!r}'
   set_forms.check_entry(entry, where)
@@ -151,7 +153,7 @@ def check_writable(path: str) -> None:
 def export(
   sets: Iterable[CachedSet], path: str, setting: str = 'export'
 ) -> None:
-  """Writes a file in the official form, over the one that is there.
+  """Writes a file in the official form; an old file is replaced.
 
   Args:
     sets: at least one.
@@ -180,7 +182,7 @@ def _target(path: str, where: str) -> pathlib.Path:
 
 
 def _saved(target: pathlib.Path, where: str) -> list[CachedSet]:
-  """What a file holds so far; a file of another kind is refused."""
+  """The sets that a file holds so far; refuses a file of another kind."""
   if not target.exists():
     return []
   return set_forms.parse_ours(atomic.read(str(target), where), where)

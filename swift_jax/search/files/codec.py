@@ -1,4 +1,4 @@
-"""A search's state as JSON has it, and back: no pickle, which would run code."""
+"""A search's state to JSON's types and back; a pickle could run code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ARRAY = 'array'
 
 
 def encode(value: Any) -> Any:
-  """Numbers, strings, None, arrays, and lists and dictionaries of these."""
+  """Encodes numbers, strings, None, arrays, lists and dictionaries of these."""
   if isinstance(value, np.ndarray):
     flat = value.astype(int) if value.dtype == bool else value
     numbers = [_finite(number) for number in flat.ravel().tolist()]
@@ -24,10 +24,10 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any) -> Any:
-  """What `encode` was given; tuples are lists.
+  """The value that `encode` was given, with lists in place of tuples.
 
   Raises:
-    KeyError, TypeError, ValueError: it was not given this.
+    KeyError, TypeError, ValueError: `encode` cannot have made this.
   """
   if isinstance(value, float) and not np.isfinite(value):
     raise ValueError(f'{value} is no number')
@@ -42,11 +42,12 @@ def decode(value: Any) -> Any:
 
 
 def replace_fields(target: Any, names: tuple[str, ...], values: Any) -> None:
-  """Sets attributes, each refused unless it is of the kind that is there.
+  """Sets attributes to values of the same kind as their old values.
 
   Raises:
-    KeyError, TypeError, ValueError: one is missing, of another kind, shape or
-      type, or a negative number: no count, share or time is.
+    KeyError, TypeError, ValueError: a value is missing, or of another kind,
+      shape or type, or a negative number: counts, shares and times are never
+      negative.
   """
   for name in names:
     old, new = getattr(target, name), values[name]
@@ -60,13 +61,15 @@ def replace_fields(target: Any, names: tuple[str, ...], values: Any) -> None:
 
 
 def check_items(name: str, items: Iterable[Any], example: Any) -> None:
-  """Refuses items that are not of an example's kind, shape and type.
+  """Refuses items that are not of the example's kind, shape and type.
 
   Args:
-    example: where it is a list, so is every item, with parts as it has.
+    name: what errors call the items.
+    example: if it is a list, every item must be a list whose elements are like
+      the example's, one by one.
 
   Raises:
-    TypeError, ValueError: names whose items they are.
+    TypeError, ValueError: an item has another form.
   """
   for item in items:
     pairs = [(example, item)]
@@ -77,6 +80,7 @@ def check_items(name: str, items: Iterable[Any], example: Any) -> None:
 
 
 def _is_alike(old: Any, new: Any) -> bool:
+  """Whether two values have the same type, and arrays the same shape."""
   if isinstance(old, np.ndarray):
     is_array = isinstance(new, np.ndarray)
     return is_array and (old.shape, old.dtype) == (new.shape, new.dtype)
@@ -84,5 +88,5 @@ def _is_alike(old: Any, new: Any) -> bool:
 
 
 def _finite(number: Any) -> Any:
-  """JSON has no -inf, the one number of ours that is not finite."""
+  """-inf as None: JSON lacks -inf, our only number that is not finite."""
   return None if number == -np.inf else number

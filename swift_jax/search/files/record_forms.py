@@ -1,4 +1,4 @@
-"""The lines of a search's record: a header, then a scoring pass each.
+"""The lines of a search's record: a header, then one line a scoring pass.
 
   {"swift_jax_search": 1, "num_layers": 16, "model": "0f...", "settings": {...}}
   {"pass": 1, "evaluations": 8, "seconds": 0.4, "search_seconds": 0.1, ...}
@@ -37,12 +37,12 @@ SOURCES = (
   'cached',
 )
 EVENTS = ('start', 'restart', 'stopped')
-_LIMIT = 1e12  # no share, log-probability or time is beyond
+_LIMIT = 1e12  # no share, log-probability or time is larger
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """What the passes of a record have in common.
+  """The values that all passes of a record have in common.
 
   Attributes:
     num_layers: L of the model.
@@ -62,20 +62,21 @@ class PassRecord:
   A mask is a string of 0 and 1 (skipped) in the order of `SkipMask.bits`.
 
   Attributes:
-    number: of the pass; grows from line to line.
-    evaluations: masks scored so far, this pass's among them.
+    number: the pass's number, which grows from line to line.
+    evaluations: masks scored so far, with those of this pass.
     seconds: wall time of prompts, rounds and search so far.
-    search_seconds: the search's part of it.
+    search_seconds: the search's part of `seconds`.
     positions: compared positions, the same for all masks of the pass.
-    sources: what proposed each mask; one of `SOURCES`.
+    sources: the source that proposed each mask; one of `SOURCES`.
     hits: positions that each mask hit.
-    log_probs: mean nats that each gives the target's argmax; None where that is
-      no finite number.
+    log_probs: each mask's mean log-probability of the target's argmax, in nats;
+      None where it is not a finite number.
     masks: the masks that were scored.
     incumbent: the mask that drafts after the pass.
-    incumbent_source: what had proposed it.
-    matchness: its estimated share of hits; None before there is one.
-    stddev: one standard deviation of that estimate; None where none is known.
+    incumbent_source: the source that had proposed the incumbent.
+    matchness: the incumbent's estimated share of hits; None before its first
+      score.
+    stddev: standard deviation of this estimate; None where it is unknown.
     event: one of `EVENTS`, or None.
   """
 
@@ -105,7 +106,7 @@ def header_line(header: Header) -> str:
 
 
 def pass_line(record: PassRecord) -> str:
-  """A pass's line, with its newline; what is not finite becomes null."""
+  """A pass's line, with its newline; values that are not finite become null."""
   fields = {
     'pass': int(record.number),
     'evaluations': int(record.evaluations),
@@ -136,10 +137,10 @@ def is_header(line: bytes) -> bool:
 
 
 def parse_header(line: bytes, where: str) -> Header:
-  """The header in a line that `is_header`.
+  """The header in a line for which `is_header` is true.
 
   Raises:
-    InputError: it is of another version or a field is wrong.
+    InputError: the header is of another version, or a field is wrong.
   """
   fields = _json(line, where)
   version = fields[FORMAT]
@@ -205,7 +206,7 @@ def _check_together(fields: Mapping[str, Any], where: str) -> None:
 
 
 def _check_masks(fields: Mapping[str, Any], free: int, where: str) -> None:
-  """Refuses masks of another model's length, or that do not skip as many."""
+  """Refuses masks of a wrong length, or with a wrong number of skips."""
   incumbent = fields['incumbent']
   if len(incumbent) != free:
     raise bad(where, 'incumbent', incumbent, f'{free} times 0 or 1')
@@ -249,13 +250,14 @@ def _or_none(is_valid: Valid) -> Valid:
 
 
 def _some(is_valid: Valid) -> Valid:
-  """A list that is not empty, of what is valid."""
+  """Accepts a list that is not empty and holds only valid values."""
   return lambda value: (
     isinstance(value, list) and bool(value) and all(map(is_valid, value))
   )
 
 
-# What is valid in each field, and how that is said; in the file's order.
+# For each field, in the file's order: a test of its value, and the words for a
+# valid value in errors.
 _HEADER_FIELDS: Fields = {
   'num_layers': (lambda value: is_int(value, 1), 'an integer >= 1'),
   'model': (_or_none(is_fingerprint), '16 hexadecimal digits or null'),

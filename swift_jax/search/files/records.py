@@ -1,7 +1,7 @@
-"""What a search did, in a file that grows with it: a JSON line a scoring pass.
+"""A record of a search, in a file that grows by one JSON line a scoring pass.
 
-A line is in the file when its pass has ended, so a run that is killed leaves at
-most its last line torn. What the lines hold is in `record_forms`.
+A line is in the file when its pass has ended. So a run that is killed leaves at
+most its last line torn. `record_forms` describes the lines.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from swift_jax.search.files.record_forms import (
 
 __all__ = ['EVENTS', 'SOURCES', 'Header', 'PassRecord', 'Writer', 'read']
 
-_MAX_HEADER = 2**20  # bytes; what is longer is no header of ours
+_MAX_HEADER = 2**20  # bytes; a longer line is not a header of ours
 
 
 class Writer:
   """Writes a record while the search goes on; a context manager.
 
-  A record that is there is replaced when this is made.
+  An old record at the path is replaced when the writer is made.
 
   Raises:
-    InputError: the file cannot be written, somebody else writes it, or it holds
-      something else than a record: then it is as it was.
+    InputError: the file cannot be written, another process writes it, or it is
+      not a record; the file is then unchanged.
   """
 
   def __init__(self, path: str, header: Header):
@@ -48,10 +48,10 @@ class Writer:
       raise
 
   def write(self, record: PassRecord) -> None:
-    """Adds a line, which is in the file when this returns.
+    """Adds a line, which is in the file when the call returns.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: the line cannot be written.
     """
     self._append(record_forms.pass_line(record))
 
@@ -82,11 +82,11 @@ def read(
     setting: what errors call the path.
 
   Raises:
-    InputError: the file cannot be read or is no record; names the line and the
-      field.
+    InputError: the file cannot be read or is not a record; the error names the
+      line and the field.
   """
   where = f'{setting}={path!r}'
-  # A line is written with its newline: what follows the last one is torn.
+  # Lines are written with their newline: bytes after the last newline are torn.
   *lines, _ = atomic.read(path, where).split(b'\n')
   if not lines or not record_forms.is_header(lines[0]):
     raise InputError(f'{where}: is no search record')
@@ -105,7 +105,7 @@ def check_writable(path: str) -> None:
   """Refuses a path that a `Writer` would refuse; the file stays as it is.
 
   Raises:
-    InputError: as a `Writer`.
+    InputError: as for `Writer`.
   """
   where = f'search.record={path!r}'
   target = atomic.writable(path, where)
@@ -114,7 +114,7 @@ def check_writable(path: str) -> None:
 
 
 def _open(target: pathlib.Path, where: str) -> io.FileIO:
-  """A file that holds a record or nothing, for nobody but us."""
+  """Opens a file that holds a record or nothing, and locks it for us."""
   with atomic.named_errors(f'{where}: cannot be written'):
     try:
       # Unbuffered: a close must not write again what a full disk refused.

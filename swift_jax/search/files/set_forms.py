@@ -27,17 +27,17 @@ _LAYERS = ('attention', 'mlp')
 
 @dataclasses.dataclass(frozen=True)
 class CachedSet:
-  """A skip set and where it comes from; None where a file does not say.
+  """A skip set and its origin; fields that a file does not have are None.
 
   Attributes:
-    name: the task that it was found on.
-    attention, mlp: the layers whose sublayer is skipped.
-    model: `checkpoint.load.fingerprint` of the model that it was found for.
-    matchness: its score, in [0, 1].
-    positions: how many positions that score rests on.
+    name: the task on which the set was found.
+    attention, mlp: the layers whose attention or MLP is skipped.
+    model: `checkpoint.load.fingerprint` of the model for which it was found.
+    matchness: the set's score, in [0, 1].
+    positions: the number of positions of this score.
     skip_ratio, context_window: the search's settings.
-    date: when it was written, in UTC: 2026-11-25T02:03:04+00:00.
-    version: of the package that found it.
+    date: when the set was written, in UTC: 2026-11-25T02:03:04+00:00.
+    version: the version of the package that found the set.
   """
 
   name: str
@@ -55,7 +55,7 @@ class CachedSet:
     """The set as a mask.
 
     Raises:
-      InputError: it does not fit a model of `num_layers` layers.
+      InputError: the set does not fit a model of `num_layers` layers.
     """
     return skip_mask.from_lists(self.attention, self.mlp, num_layers)
 
@@ -64,7 +64,7 @@ def parse(raw: bytes, where: str) -> list[CachedSet]:
   """The sets of a file in either form, in its order.
 
   Raises:
-    InputError: it is of neither form.
+    InputError: the file is of neither form.
   """
   content = _json(raw, where)
   return (
@@ -76,7 +76,7 @@ def parse_ours(raw: bytes, where: str) -> list[CachedSet]:
   """The sets of a file in our form.
 
   Raises:
-    InputError: it is not of our form.
+    InputError: the file is not in our form.
   """
   content = _json(raw, where)
   if not _is_ours(content):
@@ -95,7 +95,7 @@ def to_ours(sets: Iterable[CachedSet]) -> str:
 
 
 def to_official(sets: Iterable[CachedSet]) -> dict[str, dict[str, list[int]]]:
-  """The official form, which knows no models.
+  """The sets in the official form, which has no field for the model.
 
   Raises:
     InputError: two models have a set of the same name.
@@ -113,7 +113,7 @@ def to_official(sets: Iterable[CachedSet]) -> dict[str, dict[str, list[int]]]:
 
 
 def to_text(content: dict[str, Any]) -> str:
-  """JSON as it goes into a file."""
+  """The JSON text of a file."""
   return json.dumps(content, indent=1, allow_nan=False) + '\n'
 
 
@@ -121,7 +121,7 @@ def check_entry(entry: CachedSet, where: str) -> None:
   """Refuses a set that a file in our form cannot hold.
 
   Raises:
-    InputError: names the field and its value.
+    InputError: the error names the field and its value.
   """
   _check(_fields(entry), _FIELDS, f'{where}, set {entry.name!r:.60}')
 
@@ -130,7 +130,7 @@ def check_name(name: str, setting: str) -> None:
   """Refuses a name that no set can have in our form.
 
   Raises:
-    InputError: it is empty or holds characters that do not print.
+    InputError: the name is empty or holds characters that do not print.
   """
   is_valid, wanted = _FIELDS['name']
   if not is_valid(name):
@@ -153,7 +153,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """An object; json would silently take the last of two equal names."""
+  """A JSON object; refuses equal names, of which json would take the last."""
   fields = {}
   for name, value in pairs:
     if name in fields:
@@ -218,7 +218,7 @@ def _entry(fields: dict[str, Any]) -> CachedSet:
 
 
 def _check(fields: Any, keys: Iterable[str], where: str) -> None:
-  """Refuses an object that lacks one of `keys` or has a wrong value there."""
+  """Refuses an object where one of `keys` is missing or has a wrong value."""
   if not isinstance(fields, dict):
     raise InputError(
       f'{where}: expected an object, found {reprlib.repr(fields)}'
@@ -234,7 +234,7 @@ def _check(fields: Any, keys: Iterable[str], where: str) -> None:
 
 
 def _only(fields: dict[str, Any], keys: Iterable[str], where: str) -> None:
-  """Refuses unknown fields: saving would drop them."""
+  """Refuses unknown fields, which `save` would drop."""
   unknown = sorted(fields.keys() - set(keys))
   if unknown:
     raise InputError(f'{where}: {unknown[0]!r:.60} is no field of the form')
@@ -265,7 +265,8 @@ def _is_date(value: Any) -> bool:
   return value == date.isoformat() and value[19:] == '+00:00'
 
 
-# Our form's fields: what is valid, and how that is said.
+# The fields of our form: a test of the value, and the words for a valid value
+# in errors.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'model': (is_fingerprint, '16 hexadecimal digits'),
   'name': (_is_text, 'text that prints'),
@@ -284,4 +285,4 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
   'date': (_is_date, 'a UTC time such as 2026-11-25T02:03:04+00:00'),
   'swift_jax': (_is_text, 'a version'),
 }
-_ATTRIBUTES = {'swift_jax': 'version'}  # where the names differ
+_ATTRIBUTES = {'swift_jax': 'version'}  # fields with another attribute's name

@@ -1,4 +1,5 @@
-"""The official code's search, to compare with ours.
+"""The official code's search, to compare ours with.
 
-`recipe` is its schedule, `process` its Gaussian process. It may import `search`.
+`recipe` has its schedule, `process` its Gaussian process. This folder may
+import `search`.
 """

@@ -1,10 +1,11 @@
 """The Gaussian process of the official recipe, to compare ours with.
 
-A Matern 5/2 kernel with one length scale over the relaxed cube [0, 1]^D, noise of
-1e-2, an upper confidence bound with kappa 2.5, maximised by random points and
-ascent from the best of them; the maximum is rounded to a mask by its largest
-coordinates. Unlike the official code this process is told the mask that was
-scored, not the unrounded point. Importing this file imports gpjax.
+It has a Matern 5/2 kernel with one length scale over the relaxed cube [0, 1]^D
+and a noise variance of 1e-2. An upper confidence bound with kappa 2.5 is
+maximised by random points and by ascent from the best of them. The maximum is
+rounded to a mask by its largest coordinates. Unlike the official code, this
+process observes the mask that was scored, not the unrounded point. Importing
+this file imports gpjax.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _STARTS, _ASCENT_STEPS, _ASCENT_RATE = 16, 40, 0.05
 
 
 class _Noise(gpx.likelihoods.Gaussian):
-  """Fixed; spare rows have so much that they say nothing."""
+  """Fixed noise; spare rows have so much that they have no effect."""
 
   row_variance: Any = None
 
@@ -53,7 +54,7 @@ def suggest(
   key: Array,
   num_skipped: int,
 ) -> Bool[Array, ' d']:
-  """The mask nearest to the maximum of the bound."""
+  """The mask that is nearest to the maximum of the bound."""
   is_live = jnp.arange(scores.size) < count
   mean = jnp.where(is_live, scores, 0.0).sum() / count
   spread = jnp.where(is_live, (scores - mean) ** 2, 0.0).sum() / count
@@ -107,7 +108,7 @@ def _posterior(data: gpx.Dataset, variance: Array, scale: Array) -> Any:
 
 
 class PaperProcess:
-  """Scored masks, newest last, and what the process makes of them."""
+  """The process with its scored masks, the newest last."""
 
   def __init__(self, num_free: int, num_skipped: int, seed: int):
     self._num_skipped = num_skipped
@@ -116,7 +117,7 @@ class PaperProcess:
     self._scores = np.zeros(_CAPACITY, np.float32)
     self._count = 0
     with jax.default_device(self._cpu):
-      # Committed, as a restored one is: one program for both.
+      # Committed to a device, as a restored key is: one program serves both.
       self._key = jax.device_put(jax.random.key(seed), self._cpu)
 
   def observe(self, bits: Bool[np.ndarray, ' d'], score: float) -> None:
@@ -127,19 +128,19 @@ class PaperProcess:
     self._count += 1
 
   def state(self) -> dict[str, Any]:
-    """As our own process's."""
+    """As `Surrogate`'s."""
     key = jax.device_get(jax.random.key_data(self._key))
     return {**{name: getattr(self, name) for name in _LEARNT}, 'key': key}
 
   def restore(self, state: dict[str, Any]) -> None:
-    """As our own process's."""
+    """As `Surrogate`'s."""
     codec.replace_fields(self, _LEARNT, state)
     key = jax.device_put(np.asarray(state['key'], np.uint32), self._cpu)
     with jax.default_device(self._cpu):
       self._key = jax.random.wrap_key_data(key)
 
   def suggest(self) -> Bool[np.ndarray, ' d']:
-    """The next mask; waits."""
+    """The next mask to score; the call waits for it."""
     with jax.default_device(self._cpu), warnings.catch_warnings():
       # As for our own process, float32 is on purpose.
       warnings.filterwarnings('ignore', message='.*not of type float64.*')

@@ -1,14 +1,15 @@
 """The official recipe, as a baseline in the same code.
 
-One mask a step, scored on the first tokens after the prompt; random masks, and
-every `BAYES_INTERVAL`-th step the suggestion of a Gaussian process; a mask drafts
-when its score is above the best score so far, which carries over from text to
-text; the mask that drafts is never scored again, nor is the one it starts with;
-once it has stopped it never starts again.
+Each step scores one mask on the first tokens after the prompt: a random mask,
+or in every `BAYES_INTERVAL`-th step the suggestion of a Gaussian process. A
+mask becomes the incumbent when its score is above the best score so far, which
+carries over from text to text. The incumbent is never scored again, and the
+first incumbent never at all. Once the search has stopped, it never starts
+again.
 
-Two things are as the paper has them and not as the official code does: the start
-skips as many sublayers as any other mask, and the process is told the mask that
-was scored.
+In two things this follows the paper and not the official code: the first
+incumbent skips as many sublayers as any other mask, and the process observes
+the mask that was scored.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def make_searcher(cfg: SearchConfig, num_layers: int) -> Searcher:
 
 
 class PaperSearcher(Searcher):
-  """See above; `bayes_interval=0` leaves the process out."""
+  """The recipe above; `bayes_interval=0` leaves the process out."""
 
   uses_first_window = True
   num_candidates = 1
@@ -67,7 +68,7 @@ class PaperSearcher(Searcher):
       self._surrogate.observe(bits, score)
     self._history = []
     if self.iterations:
-      self._surrogate.suggest()  # compiles
+      self._surrogate.suggest()  # to compile it
 
   def rest(self) -> None:
     self.active = False
