@@ -1,4 +1,4 @@
-"""How weights and cache are split over devices, and how processes find each other.
+"""Splits weights and cache over devices, and joins several processes.
 
 It may import `config` and `model`.
 """
