@@ -207,10 +207,7 @@ def decode_config(config: ConfigDict, **changes: Any) -> DecodeConfig:
 
 
 def without_logprobs(decode: DecodeConfig) -> DecodeConfig:
-  """The same settings without log-probabilities, which this launcher never writes.
-
-  They would cost a pass over the texts.
-  """
+  """The same settings without log-probabilities: nobody would see these figures."""
   logprobs = decode.sampling.logprobs
   if logprobs is not None:
     say(
@@ -342,8 +339,7 @@ def _ended(main: Callable[[], int | None]) -> int | None:
   except InputError as error:
     _refuse(error)
   except BrokenPipeError as error:
-    # The reader of our text, `head` for instance, has read enough. That is no
-    # error, and a line is needed only if the run kept something.
+    # The reader of our text, such as `head`, has read enough. That is no error.
     if hasattr(error, '__notes__'):
       say(console.with_notes('nobody reads standard output any more', error))
     return console.READER_GONE
@@ -370,10 +366,7 @@ def _help(
 
 
 def _quiet() -> None:
-  """Silences the libraries' warnings, unless a flag asks for them.
-
-  It also lets the streams print any text, half characters too.
-  """
+  """Silences libraries' warnings unless a flag asks for them; any text can print."""
   flag = flags.FLAGS['verbosity']
   if not flag.present or flag.value < logging.INFO:
     logging.set_verbosity(logging.ERROR)

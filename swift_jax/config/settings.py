@@ -261,11 +261,10 @@ class SearchConfig:
       masks in one pass and computes every sublayer; `map` makes one pass for each
       mask and leaves out the skipped sublayers. `auto` measures both when a score
       is first needed.
-    importance: begin with a derivative's estimate of each sublayer. The derivative
-      is taken once a stream.
+    importance: begin with a derivative's estimate of each sublayer, once a stream.
     opt_interval: rounds from one scoring pass to the next.
-    time_budget: share of the wall time so far that the search may take; 1: no
-      limit. So a short text does not pay for a long search.
+    time_budget: share of the wall time so far that the search may take; 1: no limit.
+      So a short text does not pay for a long search.
     bayes_interval: a Gaussian process suggests every so many passes; 0: never. The
       paper's value is 25; 1 means at every scoring pass. 0 does without gpjax. The
       process starts once the budget allows the seconds that its compilation takes.
@@ -347,8 +346,7 @@ class MeshConfig:
     data: parts into which the batch is split.
     tensor: parts into which each weight and the cache's heads are split.
     across_processes: one mesh over the devices of all processes, all in step.
-      Without it each process has a mesh of its own devices, its own copy of the
-      model, and its own prompts.
+      Without it each process has its own mesh, copy of the model and prompts.
   """
 
   data: int = 1
@@ -366,9 +364,9 @@ class DecodeConfig:
   """The settings of one call of `generate`.
 
   Attributes:
-    method: `plain`, `swift` or `prompt_lookup`. `plain` writes a token a pass,
-      `swift` drafts and verifies, `prompt_lookup` finds the text's last tokens
-      earlier in the text and verifies the tokens that followed them there.
+    method: `plain` (a token a pass), `swift` (draft and verify), `prompt_lookup`
+      (find the text's last tokens earlier in the text, and verify the tokens that
+      followed them there).
     ignore_eos: write on past the end-of-text tokens.
     batch_size: prompts decoded together.
     prefill_chunk: prompt tokens that one prefill pass takes.

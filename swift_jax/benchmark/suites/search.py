@@ -65,10 +65,7 @@ RECIPES: Mapping[str, tuple[Callable[..., Searcher], dict[str, Any]]] = {
 
 
 class Fresh:
-  """Scores sets on texts that no search sees.
-
-  Each text has two windows, the first and the last.
-  """
+  """Scores sets on texts that no search sees, in the first and the last window."""
 
   def __init__(
     self, model: Model, texts: Sequence[Text], window: int, draft: DraftConfig
@@ -108,8 +105,7 @@ class Comparison:
   """The results of the recipes.
 
   Attributes:
-    fresh: for each recipe the matchness of its sets on fresh text, float[seeds,
-      points].
+    fresh: by recipe the sets' matchness on fresh text, float[seeds, points].
     accepted_lengths: for each recipe the tokens a round that its last sets would
       bring on fresh text (see `Scores.accepted_lengths`), the mean over seeds.
     found: the last sets of the recipe `ours`, bool[seeds, D].
@@ -207,10 +203,7 @@ def importance_figures(
   taken on one window of a text, and the correlation is the mean over texts.
 
   Args:
-    engine: the engine.
-    texts: the texts.
     found: last sets of several searches, bool[seeds, D].
-    window: positions of a window.
   """
   kept = 1 - found.mean(0)
   model, ratio_ = engine.model, engine.searcher.cfg.skip_ratio
@@ -235,10 +228,7 @@ def _rank_correlation(one: np.ndarray, two: np.ndarray) -> float:
 def stream(
   plain: DecodeConfig, swift: DecodeConfig, engine: Engine, prompts: Prompts
 ) -> dict[str, Any]:
-  """Continues each prompt by plain decoding and by SWIFT, which starts cold.
-
-  The two take turns prompt by prompt.
-  """
+  """Continues prompts by plain decoding and by SWIFT from a cold start, in turns."""
   longest = max(map(len, prompts))
   for decode in (plain, swift):
     engine.warmup(decode, longest)
@@ -357,10 +347,8 @@ def overlap(
 ) -> dict[str, float]:
   """How much of a suggestion's time is hidden by rounds that run meanwhile.
 
-  Returns:
-    Medians in milliseconds: `rounds` of four rounds, `suggestion` of a suggestion,
-    `both` of both at once, and `waiting` of the wait for the suggestion after the
-    rounds have ended.
+  Medians in milliseconds: of four rounds, of a suggestion, of both at once, and of
+  the wait for the suggestion after the rounds have ended (`waiting`).
   """
   layers, cfg = engine.cfg.num_hidden_layers, engine.searcher.cfg
   process = _full_process(layers, cfg.skip_ratio)
