@@ -2,8 +2,8 @@
 
   python launch/generate.py --config=configs/llama.py:llama3_1_8b --prompt='...'
 
-Expect plain decoding's text, drawn or not (in bfloat16 up to near ties). `skipped`
-of a model's `free` sublayers are skipped when drafting:
+Expect the same text as with plain decoding, sampled or greedy (in bfloat16 up to
+near ties). `skipped` of a model's `free` sublayers are skipped when drafting:
 
   name                layers  free  skipped  published set
   codellama_13b           40    76       34  codellama-13b/humaneval
@@ -24,14 +24,15 @@ of a model's `free` sublayers are skipped when drafting:
 The models whose names end in `_chat` were trained on conversations. For them
 `--chat` of launch/generate.py puts a prompt into the model's chat template.
 
-The set that the official repository publishes for a model starts without a search:
+A run can start with the set that the official repository publishes for its model,
+without a search:
 
   --config.search.cache=published --config.search.cache_name=llama-2-13b/cnndm
 """
 
 import ml_collections
 
-# Where the hub has the model, and the share of free sublayers to skip.
+# The model's id on the hub, and the share of free sublayers to skip.
 MODELS = {
   'codellama_13b': ('codellama/CodeLlama-13b-hf', 0.45),
   'codellama_34b': ('codellama/CodeLlama-34b-hf', 0.45),

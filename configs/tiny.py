@@ -1,4 +1,4 @@
-"""Everything small: a few tokens of the demo model, for tests.
+"""A few tokens of the demo model with small settings, for tests.
 
   python launch/generate.py --config=configs/tiny.py --prompt='def '
 

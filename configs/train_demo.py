@@ -3,8 +3,8 @@
   python launch/train_demo.py --config=configs/train_demo.py \\
     --workdir=DIR --output=FOLDER
 
-Expect several hours on two CPU cores. Started again on the same DIR it goes on
-where it stopped; FOLDER gets the model and a card with the run's figures.
+Expect several hours on two CPU cores. A run that is started again on the same DIR
+goes on where it stopped. FOLDER gets the model and a card with the run's figures.
 """
 
 import ml_collections
@@ -12,7 +12,7 @@ import ml_collections
 
 def get_config():
   config = ml_collections.ConfigDict()
-  # Deep and narrow: many sublayers to choose among, at a price two cores can pay.
+  # Deep and narrow: many sublayers to choose from, at a cost for two cores.
   config.model = {
     'vocab_size': 2048,
     'hidden_size': 256,

@@ -1,27 +1,27 @@
-"""Measures, with the ratios that count taken within one run.
+"""Measures speed, search and memory; each ratio is taken within one run.
 
   python launch/benchmark.py --suite=decode --output=new.json --compare=old.json
 
   decode   plain decoding, SWIFT (cold: search included; warm: with a set found
-           on other prompts) and prompt lookup on passages of programs that the
-           demo was not trained on, by batch size and temperature, and the share of
-           the bandwidth for reading that a plain step makes use of
-  draft    a gated step by the share of sublayers that run, and against the same
-           mask known at compile time
+           on other prompts) and prompt lookup, by batch size and temperature, on
+           passages of programs that the demo was not trained on; and the share of
+           the reading bandwidth that a plain step uses
+  draft    a gated step by the share of sublayers that run, and compared with the
+           same mask known at compile time
   verify   a pass over several tokens, relative to a plain step
-  search   what the search finds, how fast, and what it costs
+  search   the sets that the search finds, how fast it finds them, and its costs
   compile  from exec to the first token, with and without a compilation cache
-  memory   the peak against weights and cache
+  memory   the peak of memory compared with weights and cache
   peers    Hugging Face's generate on the same prompts (needs the extra parity), and
            llama.cpp where it is installed
   all      each of them in a process of its own
 
 A suite takes up to 20 minutes with the demo model on two cores. `--config=...` and
-its fields as everywhere; what a suite compares it sets itself, and it writes no
-skip sets. --config.search.cache=FILE of decode is the set to begin warm with, which
-else is found first. Text that loops flatters every draft, so the share of distinct
-4-grams stands beside every speed. `--compare` says which headline figures are not
-what they were, and which of them by more than their spread.
+its fields work as in the other launchers. A suite sets the settings that it compares
+itself, and it writes no skip sets. For decode, --config.search.cache=FILE gives the
+set of the warm runs; without it the suite finds one first. Text that loops flatters
+every draft, so the share of distinct 4-grams stands beside every speed. `--compare`
+says which headline figures have changed, and which by more than their spread.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
 _ALL = 'all'
 _BAD_INPUT = 2
-# What ends a suite from outside ends all of them.
+# A suite that ends with one of these was ended from outside: no other one starts.
 _ENDED = (console.INTERRUPTED, console.TERMINATED, console.READER_GONE)
-_UNHEARD = 5.0  # seconds of going on that mean that a signal was not heard
+_UNHEARD = 5.0  # seconds; a child that goes on for longer has got no signal
 _SUITE = flags.DEFINE_string('suite', 'decode', f'{", ".join(SUITES)} or all')
 _OUTPUT = flags.DEFINE_string(
   'output',
@@ -61,24 +61,34 @@ _OUTPUT = flags.DEFINE_string(
   allow_override=True,  # other launchers have one, and tests import several
 )
 _COMPARE = flags.DEFINE_string('compare', None, 'an earlier --output')
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'of each pass and each start')
-_PROMPTS = flags.DEFINE_integer('prompts', 20, 'of decode and peers')
-_NEW_TOKENS = flags.DEFINE_integer(
-  'new_tokens', 128, 'after each prompt of decode and peers'
+_REPEATS = flags.DEFINE_integer(
+  'repeats', 5, 'repeats of each pass and each start'
 )
-_BATCHES = flags.DEFINE_list('batches', ['1', '2', '4', '8'], 'of decode')
+_PROMPTS = flags.DEFINE_integer(
+  'prompts', 20, 'prompts timed by decode and peers'
+)
+_NEW_TOKENS = flags.DEFINE_integer(
+  'new_tokens', 128, 'tokens written after each prompt of decode and peers'
+)
+_BATCHES = flags.DEFINE_list(
+  'batches', ['1', '2', '4', '8'], 'batch sizes of decode'
+)
 _METHODS = flags.DEFINE_list(
   'methods',
   None,
-  'of decode, by the names in its table; plain decoding is always there, and all'
-  ' by default',
+  'methods of decode, by the names in its table; plain is always there; default:'
+  ' all',
 )
-_TEMPERATURES = flags.DEFINE_list('temperatures', ['0', '.6'], 'of decode')
+_TEMPERATURES = flags.DEFINE_list(
+  'temperatures', ['0', '.6'], 'temperatures of decode'
+)
 _LAYERS = flags.DEFINE_list(
-  'layers', ['16', '32', '80'], 'of the narrow models of compile; may be empty'
+  'layers',
+  ['16', '32', '80'],
+  'layers of the narrow models of compile; may be empty',
 )
 _WEIGHTS_MIB = flags.DEFINE_integer(
-  'weights_mib', 1024, 'of the random model of memory, on a CPU'
+  'weights_mib', 1024, 'size of the random model of memory, on a CPU'
 )
 _SHAPE = flags.DEFINE_string(
   'shape',
@@ -88,8 +98,8 @@ _SHAPE = flags.DEFINE_string(
 _WIDEN = flags.DEFINE_integer(
   'widen',
   1,
-  'a power of 4: the model as many times as wide, by zeros, for decode, draft and'
-  ' verify: the same text at the cost of a wide model',
+  'a power of 4: zeros make the model so many times as wide; for decode, draft'
+  ' and verify: the same text at the cost of a wide model',
 )
 _SEEDS = flags.DEFINE_integer('seeds', 10, 'searches of each recipe of search')
 
@@ -129,11 +139,11 @@ def measure(
   where: str,
   old: Mapping[str, Any] | None,
 ) -> int:
-  """Measures, writes the report, prints it; the status.
+  """Measures, writes the report and prints it; returns the exit status.
 
   Args:
-    target: of the report; None: nowhere.
-    where: what errors call it.
+    target: file of the report; None: no file.
+    where: the flag and file that errors name.
     old: a report to compare with.
   """
   from swift_jax.benchmark import report as benchmark_report
@@ -146,9 +156,9 @@ def measure(
   else:
     figures, tables = run_one(config, sizes)
   facts = {**environment(config), 'seconds': time.perf_counter() - started}
-  # As another run will read it: lists, not tuples.
+  # The comparison takes a report as it is read from a file: lists, not tuples.
   text = json.dumps({**facts, **figures}, indent=1, allow_nan=False)
-  if target:  # before what is printed, which nobody may read any more
+  if target:  # written first: printing fails if nobody reads standard output
     atomic.replace(target, f'{text}\n', where)
     if status in _ENDED:
       say(f'{_OUTPUT.value} has {", ".join(figures["suites"])}')
@@ -160,10 +170,10 @@ def measure(
 
 
 def read_sizes() -> Sizes:
-  """The flags that say how much is measured.
+  """Reads the flags that say how much is measured.
 
   Raises:
-    InputError: names the flag and its value.
+    InputError: a value is wrong; the error names the flag and the value.
   """
   counts = _REPEATS, _PROMPTS, _NEW_TOKENS, _WEIGHTS_MIB, _WIDEN, _SEEDS
   for flag in counts:
@@ -188,7 +198,7 @@ def read_sizes() -> Sizes:
 
 
 def _numbers(flag: flags.FlagHolder, least: int) -> list[int]:
-  """A list of whole numbers."""
+  """A flag's list of whole numbers >= `least`."""
   numbers = [int(item) for item in flag.value if item.strip().isdecimal()]
   if len(numbers) < len(flag.value) or min(numbers, default=least) < least:
     given = ','.join(flag.value)
@@ -199,7 +209,7 @@ def _numbers(flag: flags.FlagHolder, least: int) -> list[int]:
 
 
 def _methods() -> list[str]:
-  """Those that are asked for, and what they are measured by."""
+  """The methods that were asked for, and plain decoding as their measure."""
   from swift_jax.benchmark.decode_runs import METHODS
 
   wanted = list(METHODS) if _METHODS.value is None else _METHODS.value
@@ -221,17 +231,17 @@ def _temperatures() -> list[float]:
 
 
 def set_apart(config: ConfigDict) -> None:
-  """No files of skip sets: what one run has found would help the next.
+  """Takes files of skip sets out of the config: a found set would help the next run.
 
   Raises:
-    InputError: a value that is not what its field takes.
+    InputError: a config field has a wrong value.
   """
   for name in common.SECTIONS:
     common.section(config, name)
   config.search.recipe = 'default'
   names = ['cache', 'save', 'record']
   if _SUITE.value == 'decode':
-    names.remove('cache')  # the set to begin warm with
+    names.remove('cache')  # it holds the set of the warm runs
   for name in names:
     config.search[name] = ''
 
@@ -239,7 +249,7 @@ def set_apart(config: ConfigDict) -> None:
 def run_one(
   config: ConfigDict, sizes: Sizes
 ) -> tuple[dict[str, Any], Sequence[Table]]:
-  """One suite: headline figures and all others, and its tables."""
+  """Runs one suite: its headline figures and all others, and its tables."""
   name = _SUITE.value
   try:
     with config.unlocked():
@@ -256,8 +266,13 @@ def run_one(
 
 
 def run_all() -> tuple[dict[str, Any], int]:
-  """Every suite in a process of its own, so that none finds another's programs
-  or memory; the figures, and the status of the last that failed."""
+  """Runs every suite in a process of its own.
+
+  So no suite finds another's compiled programs or memory.
+
+  Returns:
+    The figures, and the status of the last suite that failed, else 0.
+  """
   from swift_jax.benchmark.suites import peers as peers_suite
 
   figures: dict[str, Any] = {'summary': {}, 'spread': {}, 'suites': {}}
@@ -268,8 +283,8 @@ def run_all() -> tuple[dict[str, Any], int]:
       continue
     say(f'suite {name}, {number} of {len(SUITES)}')
     found, code = run_child(name)
-    for part in figures:
-      figures[part].update(found.get(part, {}))
+    for group in figures:
+      figures[group].update(found.get(group, {}))
     status = code or status
     if code in (_BAD_INPUT, *_ENDED):
       break
@@ -277,37 +292,41 @@ def run_all() -> tuple[dict[str, Any], int]:
 
 
 def run_child(name: str) -> tuple[dict[str, Any], int]:
-  """What this command writes when it runs one suite, and its status."""
+  """Runs this command with one suite: the report that it writes, and its status."""
   with tempfile.TemporaryDirectory() as folder:
     output = pathlib.Path(folder) / 'figures.json'
     command = [sys.executable, '-W', 'ignore', str(pathlib.Path(__file__))]
-    flags_of_it = [f'--suite={name}', f'--output={output}', '--compare=']
-    code = finish(subprocess.Popen([*command, *arguments(), *flags_of_it]))
-    if not output.exists():  # it is written whole or not at all
+    own_flags = [f'--suite={name}', f'--output={output}', '--compare=']
+    code = finish(subprocess.Popen([*command, *arguments(), *own_flags]))
+    if not output.exists():  # the report is written whole or not at all
       return {}, code
     return json.loads(output.read_text(encoding='utf-8')), code
 
 
 def finish(process: subprocess.Popen) -> int:
-  """The status that it ends with; Ctrl-C is heard by it too."""
+  """Waits for a child process and returns its status.
+
+  Ctrl-C reaches the child too. A signal sent to this process alone is passed on.
+  """
   try:
     code = process.wait()
   except KeyboardInterrupt as error:
     try:
       code = process.wait(_UNHEARD)
     except subprocess.TimeoutExpired:
-      process.send_signal(console.signal_of(error))  # we alone were told
+      # The signal reached this process alone.
+      process.send_signal(console.signal_of(error))
       code = process.wait()
-  return 128 - code if code < 0 else code  # as a shell has it
+  return 128 - code if code < 0 else code  # a shell's number for a signal
 
 
 def arguments() -> Sequence[str]:
-  """Those of this command, to which others may be added."""
+  """This command's arguments, without `--`: other arguments may be added."""
   return [argument for argument in sys.argv[1:] if argument != '--']
 
 
 def environment(config: ConfigDict) -> dict[str, Any]:
-  """What the figures depend on."""
+  """The facts on which the figures depend: suite, config, machine and flags."""
   return {
     'suite': _SUITE.value,
     'config': config.to_dict(),
@@ -317,4 +336,4 @@ def environment(config: ConfigDict) -> dict[str, Any]:
 
 
 if __name__ == '__main__':
-  common.run(main, torch=True)  # of peers
+  common.run(main, torch=True)  # the suite peers needs torch

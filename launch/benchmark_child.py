@@ -1,7 +1,7 @@
-"""What benchmark.py measures in a process of its own: a start, or a peak.
+"""Measures for benchmark.py, in a process of its own: a start, or a peak of memory.
 
-The last line of standard output is JSON; the first line of a start comes with its
-first token.
+The last line of standard output is JSON. A start writes a first line when its first
+token is there.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ def main(config: ConfigDict) -> None:
 
 
 class FirstToken:
-  """A streamer that says when the first token is there."""
+  """A streamer that writes a line when the first token is there."""
 
   def __init__(self):
     self._calls = 0
 
   def put(self, _: Any) -> None:
-    """The prompt comes first, then tokens as they are written."""
+    """Counts the calls: the first brings the prompt, the others bring tokens."""
     self._calls += 1
     if self._calls == 2:
       console.write('first token\n')
 
   def end(self) -> None:
-    """Nothing is left to say."""
+    """The end of the text needs no line."""
 
 
 def start(config: ConfigDict) -> dict[str, Any]:
-  """The first tokens with SWIFT, and what was compiled for them."""
+  """Writes the first tokens with SWIFT; counts the programs compiled for them."""
   from swift_jax.benchmark.measuring import Compilations
 
   count = Compilations()
@@ -64,25 +64,27 @@ def start(config: ConfigDict) -> dict[str, Any]:
 
 
 def memory(config: ConfigDict) -> dict[str, Any]:
-  """The peak of a text that is long enough to be searched on."""
+  """The peak of memory over a text that is long enough for the search."""
   from swift_jax.benchmark.suites import memory as memory_suite
 
   call = swift(config, config.search.context_window + _FIRST_TOKENS)
 
   def write(engine: Engine) -> None:
-    engine.warmup(call, _PROMPT_TOKENS)  # scores, whatever the budget allows
+    engine.warmup(
+      call, _PROMPT_TOKENS
+    )  # scores masks, whatever the time budget
     engine.generate([prompt(engine)], call)
 
   return memory_suite.measure(lambda: common.load_engine(config), write)
 
 
 def prompt(engine: Engine) -> list[int]:
-  """Some tokens."""
+  """A prompt of arbitrary tokens."""
   return [i % engine.cfg.vocab_size for i in range(_PROMPT_TOKENS)]
 
 
 def swift(config: ConfigDict, new_tokens: int) -> DecodeConfig:
-  """Greedy, to the last token."""
+  """Settings of greedy SWIFT that writes all of `new_tokens`."""
   sampling = SamplingConfig(
     temperature=0, max_new_tokens=new_tokens, use_generation_config=False
   )

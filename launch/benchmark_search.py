@@ -1,8 +1,8 @@
-"""The suite `search` of benchmark.py: what the search finds, how fast, and what
-it costs, on the model's own continuations of text that it was not trained on.
+"""The suite `search` of benchmark.py: the sets it finds, its speed and its costs.
 
-Some five to ten minutes with the demo model on two cores. What it compares it sets
-itself.
+It searches on the model's own continuations of text that the model was not trained
+on. It takes five to ten minutes with the demo model on two cores. It sets the
+settings that it compares itself.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
   from swift_jax.benchmark.suites.search import Comparison
 
 _NEW_TOKENS = 128
-_STREAM_TEXTS, _FRESH_TEXTS = 24, 40  # of the comparison
+_STREAM_TEXTS, _FRESH_TEXTS = 24, 40  # texts of the comparison of recipes
 _STREAM_PROMPTS = 20
 _DOMAIN_PROMPTS = 18  # of each kind
-_TOKENS_PER_MASK = 3  # about a round's
+_TOKENS_PER_MASK = 3  # about as many as a round commits
 
 
 class Bench(NamedTuple):
-  """What the parts of a suite share.
+  """Engine and prompts, which the parts of the suite share.
 
   Attributes:
-    make_engine: an engine with other search settings.
-    plain, swift: how one prompt is continued.
-    code, prose: prompts.
+    make_engine: makes an engine with changed search settings.
+    plain, swift: settings to continue one prompt.
+    code, prose: prompts from programs, and from documentation.
   """
 
   make_engine: Callable[..., Engine]
@@ -50,13 +50,13 @@ class Bench(NamedTuple):
 
 
 def search(config: ConfigDict, seeds: int) -> Outcome:
-  """The suite, with `seeds` searches of each recipe."""
+  """Runs the suite, with `seeds` searches of each recipe."""
   from swift_jax.benchmark.report import Outcome
 
   with config.unlocked():
     bench = prepare(config)
     figures = run_stream(bench)
-    # From here on every round drafts by layers: their acceptance is asked for.
+    # From here on every round drafts by layers: only their acceptance is measured.
     config.draft.adaptive = False
     figures |= {
       **compare_recipes(bench, common.section(config, 'draft'), seeds),
@@ -137,7 +137,7 @@ def prepare(config: ConfigDict) -> Bench:
 def compare_recipes(
   bench: Bench, draft: DraftConfig, seeds: int
 ) -> dict[str, Any]:
-  """What each recipe finds, and what the importances are worth."""
+  """Compares the sets that each recipe finds, and rates the importances."""
   from swift_jax.benchmark.replay import Pace, Stream
   from swift_jax.benchmark.suites import search as suite
 
@@ -174,11 +174,11 @@ def compare_recipes(
 
 
 def run_stream(bench: Bench) -> dict[str, Any]:
-  """The engine on a stream from a cold start."""
+  """Runs the engine on a stream of prompts from a cold start."""
   from swift_jax.benchmark.suites import search as suite
 
   say('a stream from a cold start')
-  # Not those that recipes were compared on.
+  # Prompts after those on which recipes were compared.
   first = _STREAM_TEXTS + _FRESH_TEXTS
   prompts = bench.code[first : first + _STREAM_PROMPTS]
   engine = bench.make_engine()
@@ -188,7 +188,7 @@ def run_stream(bench: Bench) -> dict[str, Any]:
 
 
 def change_domain(bench: Bench) -> dict[str, Any]:
-  """The engine on a stream that changes."""
+  """Runs the engine on a stream that changes from code to prose."""
   from swift_jax.benchmark.suites import search as suite
 
   say('a change of domain')
@@ -204,7 +204,7 @@ def change_domain(bench: Bench) -> dict[str, Any]:
 
 
 def count_costs(bench: Bench) -> dict[str, Any]:
-  """Compilations and suggestions."""
+  """Counts compilations, and times suggestions of the Gaussian process."""
   from swift_jax.benchmark.suites import search as suite
 
   say('suggestions and compilations')
@@ -237,7 +237,7 @@ def lead(ours: np.ndarray, theirs: np.ndarray) -> dict[str, list[float]]:
 
 
 def print_comparison(compared: Comparison, uniform: float) -> None:
-  """Mean and deviation over seeds."""
+  """Prints each recipe's mean and deviation over seeds."""
   from swift_jax.benchmark.suites.search import POINTS
 
   def line(name: str, means: Any, errors: Any) -> None:
@@ -259,7 +259,7 @@ def print_comparison(compared: Comparison, uniform: float) -> None:
 
 
 def suggestion_on_one_core() -> float:
-  """Milliseconds for 80 layers; in a process that is held to one core."""
+  """Milliseconds of a suggestion for 80 layers, in a process held to one core."""
   code = (
     'import os\n'
     'if hasattr(os, "sched_setaffinity"):\n'

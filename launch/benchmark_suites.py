@@ -1,4 +1,7 @@
-"""The suites of benchmark.py but `search`: a config and sizes in, figures out."""
+"""All suites of benchmark.py: from a config and sizes to figures.
+
+The suite `search` has a module of its own, `benchmark_search`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
   from swift_jax.runtime.engine import Engine
   from swift_jax.runtime.model import Model
 
-_OTHER_PROMPTS = 24  # that the warm set is found on
+_OTHER_PROMPTS = 24  # prompts on which the warm set is found
 _CHILD = pathlib.Path(__file__).with_name('benchmark_child.py')
 
 
@@ -31,16 +34,17 @@ class Sizes:
   """How much is measured.
 
   Attributes:
-    repeats: of passes and starts.
-    prompts: that are timed.
-    new_tokens: of each text.
+    repeats: repeats of each pass and each start.
+    prompts: number of prompts that are timed.
+    new_tokens: tokens written after each prompt.
     batches: batch sizes.
-    layers: of narrow models that start.
-    weights_mib: of a random model whose peak is measured on a CPU.
+    layers: numbers of layers of the narrow models whose start is timed.
+    weights_mib: size of the random model whose peak is measured on a CPU, in MiB.
     seeds: searches of each recipe.
-    shape: of random weights whose passes are measured; None: the config's model.
-    widen: how many times as wide that is made.
-    methods, temperatures: of decode.
+    shape: shape of the random weights whose passes are measured; None: the passes
+      of the config's model are measured.
+    widen: how many times as wide the config's model is made.
+    methods, temperatures: those of the suite decode.
   """
 
   repeats: int
@@ -76,7 +80,7 @@ def decode(config: ConfigDict, sizes: Sizes) -> Outcome:
   if cache:
     engine = bench.engine
     layers = engine.cfg.num_hidden_layers
-    # A set for the model as it was serves it as it is made.
+    # A set of the original model serves the widened one: its model is not compared.
     model = engine.fingerprint if sizes.widen == 1 else None
     found = cached_sets.load(cache, search.cache_name, layers, model)
     bench = dataclasses.replace(bench, warm_set=found)
@@ -97,7 +101,7 @@ def verify(config: ConfigDict, sizes: Sizes) -> Outcome:
 
 
 def _model(config: ConfigDict, sizes: Sizes) -> Model:
-  """Whose passes are measured."""
+  """The model whose passes are measured."""
   if sizes.shape is None:
     engine = load_engine(config, sizes)
     common.announce(engine.describe())
@@ -111,10 +115,10 @@ def _model(config: ConfigDict, sizes: Sizes) -> Model:
 
 
 def load_engine(config: ConfigDict, sizes: Sizes) -> Engine:
-  """The config's model, as wide as it is to be.
+  """The engine of the config's model, widened by `sizes.widen`.
 
   Raises:
-    InputError: as `common.load_engine`, or it cannot be made so much wider.
+    InputError: as `common.load_engine`, or the model cannot be made so wide.
   """
   engine = common.load_engine(config)
   if sizes.widen == 1:
@@ -162,7 +166,7 @@ def peers(config: ConfigDict, sizes: Sizes) -> Outcome:
   if not peers_suite.is_there():
     raise InputError("--suite='peers': torch is not there (the extra parity)")
   peers_suite.calm_threads()
-  config.model.dtype, config.model.weights = 'float32', ''  # as theirs are
+  config.model.dtype, config.model.weights = 'float32', ''  # as in the peers
   folder = hub.resolve(config.model.path)
   bench = make_bench(config, sizes)
   common.announce(bench.engine.describe())
@@ -181,10 +185,10 @@ SUITES: Mapping[str, Callable[[ConfigDict, Sizes], Outcome]] = {
 
 
 def make_bench(config: ConfigDict, sizes: Sizes) -> Bench:
-  """The model and its prompts: the last of the stream are timed.
+  """The model and its prompts: the last `sizes.prompts` programs are timed.
 
   Raises:
-    InputError: there is not enough text.
+    InputError: the standard library has too few programs.
   """
   from swift_jax.benchmark import prompts as benchmark_prompts
   from swift_jax.benchmark.decode_runs import Bench
@@ -209,7 +213,7 @@ def make_bench(config: ConfigDict, sizes: Sizes) -> Bench:
 
 @contextlib.contextmanager
 def config_file(config: ConfigDict) -> Iterator[pathlib.Path]:
-  """A file that gives a child this very config."""
+  """A config file that gives a child process this very config."""
   text = (
     'import ml_collections\n\n\ndef get_config():\n'
     f'  return ml_collections.ConfigDict({config.to_dict()!r})\n'
@@ -224,9 +228,9 @@ def child(measure: str, file: pathlib.Path, model: str | None) -> list[str]:
   """The command of a process that measures.
 
   Args:
-    measure: see benchmark_child.py.
-    file: with the config.
-    model: folder of a random model; None: what the config says.
+    measure: `start` or `memory`, see benchmark_child.py.
+    file: the config file.
+    model: folder of a random model; None: the config's model.
   """
   command = [
     *(sys.executable, '-W', 'ignore', str(_CHILD)),
@@ -234,7 +238,7 @@ def child(measure: str, file: pathlib.Path, model: str | None) -> list[str]:
   ]
   if model is None:
     return command
-  # As it is on disk, on one device.
+  # The random model has the type it has on disk, and one device.
   fields = {'model.path': model, 'model.dtype': ''}
   fields |= {'mesh.data': 1, 'mesh.tensor': 1}
   return [*command, *(f'--config.{k}={v}' for k, v in fields.items())]

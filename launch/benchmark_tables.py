@@ -1,4 +1,4 @@
-"""What the benchmark prints: tables, and progress beside them."""
+"""Prints the benchmark's tables, and its progress on standard error."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def print_tables(tables: Iterable[Table]) -> None:
-  """A blank line before each."""
+  """Prints tables, each after a blank line."""
   for table in tables:
     console.write(f'\n{table.text()}\n')
 
 
 def print_figures(title: str, figures: Mapping[str, Any]) -> None:
-  """A line a figure."""
+  """Prints a title and one line for each figure."""
   from swift_jax.benchmark.report import show
 
   lines = [f'  {name:<28} {show(value)}' for name, value in figures.items()]
@@ -27,5 +27,5 @@ def print_figures(title: str, figures: Mapping[str, Any]) -> None:
 
 
 def say(what: str) -> None:
-  """Progress, beside the tables."""
+  """Writes a line of progress to standard error, apart from the tables."""
   print(f'... {what}', file=sys.stderr, flush=True)

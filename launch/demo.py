@@ -1,12 +1,12 @@
-"""Watch a real model write with SWIFT, and see what it cost and won.
+"""Watch a real model write with SWIFT, and see the cost and the speedup.
 
   launch/demo.sh
   python launch/demo.py --config=configs/demo.py
 
-The same prompts are continued by plain decoding and by SWIFT. SWIFT starts from
-the uniform skip set and searches for a better one while it writes; the second
-table row is the same with the set that this found, the search at rest. Exit
-status 1 if any text differs.
+Plain decoding and SWIFT continue the same prompts. SWIFT starts from the uniform
+skip set and searches for a better set while it writes. The table's last row is SWIFT
+again, with the set that the search found and without a search. The exit status is 1
+if any text differs.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main(config: ml_collections.ConfigDict) -> int:
 
   plain, swift = [], []
   for number, prompt in enumerate(prompts, 1):
-    # In turns, so that a busy machine slows both.
+    # The methods take turns, so that a busy machine slows both.
     plain += engine.generate(prompt, plain_cfg)
     print(f'--- prompt {number} of {len(prompts)}, SWIFT\n{prompt}', end='')
     swift += engine.generate(prompt, swift_cfg, console.show_text)

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv if there is none and enters it.
+# The other scripts source this file. It makes .venv if there is none and enters it.
 #   use_environment EXTRAS     e.g. use_environment test
-# Installs again only when pyproject.toml, the constraints or the extras change.
+# It installs again only when pyproject.toml, the constraints or the extras change.
 
 use_environment() {
   local extras="$1" stamp wanted
@@ -27,7 +27,7 @@ make_venv() {
     echo "$0: python3 >= 3.11 is needed, found: $(python3 --version 2>&1)" >&2
     exit 2
   fi
-  # Some systems ship python3 without what makes environments.
+  # Some systems ship python3 without its venv package.
   if ! python3 -m venv .venv >/dev/null; then
     rm -rf .venv
     echo "$0: 'python3 -m venv .venv' failed: is its venv package there?" >&2

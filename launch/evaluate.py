@@ -4,15 +4,15 @@
     --config.task.name=spec_bench --config.task.path=question.jsonl \\
     --config.decode.method=swift
 
-DIR then holds run.json (what the run is), answers.jsonl and, for SWIFT,
-search.json (what the search has learnt). The same command goes on where it
-stopped, whatever stopped it; report.py compares runs. DIR, the task's file and the
+DIR then holds run.json (the run's settings and facts), answers.jsonl and, for SWIFT,
+search.json (the state of the search). The same command goes on where the run
+stopped, for whatever reason. report.py compares runs. DIR, the task's file and the
 model may lie on gs://.
 
-Several hosts (each with a model of its own, unless config.mesh.across_processes)
-take every n-th question and write answers-PROCESS.jsonl. On TPU, Kubernetes and
-Slurm they find each other; elsewhere --coordinator, --num_processes and
---process_id say who is who.
+With n hosts each host takes every n-th question and writes answers-PROCESS.jsonl.
+Each host has a model of its own, unless config.mesh.across_processes. On TPU,
+Kubernetes and Slurm the hosts find each other; elsewhere --coordinator,
+--num_processes and --process_id tell them.
 """
 
 from __future__ import annotations
@@ -45,33 +45,33 @@ if TYPE_CHECKING:
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'folder of the run, made or gone on with; may be gs://',
+  'folder of the run, new or of a run to go on with; may be gs://',
   allow_override=True,  # train_demo.py has one, and tests import both
 )
 _COORDINATOR = flags.DEFINE_string(
-  'coordinator', '', 'HOST:PORT of process 0, where no cluster tells'
+  'coordinator', '', 'HOST:PORT of process 0, if no cluster tells it'
 )
 _NUM_PROCESSES = flags.DEFINE_integer(
-  'num_processes', None, 'processes in all, with --coordinator'
+  'num_processes', None, 'number of processes, with --coordinator'
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  'process_id', None, 'which of them this is, from 0'
+  'process_id', None, 'number of this process, from 0, with --coordinator'
 )
 
 SECTIONS = {**common.SECTIONS, 'task': TaskConfig}
-# Every so many dispatches a round is timed in halves, unless the config says.
+# Dispatches from one round timed in two halves to the next, if the config has none.
 _PHASE_INTERVAL = 16
 
 
 def main(config: ConfigDict) -> None:
   if not _WORKDIR.value:
     raise InputError('--workdir: a folder is needed')
-  if config.search.record:  # it begins anew with each start
+  if config.search.record:  # a record begins anew with each start
     raise InputError(
       f'search.record={config.search.record!r}: expected none; evaluate.py keeps'
       ' what the search has learnt in its workdir'
     )
-  require_text('model.path', config.model.path)  # stands in every answer
+  require_text('model.path', config.model.path)  # every answer holds it
   task = common.section(config, 'task', TaskConfig)
   decode = common.decode_config(config)
   if not decode.phase_interval:
@@ -83,22 +83,22 @@ def main(config: ConfigDict) -> None:
   distributed.start(
     _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, in_step
   )
-  console.take_signals()  # JAX may have taken SIGTERM
+  console.take_signals()  # JAX may have taken SIGTERM over
   try:
     evaluate(config, decode, task, questions)
   except KeyboardInterrupt as error:
-    # Ends at once: the other processes may never come to part from.
+    # Ends at once: to leave it would wait for processes that may never come.
     error.add_note('the same command goes on where this one stopped')
     raise
   except InputError as error:
     if distributed.is_alone():
       raise
     common.say(console.with_notes(error, error))
-    if in_step:  # the others wait for us within a computation
+    if in_step:  # the others wait for this process within a computation
       os._exit(2)
-    distributed.part()  # our input is no reason for them to die
+    distributed.leave()  # bad input of this process must not end the others
     sys.exit(2)
-  distributed.part()
+  distributed.leave()
 
 
 def evaluate(
@@ -107,7 +107,7 @@ def evaluate(
   task: TaskConfig,
   questions: Sequence[Question],
 ) -> None:
-  """Answers what this process has to, in its workdir."""
+  """Answers this process's questions, in its workdir."""
   import jax
 
   from swift_jax.evaluation.runner import Runner
@@ -122,7 +122,7 @@ def evaluate(
     workdir.claim()
     started = beginning(workdir, in_step)
     engine = common.load_engine(config)
-    # Refuses settings that do not fit before there is a folder that has them.
+    # Refuses settings that do not fit, before the folder has them.
     runner = Runner(
       engine,
       decode,
@@ -135,7 +135,7 @@ def evaluate(
     )
     facts = facts_of(config, runner, engine, questions, started)
     workdir.open(facts, [question.question_id for question in mine])
-    done = answered(workdir, asked, in_step)
+    done = answered_before(workdir, asked, in_step)
     if done and decode.method == 'swift':
       resume_search(engine, workdir, in_step)
     for line in engine.remarks:
@@ -152,21 +152,21 @@ def evaluate(
 
 
 def beginning(workdir: Workdir, in_step: bool) -> datetime.datetime:
-  """When the run began, or now: the day that chat templates write.
+  """When the run began, or now: chat templates write this day.
 
-  Processes in step take the first one's, so that they ask the same.
+  Processes in step take the first process's time, so that their prompts are equal.
   """
   from swift_jax.parallel import distributed
 
   started = workdir.started() or datetime.datetime.now(datetime.UTC)
   if in_step:
-    said = distributed.of_the_first(started.isoformat().encode())
-    started = datetime.datetime.fromisoformat(said.decode())
+    first = distributed.from_first_process(started.isoformat().encode())
+    started = datetime.datetime.fromisoformat(first.decode())
   return started
 
 
 def model_id(config: ConfigDict) -> str:
-  """What answers call the model."""
+  """The name that answers give the model."""
   return os.path.basename(os.path.abspath(config.model.path))
 
 
@@ -177,10 +177,10 @@ def facts_of(
   questions: Sequence[Question],
   started: datetime.datetime,
 ) -> dict[str, Any]:
-  """What run.json holds: what the run is, and how it came about."""
+  """The content of run.json: the run's settings, and facts of its machine."""
   import jax
 
-  # What stands in no section changes no answer: another start may set it anew.
+  # Fields in no section change no answer: another start may set them anew.
   sections = {name: config[name].to_dict() for name in SECTIONS}
   sections['decode']['phase_interval'] = runner.decode.phase_interval
   environment = machine.environment()
@@ -202,27 +202,28 @@ def facts_of(
   }
 
 
-def answered(
+def answered_before(
   workdir: Workdir, asked: Sequence[Question], in_step: bool
 ) -> frozenset[int]:
-  """Indices of the questions that need not be asked any more."""
+  """Indices of the questions that have an answer already."""
   from swift_jax.parallel import distributed
 
   have = np.array([q.question_id in workdir.answered for q in asked], bool)
   if in_step:
     have = distributed.any_of(have)
   pairs = zip(asked, have, strict=True)
-  return frozenset(question.index for question, is_there in pairs if is_there)
+  return frozenset(question.index for question, is_done in pairs if is_done)
 
 
 def resume_search(engine: Engine, workdir: Workdir, in_step: bool) -> None:
-  """Goes on with what the search had learnt; processes in step with the same."""
+  """Restores the state of the search; processes in step restore the same state."""
   from swift_jax.parallel import distributed
 
   state = workdir.read_search()
   if in_step:
-    state = distributed.of_the_first(state)
-  if state:  # killed between the first answer and it, there is none
+    state = distributed.from_first_process(state)
+  # A run that was killed between its first answer and this file has none.
+  if state:
     engine.restore_search(state, workdir.search_name)
 
 
@@ -230,7 +231,7 @@ def resume_search(engine: Engine, workdir: Workdir, in_step: bool) -> None:
 def show_progress(
   total: int, done: int
 ) -> Iterator[Callable[[Sequence[Answer]], None]]:
-  """A bar on standard error: questions, time left, tokens/s and acceptance."""
+  """Shows questions, time left, tokens/s and acceptance in a progress bar."""
   tokens, wall_s, drafted, accepted = 0, 0.0, 0, 0
 
   with progress.bar(total=total, done=done, unit='question') as bar:

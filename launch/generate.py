@@ -7,13 +7,14 @@
 Every field of the config can be set: --config.decode.method=plain,
 --config.model.path=FOLDER_OR_HUB_ID, --config.sampling.temperature=0.6, ...
 
-Text goes to standard output as it comes; in a batch the first prompt's does,
-and the others' follow whole, so that they do not mix. What is applied that was not
-asked for (a model's generation_config.json, Hugging Face's top_k=50) is said on
-standard error.
+Text goes to standard output as it is written. In a batch this holds for the first
+prompt's text; the other texts follow whole, so that texts do not mix. A line on
+standard error names settings that apply though the user did not set them (from the
+model's generation_config.json, or Hugging Face's top_k=50).
 
-In a chat, a last message of the assistant's is continued, and the text is only what
-the model adds; --chat_template_kwargs='{"continue_final_message": false}' closes it.
+In a chat, the model continues a last message of the assistant, and the text is only
+the continuation. --chat_template_kwargs='{"continue_final_message": false}' closes
+the message instead.
 """
 
 from __future__ import annotations
@@ -46,27 +47,28 @@ _PROMPT = flags.DEFINE_string(
 _PROMPTS_FILE = flags.DEFINE_string(
   'prompts_file',
   None,
-  'prompts, one JSON object with "prompt" a line, gzip or not, local or gs://;'
-  ' - reads standard input',
+  'prompts, on each line a JSON object with "prompt"; the file may be compressed'
+  ' with gzip and lie on gs://; - reads standard input',
 )
 _CHAT = flags.DEFINE_boolean(
   'chat',
   False,
-  "prompts are a user's messages, put into the tokenizer's chat template; a line of"
+  "each prompt is a user's message in the tokenizer's chat template; a line of"
   ' the prompts file may hold "messages" instead: objects with role and content',
 )
 _CHAT_TEMPLATE_KWARGS = flags.DEFINE_string(
   'chat_template_kwargs',
   None,
-  'a JSON object: what the chat template is given, \'{"enable_thinking": false}\''
-  ' or {"tools": [...]}; a line of the prompts file may hold its own, and "tools"',
+  'arguments of the chat template, a JSON object; for instance'
+  ' \'{"enable_thinking": false}\' or {"tools": [...]}. A line of the prompts file'
+  ' may hold its own, and "tools"',
 )
 _OUTPUT_JSON = flags.DEFINE_string(
-  'output_json', None, 'one JSON line a prompt goes to this file'
+  'output_json', None, 'file that gets one JSON line for each prompt'
 )
 
-# The record's names are promised to readers: what `Metrics` gains does not show
-# up here unasked.
+# Readers rely on the record's names: a new field of `Metrics` does not appear here
+# by itself.
 METRICS = (
   'method',
   'new_tokens',
@@ -82,21 +84,22 @@ METRICS = (
   'matchness',
   'tokens_per_second',
 )
-_PIECE = 2**20  # bytes that are read at a time
+_CHUNK = 2**20  # bytes that are read at a time
 
 
 def encode(
   engine: Engine, prompts: Sequence[Prompt], arguments: dict[str, Any]
 ) -> tuple[list[str | list[int]], int]:
-  """What the engine is given, and the tokens of the longest prompt.
+  """The engine's inputs, and the number of tokens of the longest prompt.
 
-  That is a prompt's text, or in a chat the token ids of the template.
+  An input is a prompt's text, or in a chat the token ids that the template gives.
 
   Args:
-    arguments: of the template, where a prompt has none of that name.
+    arguments: arguments of the template; a prompt's own argument of the same name
+      goes before.
 
   Raises:
-    InputError: a prompt that the model cannot take; says where it came from.
+    InputError: the model cannot take a prompt; the error names its flag or line.
   """
   given, longest = [], 0
   for prompt in prompts:
@@ -116,11 +119,11 @@ def encode(
 
 
 class JsonLines:
-  """Lines that take the file's name once all of them are there.
+  """A file of JSON lines that gets its name once all lines are there.
 
-  Until then they lie in `FILE.partial`, which no other run may write meanwhile. A
-  run that breaks off leaves what was complete there until the next one has a line
-  of its own, and removes the file if that is nothing.
+  Until then the lines lie in `FILE.partial`, which no other run may write meanwhile.
+  A run that breaks off leaves its complete lines there, until the next run has a
+  line of its own. If there are no complete lines, it removes the file.
   """
 
   def __init__(self, path: str):
@@ -161,13 +164,13 @@ class JsonLines:
         raise
 
   def _begin(self) -> None:
-    """Until now the lines of an earlier run were there."""
+    """Removes the lines of an earlier run, which lay there until now."""
     if not self._has_begun:
       self._file.truncate(0)
       self._has_begun = True
 
   def _note(self, error: BaseException) -> None:
-    """What is kept though the error came."""
+    """Notes on the error which lines are kept, or removes the empty file."""
     count = self._lines()
     if count and self._has_begun:
       error.add_note(
@@ -180,17 +183,17 @@ class JsonLines:
 
   def _lines(self) -> int:
     self._file.seek(0)
-    pieces = iter(lambda: self._file.read(_PIECE), b'')
-    return sum(piece.count(b'\n') for piece in pieces)
+    chunks = iter(lambda: self._file.read(_CHUNK), b'')
+    return sum(chunk.count(b'\n') for chunk in chunks)
 
   def _named_errors(self) -> contextlib.AbstractContextManager[None]:
     return atomic.named_errors(f'{self._where}: cannot be written')
 
 
 def record(result: Result) -> dict[str, Any]:
-  """One line of the output."""
+  """The object of one line of the output."""
   fields = dataclasses.asdict(result)
-  del fields['rounds']  # evaluate.py's business
+  del fields['rounds']  # only evaluate.py writes them
   fields['metrics'] = {name: fields['metrics'][name] for name in METRICS}
   if result.logprobs is None:
     del fields['logprobs']
@@ -200,7 +203,10 @@ def record(result: Result) -> dict[str, Any]:
 def write_texts(
   engine: Engine, prompts: Sequence[str | list[int]], decode: DecodeConfig
 ) -> Iterator[Result]:
-  """Generates batch by batch; shows each text, in order, once it is taken."""
+  """Generates batch by batch, and shows the texts in order.
+
+  A batch's results come before its texts are shown, the first text excepted.
+  """
   for at in range(0, len(prompts), decode.batch_size):
 
     def first_only(row: int, piece: str) -> None:
@@ -211,7 +217,7 @@ def write_texts(
     batch = prompts[at : at + decode.batch_size]
     indices = range(at, at + len(batch))
     results = engine.generate(batch, decode, first_only, indices=indices)
-    yield from results  # they are complete, whoever still reads the texts
+    yield from results  # the caller gets them even if nobody reads the texts
     for row, result in enumerate(results):
       if row:
         _title(at + row, len(prompts))
@@ -225,17 +231,17 @@ def _title(index: int, count: int) -> None:
 
 
 def show_progress(work: Iterable[Any], count: int) -> Iterable[Any]:
-  """A bar, unless there are texts to watch or just one to wait for."""
+  """A progress bar, unless texts go to a terminal or there is one prompt only."""
   is_watched = sys.stdout is not None and sys.stdout.isatty()
   disable = is_watched or count == 1
   return progress.bar(work, total=count, unit='prompt', disable=disable)
 
 
 def check_output(path: str, config: ConfigDict) -> None:
-  """Refuses a file that is to hold something else too.
+  """Refuses an output file that another flag or setting names too.
 
   Raises:
-    InputError: names what.
+    InputError: there is one; the error names it.
   """
   others = {
     f'search.{name}': config.search[name]
@@ -266,7 +272,7 @@ def main(config: ConfigDict) -> None:
     common.announce(engine.describe())
     for line in engine.remarks:
       common.say(line)
-    # So that the times are those of writing.
+    # Compiles first, so that the times are those of writing alone.
     engine.warmup(decode, longest, search=False)
     if applied.is_remarkable:
       common.say(applied.describe())

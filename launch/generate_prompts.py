@@ -1,4 +1,4 @@
-"""The prompts of `generate.py`: a flag's or a file's, checked before a model is read."""
+"""Prompts of `generate.py` from a flag or a file, checked before a model is read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from swift_jax.runtime import chat_template
 
 
 class Prompt(NamedTuple):
-  """A prompt, and the flag or line it came from; in a chat, its messages.
+  """A prompt, and where it came from.
 
   Attributes:
-    arguments: of the chat template, in a chat.
+    where: the flag, or the file and the line.
+    text: the text; in a chat the messages.
+    arguments: in a chat, the prompt's own arguments of the chat template.
   """
 
   where: str
@@ -30,10 +32,10 @@ class Prompt(NamedTuple):
 def read_prompts(
   prompt: str | None, path: str | None, is_chat: bool = False
 ) -> list[Prompt]:
-  """The prompts that the flags name.
+  """Reads the prompts that the flags name.
 
   Raises:
-    InputError: names the flag, or the file and its line.
+    InputError: a prompt is wrong; the error names the flag, or the file and line.
   """
   if prompt is not None and path is not None:
     raise InputError(
@@ -48,7 +50,7 @@ def read_prompts(
 
 
 def _as_chat(prompt: Prompt, is_chat: bool) -> Prompt:
-  """The prompt as a user's message, in a chat."""
+  """In a chat, the prompt's text as a user's message; else the prompt as it is."""
   if not is_chat or not isinstance(prompt.text, str):
     return prompt
   message = {'role': 'user', 'content': prompt.text}
@@ -70,7 +72,7 @@ def _read_file(path: str, is_chat: bool) -> list[Prompt]:
 
 
 def _standard_input(where: str) -> bytes:
-  if sys.stdin is None:  # closed by whoever started us
+  if sys.stdin is None:  # closed by the process that started this one
     raise InputError(f'{where}: standard input is closed')
   with atomic.named_errors(where):
     return unpacked(sys.stdin.buffer.read(), where)
@@ -97,7 +99,7 @@ def _parse_line(where: str, line: bytes, is_chat: bool) -> Prompt:
 
 
 def _check_keys(where: str, line: dict[str, Any], is_chat: bool) -> None:
-  """Refuses what would have no effect."""
+  """Refuses keys that would have no effect."""
   if 'prompt' in line and 'messages' in line:
     raise InputError(f'{where}: "prompt" and "messages": expected one of them')
   for name in ('tools', 'chat_template_kwargs'):
@@ -106,7 +108,7 @@ def _check_keys(where: str, line: dict[str, Any], is_chat: bool) -> None:
 
 
 def _arguments(where: str, line: dict[str, Any]) -> dict[str, Any]:
-  """What a line has for the chat template."""
+  """A line's arguments for the chat template."""
   given = line.get('chat_template_kwargs')
   tools = {'tools': line['tools']} if 'tools' in line else {}
   try:
@@ -119,10 +121,10 @@ def _arguments(where: str, line: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_arguments(text: str | None, is_chat: bool) -> dict[str, Any]:
-  """What the flag has for the chat template.
+  """Reads the flag's arguments for the chat template.
 
   Raises:
-    InputError: names the flag.
+    InputError: the value is wrong; the error names the flag.
   """
   if text is None:
     return {}

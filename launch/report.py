@@ -1,15 +1,15 @@
-"""Compares evaluation runs, or draws what a search recorded.
+"""Compares evaluation runs, or draws the record of a search.
 
   python launch/report.py --baseline=RUN --candidate=RUN --output=DIR
   python launch/report.py --search=search.jsonl --output=DIR
 
-A RUN is a folder that launch/evaluate.py wrote, or an answers file in
-Spec-Bench's format, of any method; --candidate may come several times. DIR,
-made if it is not there, then holds report.json, report.md, speedup.png,
-accepted_lengths.png and speedup_over_stream.png, and where the answers say enough
-acceptance_by_position.png and time_budget.png; with --export_answers also
-answers/NAME.jsonl for each run, which Spec-Bench's scripts take. Of a search it
-holds search.json, matchness_over_evaluations.png, matchness_over_seconds.png,
+A RUN is a folder that launch/evaluate.py wrote, or an answers file in Spec-Bench's
+format, of any method. --candidate may come several times. DIR is made if it is not
+there. For runs it then holds report.json, report.md, speedup.png,
+accepted_lengths.png and speedup_over_stream.png. If the answers have the details,
+it also holds acceptance_by_position.png and time_budget.png; with --export_answers
+also answers/NAME.jsonl for each run, which Spec-Bench's scripts take. For a search
+it holds search.json, matchness_over_evaluations.png, matchness_over_seconds.png,
 skip_set.png and sources.png.
 """
 
@@ -41,7 +41,7 @@ _SEARCH = flags.DEFINE_string(
   'search', None, 'record of a search (--config.search.record of a run)'
 )
 _BASELINE = flags.DEFINE_string(
-  'baseline', None, 'run that the others are compared with'
+  'baseline', None, 'run with which the others are compared'
 )
 _CANDIDATES = flags.DEFINE_multi_string(
   'candidate', [], 'run to compare; may come several times'
@@ -49,7 +49,7 @@ _CANDIDATES = flags.DEFINE_multi_string(
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
-  'folder that the report goes to',
+  'folder of the report',
   allow_override=True,  # other launchers have one, and tests import several
 )
 _EXPORT = flags.DEFINE_boolean(
@@ -58,15 +58,15 @@ _EXPORT = flags.DEFINE_boolean(
 _TOKENIZER = flags.DEFINE_string(
   'tokenizer',
   None,
-  "folder with the tokenizer that Spec-Bench's figure counts the baseline's"
-  ' text with; without it the recorded tokens count',
+  "folder of the tokenizer for Spec-Bench's figure; it counts the tokens of the"
+  " baseline's text; without it the recorded tokens count",
 )
 _ALLOW_MISSING = flags.DEFINE_boolean(
   'allow_missing', False, 'take runs that are not finished'
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'of the bootstrap', lower_bound=0)
+_SEED = flags.DEFINE_integer('seed', 0, 'seed of the bootstrap', lower_bound=0)
 
-_OF_RUNS = (
+_RUN_FLAGS = (
   'baseline',
   'candidate',
   'export_answers',
@@ -77,10 +77,10 @@ _OF_RUNS = (
 
 
 def load_drawing(name: str) -> Any:
-  """A module of the evaluation that draws; matplotlib is an extra.
+  """Imports a module of the evaluation that draws; matplotlib is an extra.
 
   Raises:
-    InputError: it is not installed.
+    InputError: matplotlib is not installed.
   """
   try:
     return importlib.import_module(f'swift_jax.evaluation.report.{name}')
@@ -91,7 +91,7 @@ def load_drawing(name: str) -> Any:
 
 
 def load_count(path: str) -> Callable[[str], int]:
-  """Counts the token ids of a text, as Spec-Bench's speed.py does.
+  """A function that counts a text's token ids, as Spec-Bench's speed.py does.
 
   Raises:
     InputError: the folder holds no tokenizer that can be read.
@@ -112,7 +112,7 @@ def write_files(folder: pathlib.Path, files: Mapping[str, bytes]) -> None:
   """Writes files into a folder, each of them whole or not at all.
 
   Raises:
-    InputError: they cannot be written, or one of them is what is reported on.
+    InputError: a file cannot be written, or would replace an input of the report.
   """
   read = [_SEARCH.value, _BASELINE.value, *_CANDIDATES.value]
   for name in files:
@@ -136,7 +136,7 @@ def png(figure: Figure) -> bytes:
 
 
 def report_search(path: str, folder: pathlib.Path) -> None:
-  """Figures, search.json and the table of one search."""
+  """Writes the figures and search.json of one search, and prints its table."""
   if (folder / runs.RUN).exists():
     raise InputError(
       f'--output={_OUTPUT.value!r}: is the workdir of a run, whose search.json'
@@ -153,7 +153,7 @@ def report_search(path: str, folder: pathlib.Path) -> None:
 
 
 def report_runs(folder: pathlib.Path) -> None:
-  """Figures, report.json, report.md and the table of all runs."""
+  """Writes figures, report.json and report.md of all runs; prints their table."""
   run_plots = load_drawing('run_plots')
   round_plots = load_drawing('round_plots')
   paths = [_BASELINE.value, *_CANDIDATES.value]
@@ -176,7 +176,7 @@ def report_runs(folder: pathlib.Path) -> None:
     **round_plots.pictures(summary),
   }
   files = {name: png(figure) for name, figure in figures.items()}
-  # Half a character, which JSON can hold and no file can, is written as such.
+  # JSON can hold half a character, which no file can: its escape is written.
   text = report_markdown.markdown(summary, list(figures))
   files['report.md'] = text.encode(errors='backslashreplace')
   files['report.json'] = to_json(summary)
@@ -189,7 +189,7 @@ def report_runs(folder: pathlib.Path) -> None:
 
 
 def to_json(summary: report.Report) -> bytes:
-  """report.json.
+  """The content of report.json.
 
   Raises:
     InputError: a figure is not finite.
@@ -202,16 +202,16 @@ def to_json(summary: report.Report) -> bytes:
 
 
 def check_flags() -> None:
-  """Either a search or runs.
+  """Checks that the flags name either a search or runs.
 
   Raises:
-    InputError: names the flag that is missing, or that does not go with others.
+    InputError: names a flag that is missing, or that does not go with others.
   """
   if _SEARCH.value is not None:
-    for name in _OF_RUNS:
+    for name in _RUN_FLAGS:
       if flags.FLAGS[name].present:
         raise InputError(f'--{name}: does not go with --search')
-  elif not any(flags.FLAGS[name].present for name in _OF_RUNS):
+  elif not any(flags.FLAGS[name].present for name in _RUN_FLAGS):
     raise InputError(
       '--search: a file is needed, or runs: --baseline and --candidate'
     )

@@ -5,9 +5,9 @@
   python launch/skip_sets.py --sets=skip_sets.json --model=FINGERPRINT \\
     --export=official.json
 
-A file may be in our form or in the official one, which says nothing but the
-layers: what a file does not say is a dash. --model and --name choose among the
-sets, for --export too.
+A file may be in our form or in the official form, which holds nothing but the
+layers. The table has a dash for a fact that the file does not hold. --model and
+--name choose among the sets, for --export too.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from swift_jax.search.files import cached_sets
 from swift_jax.search.files.cached_sets import CachedSet
 
 _SETS = flags.DEFINE_string(
-  'sets', None, 'file with skip sets; published: those in the package'
+  'sets', None, 'file with skip sets; published: the sets in the package'
 )
 _MODEL = flags.DEFINE_string(
   'model', None, 'only the sets for the model of this fingerprint'
 )
 _NAME = flags.DEFINE_string('name', None, 'only the sets of this name')
 _EXPORT = flags.DEFINE_string(
-  'export', None, 'the sets go to this file, in the official form'
+  'export', None, 'file to write the sets to, in the official form'
 )
 
 COLUMNS = (
@@ -46,7 +46,7 @@ COLUMNS = (
 
 
 def choose(path: str, model: str | None, name: str | None) -> list[CachedSet]:
-  """The sets of a file that are for a model and have a name; None: any.
+  """The sets of a file that are for `model` and called `name`; None: any.
 
   Raises:
     InputError: the file cannot be read, or holds no such set.
@@ -59,13 +59,13 @@ def choose(path: str, model: str | None, name: str | None) -> list[CachedSet]:
     if all(getattr(entry, key) == value for key, value in filters.items())
   ]
   if not sets:
-    asked = [f' with --{key}={value!r}' for key, value in filters.items()]
-    raise InputError(f'--sets={path!r}: holds no set{" and".join(asked)}')
+    wanted = [f' with --{key}={value!r}' for key, value in filters.items()]
+    raise InputError(f'--sets={path!r}: holds no set{" and".join(wanted)}')
   return sets
 
 
 def row(entry: CachedSet) -> list[str]:
-  """A line of the table, a cell a column."""
+  """The cells of a set's line in the table, one for each column."""
   matchness = None if entry.matchness is None else f'{entry.matchness:.3f}'
   cells = (
     entry.name if entry.name.isprintable() else repr(entry.name),
@@ -81,7 +81,7 @@ def row(entry: CachedSet) -> list[str]:
 
 
 def table(sets: Sequence[CachedSet]) -> str:
-  """A line a set, under the columns' names."""
+  """The table: the columns' names, then a line for each set."""
   rows = [COLUMNS, *map(row, sets)]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = (

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the whole test suite; makes the environment first if needed.
 #   launch/test.sh [--nightly] [PYTEST_ARGUMENT ...]
-# In two processes, for tests wait for compilations; --nightly runs all there are.
+# Two processes run side by side, since tests wait for compilations. --nightly runs
+# the tests too that the quick suite leaves out.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh

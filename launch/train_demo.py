@@ -2,10 +2,10 @@
 
   python launch/train_demo.py --workdir=DIR --output=FOLDER
 
-DIR holds the tokenizer and Orbax checkpoints; started again, training goes on
-where it stopped, and a finished run is only written out. With --output the model
-is written there in Hugging Face format (bfloat16), with a model card that says
-how it was made and the skip set that was found for it.
+DIR holds the tokenizer and Orbax checkpoints. Training that is started again goes on
+where it stopped; a finished run only writes the model. With --output the model is
+written to FOLDER in Hugging Face format (bfloat16), with a skip set found for it and
+a model card that says how both were made.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from swift_jax.model.skip_mask import SkipMask
 _WORKDIR = flags.DEFINE_string(
   'workdir',
   None,
-  'tokenizer and checkpoints',
+  'folder of the tokenizer and the checkpoints',
   allow_override=True,  # evaluate.py has one, and tests import both
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'folder of the finished model')
 
 SKIP_RATIO = 0.45
-SWAPS = 150  # masks tried for the skip set of the model card
+SWAPS = 150  # number of masks tried to find the model card's skip set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ class CpuConfig:
   """How a CPU is used.
 
   Attributes:
-    devices: devices that the CPU is split into, each with its share of a
-      batch's rows. What XLA runs on one thread then runs side by side.
+    devices: number of devices into which the CPU is split. Each has its share of a
+      batch's rows, so that work which XLA does on one thread runs side by side.
   """
 
   devices: int = 2
@@ -113,7 +113,7 @@ def main(config: ConfigDict) -> None:
 
 
 def train(config: ConfigDict) -> None:
-  """Trains, and writes the model out."""
+  """Trains, and writes the model to --output."""
   cfgs = [common.section(config, name, SECTIONS[name]) for name in SECTIONS]
   if not _WORKDIR.value:
     raise InputError('--workdir: a folder is needed')
@@ -128,8 +128,11 @@ def train(config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def claimed(path: str) -> Iterator[pathlib.Path]:
-  """The folder of the model, now and not after hours of training; it appears
-  when it is complete."""
+  """Locks the model's folder and checks that it can be written.
+
+  This happens before hours of training. The folder itself appears when it is
+  complete.
+  """
   folder, where = pathlib.Path(os.path.realpath(path)), f'--output={path}'
   with atomic.named_errors(f'{where}: cannot be written'):
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +151,7 @@ def train_in(
   cfg: TrainConfig,
   cpu: CpuConfig,
 ) -> None:
-  """As `train`, in folders that can be written."""
+  """Trains in folders that are known to be writable."""
   _split_cpu(cpu.devices)
   training.check_batch(cfg)
 
@@ -190,12 +193,12 @@ def train_in(
 
 
 def _split_cpu(devices: int) -> None:
-  """Before jax first runs anything: it cannot be done after."""
+  """Splits the CPU into devices; jax allows it only before its first computation."""
   jax.config.update('jax_num_cpu_devices', devices)
 
 
 def _tokenizer(file: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
-  """The run's tokenizer: learnt once, for a checkpoint knows only its own."""
+  """The run's tokenizer, learnt once: checkpoints fit only the first one."""
   if not file.exists():
     learnt = corpus.train_tokenizer(vocab_size).to_str(pretty=True)
     atomic.replace(file, learnt, f'--workdir={file}')
@@ -211,7 +214,7 @@ def _tokenizer(file: pathlib.Path, vocab_size: int) -> tokenizers.Tokenizer:
 def _skip_set(
   model_cfg: ModelConfig, cfg: TrainConfig, params: Any, tokens: np.ndarray
 ) -> SkipMask:
-  """A set found on training text."""
+  """Finds a skip set on training text."""
   graphdef, _ = llama.abstract_model(model_cfg)
   rows = measuring.spread_rows(tokens, cfg.seq_len, 8)[:, :-1]
   return measuring.find_skip_set(
@@ -255,7 +258,7 @@ def _facts(
   text: Mapping[str, np.ndarray],
   figures: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """What the card says, from the run's settings and what was measured."""
+  """The facts of the model card: the run's settings and the measured figures."""
   num_bytes = sum(len(t.encode()) for t in corpus.documents(held_out=True))
   bits = figures['loss'] / np.log(2) * len(text['held_out'])
   return {

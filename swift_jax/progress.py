@@ -1,4 +1,4 @@
-"""How far long work is, and how long it still takes, on standard error."""
+"""Progress of long work and its remaining time, on standard error."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 
 from tqdm import tqdm
 
-_LOG_SECONDS = 30  # a log gets a line so often, and none of what is shorter
+_LOG_SECONDS = 30  # between two lines of a log; shorter work writes no line
 
 
 class Lines(tqdm):
-  """For what is no terminal: plain lines now and then, no carriage returns."""
+  """A bar for streams that are no terminal: plain lines, no carriage returns."""
 
   def display(self, msg: str | None = None, pos: int | None = None) -> bool:
     line = str(self) if msg is None else msg
     if line:
       print(line, file=self.fp, flush=True)
-    return False  # nothing that is to be cleared
+    return False  # tqdm has nothing to clear
 
   def clear(self, nolock: bool = False) -> None:
-    """Before others write: lines stay."""
+    """Does nothing: lines stay when other code writes."""
 
 
 def bar(
@@ -32,18 +32,18 @@ def bar(
   unit: str = 'it',
   **settings: Any,
 ) -> tqdm:
-  """A bar on a terminal that can move back in a line, else `Lines`.
+  """A bar on a terminal that can move back in a line; elsewhere `Lines`.
 
   Args:
-    iterable: what is gone through; None: `update` says what is done.
-    total: of it, if that does not say.
-    done: before this start.
-    unit: of both.
-    settings: tqdm's own.
+    iterable: the work's items; None: the caller calls `update` for items done.
+    total: number of items, if the iterable has no length.
+    done: number of items done before this start.
+    unit: name of an item.
+    settings: other arguments of tqdm.
   """
   stream = sys.stderr
   given = {'total': total, 'initial': done, 'unit': unit, **settings}
-  if stream is None:  # closed by whoever started us
+  if stream is None:  # closed by the process that started this one
     return tqdm(iterable, **{**given, 'disable': True})
   if stream.isatty() and os.environ.get('TERM', 'dumb') != 'dumb':
     return tqdm(iterable, **given)

@@ -1,4 +1,5 @@
-"""What the launchers share: flags and config, console and signals, jax's set-up.
+"""Modules that the launchers share: flags, config, console, signals, jax's set-up.
 
-Launchers are scripts: `launch/` stands first on their path, so this is `cli`.
+Launchers are scripts, so `launch/` stands first on their import path and this
+package is called `cli`.
 """

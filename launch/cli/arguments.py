@@ -1,4 +1,4 @@
-"""The command line before the flag library reads it: which config, which fields."""
+"""Reads the command line before the flag library does: its config and its fields."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from swift_jax.errors import InputError
 
-# Flags of fields that hold text; see `unescaped`.
-_TEXTS = ('config.sampling.stop_strings',)
+# Flags whose values are texts with escapes; see `unescaped`.
+_TEXT_FLAGS = ('config.sampling.stop_strings',)
 _ESCAPE = re.compile(
   r'\\(?:[\\\'"abfnrtv\n]|[0-7]{1,3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}'
   r'|U[0-9a-fA-F]{8}|N\{[^}]*\}|[xuUN])'
@@ -23,13 +23,15 @@ _ESCAPE = re.compile(
 def check_fields(
   argv: Sequence[str], config: ConfigDict, bare: Collection[str]
 ) -> None:
-  """Names an unknown field as it was typed; the flag library only raises.
+  """Refuses an unknown field, by the name that was typed.
+
+  The flag library would only raise an exception.
 
   Args:
-    bare: the fields that stand in no section.
+    bare: names of the fields that stand in no section.
 
   Raises:
-    InputError: there is one.
+    InputError: a field is unknown.
   """
   for argument in argv[1:]:
     if argument == '--':
@@ -50,26 +52,26 @@ def check_fields(
 
 
 def _paths(config: ConfigDict, bare: Collection[str]) -> list[str]:
-  """All fields, as in `draft.tree`."""
+  """The names of all fields, such as `draft.tree`."""
   sections = config.to_dict().items()
   return [*bare] + [
     f'{name}.{field}'
-    for name, of in sections
+    for name, fields in sections
     if name not in bare
-    for field in of
+    for field in fields
   ]
 
 
 def unescaped(flag: str, text: str) -> str:
-  """A text of the command line, with Python's escapes: \\n is a line break.
+  """Decodes Python's escapes in a text of the command line: \\n is a line break.
 
-  A backslash that begins none of them stays.
+  A backslash that begins no escape stays.
 
   Args:
-    flag: what errors call it.
+    flag: the flag that errors name.
 
   Raises:
-    InputError: an escape that is not whole, as \\x4.
+    InputError: an escape is not complete, such as \\x4.
   """
 
   def character(found: re.Match[str]) -> str:
@@ -85,16 +87,20 @@ def unescaped(flag: str, text: str) -> str:
 
 
 def _texts(flag: str, value: str) -> tuple[str, ...]:
-  """One text as it is, or several as a Python tuple, with the same escapes."""
+  """A flag's texts: one text as it is, or several written as a Python tuple.
+
+  Both forms have the same escapes.
+  """
   is_several = re.match(r'[([]\s*[\'"]', value)
   if not is_several and value[:1] not in ('"', "'"):
     return (unescaped(flag, value),)
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # of a backslash that stays
+      # Python warns of a backslash that begins no escape.
+      warnings.simplefilter('ignore')
       found = ast.literal_eval(value)
   except (SyntaxError, ValueError):
-    if not is_several:  # a quotation mark is a text too
+    if not is_several:  # a text may begin with a quotation mark
       return (unescaped(flag, value),)
     raise InputError(
       f"{flag}={value!r:.80}: expected a text, or several as in ('a', 'b')"
@@ -103,13 +109,13 @@ def _texts(flag: str, value: str) -> tuple[str, ...]:
 
 
 def with_texts(argv: Sequence[str]) -> list[str]:
-  """The arguments, those that hold texts as the flag library reads them."""
+  """The arguments; values of text flags are rewritten for the flag library."""
   read = list(argv)
   for at, argument in enumerate(argv):
     if argument == '--':
       break
     flag, equals, value = argument.partition('=')
-    if flag.lstrip('-') not in _TEXTS or not flag.startswith('-'):
+    if flag.lstrip('-') not in _TEXT_FLAGS or not flag.startswith('-'):
       continue
     if equals:
       read[at] = f'{flag}={_texts(flag, value)!r}'
@@ -119,7 +125,7 @@ def with_texts(argv: Sequence[str]) -> list[str]:
 
 
 def take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-  """Splits `--config=FILE` off the arguments; the last one counts."""
+  """Splits `--config=FILE` off the arguments; the last such flag counts."""
   path, rest, at = None, [], 0
   while at < len(argv):
     name, equals, value = argv[at].partition('=')

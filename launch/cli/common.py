@@ -1,8 +1,8 @@
-"""What the launchers share: one config of flags, one line for bad input.
+"""Start of every launcher: one config as flags, one line for bad input.
 
-A config file only overrides; the defaults are those of the dataclasses in
-`swift_jax/config/settings.py`. So the file is read before the flags are declared: each
-field of each section becomes `--config.SECTION.FIELD=VALUE`.
+A config file only overrides defaults; the defaults stand in the dataclasses of
+`swift_jax/config/settings.py`. The file is read before the flags are declared, for
+each field of each section becomes a flag `--config.SECTION.FIELD=VALUE`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import typing
 from typing import Any, NoReturn
 import warnings
 
-# Standard error belongs to our one line: no chatter from XLA (errors stay) and
-# none from transformers. Before jax is imported, which reads it once.
+# Standard error belongs to our one line: XLA says nothing but errors there, and
+# transformers says nothing. jax reads the variable once, when it is imported.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
 
@@ -44,7 +44,7 @@ from swift_jax.errors import InputError
 if typing.TYPE_CHECKING:
   from swift_jax import Engine
 
-console.heed_interrupts()  # what launchers import now takes a second
+console.heed_interrupts()  # the launchers' imports, which follow, take a second
 xla_flags.set_for_cpu(os.environ)
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
@@ -52,12 +52,13 @@ _CONFIGS = pathlib.Path(__file__).resolve().parents[2] / 'configs'
 
 @dataclasses.dataclass(frozen=True)
 class ModelSource:
-  """Which model: a folder, a hub id, or `demo` for the one in the package.
+  """The model to load.
 
   Attributes:
-    path: where it is.
+    path: a folder, a hub id, or `demo` for the model in the package.
     dtype: bfloat16, float16 or float32; empty: the checkpoint's own.
-    weights: int8 rounds the projections' weights to whole numbers; empty: not.
+    weights: int8 rounds the projections' weights; empty: as they are. The rounded
+      weights are whole numbers with scales.
   """
 
   path: str = 'demo'
@@ -84,31 +85,34 @@ SECTIONS: Sections = {
   'sampling': SamplingConfig,
   'search': SearchConfig,
 }
-# What stands in no section: its type and meaning; None where nobody sets it.
+# The fields that stand in no section, each with its type and its meaning. A field
+# that nobody sets is None.
 FIELDS: Mapping[str, tuple[type, str]] = {
   'compilation_cache_dir': (
     str,
-    'where compiled programs are kept, may be gs://; empty: nowhere',
+    'folder of compiled programs, may be gs://; empty: none are kept',
   )
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read_config(path: str) -> ConfigDict:
-  """`get_config()` of a Python file.
+  """The config that `get_config()` of a Python file returns.
 
   Args:
     path: the file. `FILE.py:NAME` calls `get_config(NAME)`.
 
   Raises:
-    InputError: whatever is wrong with the file or the name, they are named.
+    InputError: something is wrong with the file or the name; the error names both.
   """
   stem, colon, name = path.partition('.py:')
   file = pathlib.Path(f'{stem}.py' if colon else path)
   try:
     if not file.is_file():
       raise InputError(f'--config={path}: no such file')
-  except OSError as error:  # a folder that may not be entered, a long name
+  except (
+    OSError
+  ) as error:  # a folder without permission, a name that is too long
     raise InputError(f'--config={path}: {error.strerror}') from None
   spec = importlib.util.spec_from_file_location('swift_jax_config', file)
   if spec is None or spec.loader is None:
@@ -118,7 +122,8 @@ def read_config(path: str) -> ConfigDict:
     spec.loader.exec_module(module)
     config = module.get_config(*([name] if colon else []))
   except Exception as error:
-    # A file refuses a name by a ValueError; of the rest the kind says more.
+    # A config file refuses a name by a ValueError, whose message is enough. The
+    # message of another exception needs its type.
     kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
     raise InputError(f'--config={path}: {kind}{error}') from error
   if not isinstance(config, ConfigDict):
@@ -129,15 +134,16 @@ def read_config(path: str) -> ConfigDict:
 
 
 def merge(overrides: ConfigDict, sections: Sections) -> ConfigDict:
-  """All fields of all sections, and those in none: the dataclasses' defaults,
-  overridden; locked.
+  """The full config: the dataclasses' defaults with a file's overrides, locked.
+
+  It has all fields of all sections, and the fields of no section.
 
   Args:
-    overrides: what a config file gives.
-    sections: a dataclass by the name of its section.
+    overrides: the config that a file gives.
+    sections: for each section's name its dataclass.
 
   Raises:
-    InputError: a section, field or type that does not exist.
+    InputError: a section or a field does not exist, or a value has a wrong type.
   """
   merged = ConfigDict({name: _defaults(cls) for name, cls in sections.items()})
   for name, (kind, _) in FIELDS.items():
@@ -166,9 +172,9 @@ def _override(fields: ConfigDict, name: str, value: Any, where: str) -> None:
 
 
 def _defaults(cls: type) -> dict[str, Any]:
-  """A section's fields; nested dataclasses keep the default they have.
+  """The defaults of a section's fields; fields that are dataclasses are left out.
 
-  What has no default, or None, may be set to a value of its type.
+  A field whose default is missing or None accepts a value of its type.
   """
   kinds = typing.get_type_hints(cls)
   return {
@@ -194,18 +200,18 @@ def section(config: ConfigDict, name: str, cls: type | None = None) -> Any:
 
 
 def decode_config(config: ConfigDict, **changes: Any) -> DecodeConfig:
-  """The sections decode and sampling as one, with `changes` to the former."""
+  """The sections decode and sampling as one, with `changes` to section decode."""
   decode = section(config, 'decode')
   sampling = section(config, 'sampling')
   return dataclasses.replace(decode, sampling=sampling, **changes)
 
 
 def without_logprobs(decode: DecodeConfig) -> DecodeConfig:
-  """The same, with no pass over the texts for figures that nobody would see."""
-  asked = decode.sampling.logprobs
-  if asked is not None:
+  """The same settings without log-probabilities: nobody would see these figures."""
+  logprobs = decode.sampling.logprobs
+  if logprobs is not None:
     say(
-      f'sampling.logprobs={asked}: none are taken; generate.py writes them to'
+      f'sampling.logprobs={logprobs}: none are taken; generate.py writes them to'
       ' --output_json'
     )
   sampling = dataclasses.replace(decode.sampling, logprobs=None)
@@ -235,16 +241,16 @@ def load_engine(config: ConfigDict) -> Engine:
 
 
 def announce(what: str) -> None:
-  """Says what now begins, and where its programs are kept.
+  """Says what begins now, and where its compiled programs are kept.
 
-  Once the input is known to be good: what is refused stays one line.
+  It is called once the input is known to be good, so that a refusal stays one line.
   """
   import jax
 
   flag = flags.FLAGS['verbosity']
   if not flag.present or flag.value >= logging.INFO:
-    kept = jax.config.jax_compilation_cache_dir or 'off'
-    say(f'{what}; compilation cache: {kept}')
+    folder = jax.config.jax_compilation_cache_dir or 'off'
+    say(f'{what}; compilation cache: {folder}')
 
 
 def run(
@@ -275,7 +281,7 @@ def run(
       say(missing)
     try:
       return main(config)
-    except RuntimeError as error:  # XLA's is one
+    except RuntimeError as error:  # XLA's errors are RuntimeErrors
       if 'RESOURCE_EXHAUSTED' not in str(error):
         raise
       raise _refused(machine.out_of_memory(config, error), error) from error
@@ -284,7 +290,7 @@ def run(
 
 
 def _refused(message: str, error: Exception) -> InputError:
-  """An error in our words, with what was noted on the way."""
+  """An error with our message and the notes of the original error."""
   refused = InputError(message)
   for note in getattr(error, '__notes__', []):
     refused.add_note(note)
@@ -299,9 +305,9 @@ def run_plain(
   """Runs a `main()` that has no config; bad input ends with status 2.
 
   Args:
-    main: gives the exit status; None: 0.
-    argv: the arguments, if they are not all of the command line's.
-    torch: `main` may import it.
+    main: returns the exit status; None means 0.
+    argv: the arguments; None: those of the command line.
+    torch: `main` may import torch.
   """
   console.begin()
   if help_text.is_asked(argv or sys.argv):
@@ -325,15 +331,15 @@ def run_plain(
 
 
 def _ended(main: Callable[[], int | None]) -> int | None:
-  """The status that `main` ends with, whatever it runs into but a bug."""
+  """Runs `main` and returns its exit status; errors other than bugs become lines."""
   try:
     status = main()
-    console.write('')  # what `print` holds back still
+    console.write('')  # flushes the text that `print` still holds back
     return status
   except InputError as error:
     _refuse(error)
   except BrokenPipeError as error:
-    # Who read our text has had enough, as `head`. There is no need to say so.
+    # The reader of our text, such as `head`, has read enough. That is no error.
     if hasattr(error, '__notes__'):
       say(console.with_notes('nobody reads standard output any more', error))
     return console.READER_GONE
@@ -360,7 +366,7 @@ def _help(
 
 
 def _quiet() -> None:
-  """No warnings of libraries, unless a flag asks; text of any kind prints."""
+  """Silences libraries' warnings unless a flag asks for them; any text can print."""
   flag = flags.FLAGS['verbosity']
   if not flag.present or flag.value < logging.INFO:
     logging.set_verbosity(logging.ERROR)
@@ -372,10 +378,11 @@ def _quiet() -> None:
 
 
 def _hide_torch() -> None:
-  """For a process that wants a config and a tokenizer of transformers, no more.
+  """Keeps transformers from importing torch.
 
-  It imports torch wherever that is installed, which takes two seconds. It asks
-  once whether it is; others, scipy for one, may find it again.
+  The launchers need only configs and tokenizers of transformers, which imports
+  torch wherever torch is installed; that takes two seconds. transformers asks once
+  whether torch is there. Other libraries, scipy for one, may find torch afterwards.
   """
   sys.modules['torch'] = None
   try:
@@ -387,6 +394,6 @@ def _hide_torch() -> None:
 
 
 def _refuse(error: Exception) -> NoReturn:
-  """One line on standard error, status 2."""
+  """Ends the process with one line on standard error and status 2."""
   say(console.with_notes(error, error))
   sys.exit(2)

@@ -1,8 +1,8 @@
-"""Programs that are compiled once and kept: JAX's persistent cache, by default on.
+"""JAX's persistent cache of compiled programs, by default on.
 
-It lies in the user's cache folder. `--config.compilation_cache_dir=FOLDER` moves
-it, also to an object store (gs://); `--config.compilation_cache_dir=` does
-without. Whoever sets JAX_COMPILATION_CACHE_DIR has moved it too.
+The cache lies in the user's cache folder. `--config.compilation_cache_dir=FOLDER`
+moves it, also to an object store (gs://), and so does the environment variable
+JAX_COMPILATION_CACHE_DIR. `--config.compilation_cache_dir=` switches it off.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ _UNREADABLE = re.compile(
 
 
 def switch_on(folder: str | None) -> str | None:
-  """Keeps what is compiled from now on, and takes what was kept.
+  """Keeps programs that are compiled from now on, and uses programs kept before.
 
   Args:
-    folder: where; '': nowhere; None: in the user's cache folder.
+    folder: the cache's folder; '': no cache; None: in the user's cache folder.
 
   Returns:
-    Why there is no cache though nobody asked for that, as a line; else None.
+    If no cache could be made though nobody switched it off: a line that says why.
+    Else None.
 
   Raises:
-    InputError: `folder` is named and cannot be written.
+    InputError: `folder` is given and cannot be written.
   """
   if folder is None and jax.config.jax_compilation_cache_dir:
     place = jax.config.jax_compilation_cache_dir
@@ -46,7 +47,7 @@ def switch_on(folder: str | None) -> str | None:
   else:
     try:
       place = _make(folder)
-    # The system's errors, a missing home, and what a store's client says.
+    # The system's errors, a missing home folder, errors of an object store's client.
     except Exception as error:
       if folder is not None:
         raise InputError(
@@ -54,7 +55,7 @@ def switch_on(folder: str | None) -> str | None:
         ) from None
       return f'no compilation cache: {one_line(error)}'
   jax.config.update('jax_compilation_cache_dir', place)
-  # Small programs too: a read takes 1 ms, the least of compilations 20.
+  # Small programs are kept too: a read takes 1 ms, the shortest compilation 20.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
   _replace_damaged(epath.Path(place))
@@ -62,7 +63,7 @@ def switch_on(folder: str | None) -> str | None:
 
 
 def _make(folder: str | None) -> str:
-  """The folder, made if need be, that takes files."""
+  """Makes the cache's folder if it is missing, and checks that it takes files."""
   if folder is not None and '://' in folder:
     epath.Path(folder).mkdir(parents=True, exist_ok=True)
     return folder
@@ -83,12 +84,12 @@ def _reason(error: Exception) -> str:
 
 
 def _replace_damaged(place: epath.Path) -> None:
-  """Removes entries that cannot be read, so that they are written anew.
+  """Removes entries that cannot be read, so that JAX writes them anew.
 
-  JAX warns of one, compiles, and never writes over what is there: an entry that a
+  JAX warns of such an entry, compiles, and never writes over it: an entry that a
   kill or a full disk has cut short would cost its compilation at every start. The
-  warning comes before the new entry and names the program, not the entry, so
-  all of that program's go.
+  warning comes before JAX writes the new entry. It names the program, not the
+  entry, so all entries of the program are removed.
   """
   show = warnings.showwarning
 

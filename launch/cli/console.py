@@ -1,9 +1,10 @@
-"""What is said and written, and how a run is ended from outside.
+"""Lines for the user, text on standard output, and signals that end a run.
 
-Ctrl-C, SIGTERM (a scheduler has had enough) and SIGHUP (the terminal is gone) end a
-run with one line, which says what is kept and how to go on where somebody on the
-way has noted that (`add_note`), and with status 128 + the signal's number. All of
-them raise a `KeyboardInterrupt`. The second one ends the run at once.
+Ctrl-C, SIGTERM (from a scheduler, say) and SIGHUP (the terminal is gone) end a run
+with one line and with status 128 + the signal's number. Each raises a
+`KeyboardInterrupt`. Code on the exception's way may add notes (`add_note`) that say
+what is kept and how to go on: they stand in the line. A second signal ends the run
+at once.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from swift_jax.errors import InputError
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
-READER_GONE = 128 + 13  # SIGPIPE's number, as if that had ended us
+READER_GONE = 128 + 13  # SIGPIPE's number, as if that signal had ended us
 _WORDS = {
   signal.SIGINT: 'interrupted',
   signal.SIGTERM: 'terminated',
 }
 if hasattr(signal, 'SIGHUP'):  # a Unix
   _WORDS[signal.SIGHUP] = 'hung up'
-# `timeout` tells us, and then our whole group: that is one and the same.
-_ONE_AND_THE_SAME = 0.1  # seconds
+# `timeout` signals this process and then its whole group: both count as one signal.
+_SAME_SIGNAL = 0.1  # seconds
 
 
 class Signalled(KeyboardInterrupt):
-  """Ended by another signal than Ctrl-C's, and to be treated alike.
+  """A signal other than Ctrl-C's ended the run; it is treated like Ctrl-C.
 
   Attributes:
-    number: of the signal.
+    number: the signal's number.
   """
 
   def __init__(self, number: int):
@@ -47,13 +48,13 @@ class Signalled(KeyboardInterrupt):
 
 
 def signal_of(error: KeyboardInterrupt) -> int:
-  """The number of the signal that raised it."""
+  """The number of the signal that raised the error."""
   return error.number if isinstance(error, Signalled) else signal.SIGINT
 
 
 def say(message: object) -> None:
-  """One line on standard error, at once."""
-  if sys.stderr is None:  # closed: print would take standard output
+  """Writes one line to standard error, at once."""
+  if sys.stderr is None:  # closed: print would write to standard output
     return
   name, line = pathlib.Path(sys.argv[0]).name, ' '.join(str(message).split())
   print(f'{name}: {line}', file=sys.stderr, flush=True)
@@ -63,9 +64,9 @@ def write(text: str) -> None:
   """Writes to standard output at once.
 
   Raises:
-    InputError: it cannot be written, the disk behind it is full for instance.
+    InputError: the text cannot be written, for instance because the disk is full.
   """
-  if sys.stdout is None:  # closed by whoever started us
+  if sys.stdout is None:  # closed by the process that started this one
     return
   try:
     sys.stdout.write(text)
@@ -81,17 +82,20 @@ def write(text: str) -> None:
 
 
 def show_text(_: int, piece: str) -> None:
-  """Writes a piece of text as it comes."""
+  """Writes a piece of text as soon as it is there."""
   write(piece)
 
 
 def _drop_output() -> None:
-  """Python would complain when it flushes what could not be written."""
+  """Leads standard output to nowhere: text that it refused is lost in any case.
+
+  Otherwise Python would complain when it flushes that text at exit.
+  """
   os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def drop_output_that_fails() -> None:
-  """Gives up what standard output would not take, before Python complains."""
+  """Drops text that standard output refuses, before Python complains at exit."""
   if sys.stdout is None:
     return
   try:
@@ -101,14 +105,16 @@ def drop_output_that_fails() -> None:
 
 
 def with_notes(message: object, error: BaseException) -> str:
-  """A message, and what is kept though the error came."""
+  """A message, followed by the error's notes, which say what is kept."""
   notes = getattr(error, '__notes__', [])
   return '; '.join(map(str, [message, *notes]))
 
 
 class _Forgiving:
-  """Standard error, and nothing where that takes nothing: a full disk or a reader
-  that has gone is no reason to end what is said there about."""
+  """Standard error, without errors of its own.
+
+  A full disk or a reader that has gone loses the line, but does not end the run.
+  """
 
   def __init__(self, stream: Any):
     self._stream = stream
@@ -127,7 +133,7 @@ class _Forgiving:
 
 
 def heed_interrupts() -> None:
-  """From now on Ctrl-C ends with a line, and with no traceback."""
+  """From now on Ctrl-C ends the process with a line and without a traceback."""
   ordinary, unraisable = sys.excepthook, sys.unraisablehook
 
   def on_exception(kind: type[BaseException], error: Any, trace: Any) -> None:
@@ -135,13 +141,14 @@ def heed_interrupts() -> None:
       return ordinary(kind, error, trace)
     number = signal_of(error)
     say(with_notes(_WORDS[number], error))
-    with contextlib.suppress(OSError, AttributeError):  # gone, or closed
+    # The reader may be gone, or standard output closed.
+    with contextlib.suppress(OSError, AttributeError):
       sys.stdout.flush()
     # Threads that still compile are not waited for.
     os._exit(128 + number)
 
   def on_unraisable(lost: Any) -> None:
-    """Python drops what comes while garbage is collected, say: once more."""
+    """Raises an interrupt again that Python dropped, say in garbage collection."""
     if not issubclass(lost.exc_type, KeyboardInterrupt):
       return unraisable(lost)
     number = signal_of(lost.exc_value)
@@ -153,12 +160,12 @@ def heed_interrupts() -> None:
 
 
 class _State:
-  """What has come so far.
+  """The signals that have come so far.
 
   Attributes:
-    heard: signals.
-    is_raised: the first is on its way up: another must not cut off what it
-      does there.
+    heard: number of signals.
+    is_raised: the first signal's exception is on its way up. Another signal must
+      not interrupt the code that handles it.
     is_ready: `begin` has been called.
   """
 
@@ -171,7 +178,7 @@ _state = _State()
 
 
 def begin() -> None:
-  """What a launcher begins with; another time does nothing."""
+  """Sets up standard error and the signals; a second call does nothing."""
   if _state.is_ready:
     return
   _state.is_ready = True
@@ -182,25 +189,26 @@ def begin() -> None:
 
 
 def take_signals() -> None:
-  """Makes the signals raise; again where a library has taken one for itself."""
+  """Makes the signals raise; call it again after a library took a signal over."""
 
-  def come(number: int, _: object) -> None:
+  def raise_once(number: int, _: object) -> None:
     if _state.is_raised:
       return
     _state.is_raised = True
     raise KeyboardInterrupt if number == signal.SIGINT else Signalled(number)
 
   for number in _WORDS:
-    # Who started us may want it ignored: nohup, or a shell's `&`.
+    # nohup or a shell's `&` may have set the signal to be ignored: it stays so.
     if signal.getsignal(number) is not signal.SIG_IGN:
-      signal.signal(number, come)
+      signal.signal(number, raise_once)
 
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[Callable[[], bool]]:
-  """Within, the first signal only makes the function that this gives say so.
+  """Within this context signals raise nothing; a function says whether one came.
 
-  Who has seen it leaves with a `KeyboardInterrupt`; else that comes at the end.
+  The context gives that function. Code that has seen a signal there leaves with a
+  `KeyboardInterrupt`. If the code does not, the context raises one at its end.
   """
   heard: list[int] = []
   before = {number: signal.getsignal(number) for number in _WORDS}
@@ -222,7 +230,10 @@ def signals_wait() -> Iterator[Callable[[], bool]]:
 
 
 def _end_at_the_second() -> None:
-  """While XLA compiles, Python's own handler would have to wait for minutes."""
+  """Starts a thread that ends the process at the second signal.
+
+  Python's own handler cannot run while XLA compiles, which may take minutes.
+  """
   reads, writes = os.pipe()
   os.set_blocking(writes, False)
   signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
@@ -232,7 +243,7 @@ def _end_at_the_second() -> None:
     while True:
       number = os.read(reads, 1)[0]
       now = time.monotonic()
-      is_new = not _state.heard or now - last > _ONE_AND_THE_SAME
+      is_new = not _state.heard or now - last > _SAME_SIGNAL
       if number not in _WORDS or not is_new:
         continue
       _state.heard += 1

@@ -1,4 +1,4 @@
-"""What --help prints: a launcher's flags, then the config's fields by section."""
+"""The text of --help: a launcher's flags, then the config's fields by section."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_asked(argv: Sequence[str]) -> bool:
 
 
 def of_flags(launcher: types.ModuleType) -> list[str]:
-  """A launcher's docstring, up to the end of its commands, and its flags."""
+  """A launcher's docstring up to the end of its commands, then its flags."""
   summary, _, rest = inspect.getdoc(launcher).partition('\n\n')
   return [
     summary,
@@ -29,7 +29,7 @@ def of_flags(launcher: types.ModuleType) -> list[str]:
     rest.partition('\n\n')[0],
     '',
     *(_line(*flag) for flag in _flags(launcher)),
-    _line('--verbosity=-1', 'only what is wrong goes to standard error'),
+    _line('--verbosity=-1', 'only errors go to standard error'),
     _line('--helpfull', "the libraries' flags too"),
   ]
 
@@ -37,39 +37,39 @@ def of_flags(launcher: types.ModuleType) -> list[str]:
 def of_config(
   config: ConfigDict, sections: Mapping[str, type], fields: Mapping[str, str]
 ) -> list[str]:
-  """The values that hold without further flags.
+  """The config's fields with the values that hold without further flags.
 
   Args:
-    config: holds them.
-    sections: a dataclass by the name of its section.
-    fields: the meaning of what stands in no section.
+    config: the config with these values.
+    sections: for each section's name its dataclass.
+    fields: for each field of no section its meaning.
   """
-  first = 'a Python file that sets what follows; NAME is its argument'
-  lines = [_line('--config=FILE[:NAME]', first)]
+  file = 'a Python file that sets the fields below; NAME is its argument'
+  lines = [_line('--config=FILE[:NAME]', file)]
   lines += [_line(f'--config.{k}', meaning) for k, meaning in fields.items()]
   for name, cls in sections.items():
-    said = meanings(cls)
+    meaning_of = meanings(cls)
     summary = inspect.getdoc(cls).partition('\n')[0]
     lines += ['', _line(f'--config.{name}.', summary)]
     values = config[name].to_dict()
     for field in filter(values.__contains__, cls.__dataclass_fields__):
       line = f'  {field}={values[field]!r}'
-      lines.append(_line(line, said.get(field, '')))
+      lines.append(_line(line, meaning_of.get(field, '')))
   return lines
 
 
 def _flags(module: types.ModuleType) -> Iterator[tuple[str, str]]:
   for flag in flags.FLAGS.get_key_flags_for_module(module):
     no = '[no]' if flag.boolean else ''
-    # False and nothing are what a flag is without one.
+    # A default of False or nothing is not shown.
     value = f'={flag.default_as_str}' if flag.default else ''
     yield f'--{no}{flag.name}{value}'.replace("'", ''), flag.help
 
 
 def meanings(cls: type) -> dict[str, str]:
-  """What the docstring of a class says of each attribute."""
+  """For each attribute of a class the text of the class's docstring."""
   _, _, attributes = inspect.getdoc(cls).partition('\nAttributes:\n')
-  # Names, text, names, text; what comes with the first names is empty.
+  # The split gives: an empty text, names, text, names, text, ...
   parts = re.split(r'^  (\w[\w, ]*): ', attributes, flags=re.MULTILINE)[1:]
   return {
     name: text
@@ -79,7 +79,7 @@ def meanings(cls: type) -> dict[str, str]:
 
 
 def _line(name: str, meaning: str) -> str:
-  """A name and its meaning: the first sentence, or what has room of it."""
+  """A name and the first sentence of its meaning, cut to the line's width."""
   start = f'{name:<{_COLUMN}} '
   room = _WIDTH - len(start)
   text = ' '.join(meaning.split()).partition('. ')[0].removesuffix('.')

@@ -1,4 +1,4 @@
-"""The machine: what figures depend on beside the config, and too little memory."""
+"""Facts of the machine for reports, and the message when its memory is too small."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# What a run's memory grows with, beside the model.
-_TAKE_MEMORY = (
+# A run's memory grows with these settings, apart from the model.
+_MEMORY_SETTINGS = (
   ('decode', 'batch_size'),
   ('sampling', 'max_new_tokens'),
   ('decode', 'prefill_chunk'),
@@ -23,7 +23,7 @@ _TAKE_MEMORY = (
 
 
 def environment() -> dict[str, Any]:
-  """What figures depend on beside the config."""
+  """Facts on which figures depend, apart from the config: versions and devices."""
   import jax
 
   packages = ('swift-jax', 'jax', 'flax', 'gpjax', 'transformers')
@@ -55,10 +55,10 @@ def _commit() -> str | None:
 
 
 def out_of_memory(config: ConfigDict, error: Exception) -> str:
-  """What to lower, of what this config has."""
+  """The message of an error: which of the config's settings to lower."""
   sizes = {
     f'{name}.{field}': config[name][field]
-    for name, field in _TAKE_MEMORY
+    for name, field in _MEMORY_SETTINGS
     if name in config
   }
   advice = ', '.join(f'{path}={value}' for path, value in sizes.items())
@@ -68,5 +68,5 @@ def out_of_memory(config: ConfigDict, error: Exception) -> str:
       ', or have smaller weights (--config.model.dtype=bfloat16,'
       ' --config.model.weights=int8) or more devices (--config.mesh.tensor)'
     )
-  what = str(error).partition('\n')[0]
-  return f'out of memory: lower {advice}{smaller}: {what}'
+  reason = str(error).partition('\n')[0]
+  return f'out of memory: lower {advice}{smaller}: {reason}'

@@ -1,4 +1,4 @@
-"""A flag of XLA's that makes passes over several tokens quicker on a CPU."""
+"""An XLA flag that makes passes over several tokens quicker on a CPU."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import MutableMapping
 import importlib.metadata
 import importlib.util
 
-# In this version YNNPACK fusions are on by default. They make passes over 8 tokens
-# and more slower (docs/performance.md), and some products of other shapes than ours
-# wrong (jax issue 39103).
+# In this jaxlib version YNNPACK fusions are on by default. They make passes over 8
+# and more tokens slower (docs/performance.md). They also make some matrix products
+# wrong, of shapes other than ours (jax issue 39103).
 _VERSION = '0.10.2'
 _FLAG = '--xla_cpu_experimental_ynn_fusion_type'
-# Beside these a CPU does not decode, and XLA of theirs might not know the flag.
+# Packages of accelerators. With one of them the CPU does not decode, and its XLA
+# might not know the flag.
 _ACCELERATORS = ('libtpu', 'jax_plugins')
 
 
 def set_for_cpu(environ: MutableMapping[str, str]) -> None:
-  """Switches the fusions off, unless somebody has said what is to be.
+  """Switches the fusions off, unless the user has set the flag.
 
-  XLA reads the flags when it first computes.
+  XLA reads its flags when it first computes.
   """
   given = environ.get('XLA_FLAGS', '')
   if _FLAG in given or importlib.metadata.version('jaxlib') != _VERSION:

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
-# Sourced by tpu_vm.sh and xpk.sh: flags, refusals, commands shown or run.
-# A script that sources it sets dry_run, and a variable for each of its flags.
+# tpu_vm.sh and xpk.sh source this file. It reads flags, refuses bad input, and runs
+# commands or prints them. A script that sources it sets dry_run and a variable for
+# each of its flags.
 
 # refuse MESSAGE: one line on standard error, status 2.
 refuse() {
@@ -14,7 +15,7 @@ note() {
 }
 
 # take_flags 'FLAG ...' 'SWITCH ...' "$@": --FLAG=VALUE or --FLAG VALUE sets the
-# variable FLAG, --SWITCH sets SWITCH to 1; what follows -- goes to passed_on.
+# variable FLAG, --SWITCH sets SWITCH to 1. Arguments after -- go to passed_on.
 take_flags() {
   local flags=" $1 " switches=" $2 " flag
   shift 2
@@ -47,7 +48,7 @@ take_flags() {
   done
 }
 
-# need FLAG ...: each has a value.
+# need FLAG ...: refuses a flag without a value.
 need() {
   local flag
   for flag in "$@"; do
@@ -55,19 +56,20 @@ need() {
   done
 }
 
-# need_number FLAG: it has digits alone, and not too many to reckon with.
+# need_number FLAG: refuses a value that is not one to nine digits. A shell can
+# calculate with so many.
 need_number() {
   [[ "${!1}" =~ ^[0-9]{1,9}$ ]] ||
     refuse "--$1=${!1}: expected a whole number >= 0"
 }
 
-# need_command NAME: it can be run, unless nothing is.
+# need_command NAME: refuses a command that is not installed, except in a dry run.
 need_command() {
   [ -n "$dry_run" ] || command -v "$1" >/dev/null ||
     refuse "$1: command not found (--dry_run shows what it would be asked)"
 }
 
-# execute COMMAND ...: runs it, or prints it as a shell would read it.
+# execute COMMAND ...: runs the command; in a dry run prints it as a shell reads it.
 execute() {
   if [ -n "$dry_run" ]; then
     quoted "$@"
@@ -88,14 +90,15 @@ quoted() {
   printf '%s\n' "$line"
 }
 
-# install_command: what every host installs, in the versions that were tested.
+# install_command: the command by which every host installs the package and its
+# dependencies, in the versions that were tested.
 install_command() {
   quoted python -m pip install --quiet --constraint constraints.txt \
     --editable '.[tpu,eval,gcs]'
 }
 
-# evaluate_command WORKDIR: what every host runs, with what stood after --. Of a
-# flag given twice the last counts.
+# evaluate_command WORKDIR: the command that every host runs, with the arguments
+# after --. If a flag is given twice, the last one counts.
 evaluate_command() {
   quoted python launch/evaluate.py \
     ${passed_on[@]+"${passed_on[@]}"} --workdir="$1"

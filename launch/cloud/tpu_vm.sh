@@ -4,17 +4,17 @@
 #   launch/cloud/tpu_vm.sh --name=NAME --zone=ZONE --accelerator_type=v5litepod-16 \
 #     --workdir=gs://BUCKET/FOLDER --output=FOLDER [FLAG ...] -- ARGUMENT ...
 # The ARGUMENTs are those of launch/evaluate.py. The other flags:
-#   --project=ID           gcloud's own, if not given
-#   --runtime_version=ID   the usual one of the accelerator type
-#   --repository=URL       what the workers clone: this checkout's origin
-#   --commit=COMMIT        a commit or tag of it: this checkout's HEAD
-#   --steps=create,...     some of create, install, run, collect, delete: all
-#   --spot                 may be preempted, costs less
-#   --retries=N            so often a preempted slice is made anew: 0
-#   --keep                 do not delete
+#   --project=ID           default: gcloud's own project
+#   --runtime_version=ID   default: the usual version for the accelerator type
+#   --repository=URL       the workers clone it; default: this checkout's origin
+#   --commit=COMMIT        a commit or tag of it; default: this checkout's HEAD
+#   --steps=create,...     of create, install, run, collect, delete; default: all
+#   --spot                 a slice that costs less and may be preempted
+#   --retries=N            how often a preempted slice is created anew; default: 0
+#   --keep                 do not delete the slice
 #   --dry_run              print the commands, run none
-# A --workdir that is no gs:// lies on the workers, in the checkout unless
-# absolute. gcloud reaches several workers only with a key in the ssh-agent:
+# A --workdir that is no gs:// lies on the workers, in the checkout unless the path
+# is absolute. gcloud reaches several workers only with a key in the ssh-agent:
 # ssh-add ~/.ssh/google_compute_engine
 # shellcheck disable=SC2329  # the steps are called by their names
 set -euo pipefail
@@ -36,8 +36,8 @@ main() {
   take_flags "$flags" "$switches" "$@"
   check_flags
   where=(--zone="$zone" ${project:+"--project=$project"})
-  # An interrupt ends the command that is under way: a failure like any other,
-  # after which the slice is deleted, since it costs as long as it is there.
+  # An interrupt ends the command that is under way. That is a failure like any
+  # other: the slice is deleted after it, since it costs as long as it is there.
   trap : INT HUP
   for step in create install run; do
     if has_step "$step"; then take "$step"; fi
@@ -59,7 +59,7 @@ check_flags() {
   retries=$((10#$retries))
   if has_step run || has_step collect; then check_workdir; fi
   if has_step collect; then need output; fi
-  # A slice that is made anew takes all that making the first one takes.
+  # Creating a slice anew needs the same flags as creating the first one.
   if has_step create || [ "$retries" -gt 0 ]; then check_slice; fi
   if has_step install || [ "$retries" -gt 0 ]; then find_code; fi
   need_command gcloud
@@ -87,7 +87,7 @@ check_workdir() {
     gs://?*) ;;
     gs:* | *://* | '~'*) refuse "--workdir=$workdir: expected $places" ;;
     *)
-      # The folder goes with the slice: there would be nothing to go on from.
+      # The folder is deleted with the slice: a new slice could not go on from it.
       [ "$retries" -eq 0 ] ||
         refuse "--retries=$retries: --workdir=$workdir is no gs://..."
       ;;
@@ -132,7 +132,7 @@ find_code() {
   fi
 }
 
-# The first step that fails is remembered; those after it are not taken.
+# Remembers the first step that fails; the steps after it are not taken.
 take() {
   [ -z "$failed" ] || return 0
   "$1" || fail "$1" "$?"
@@ -141,18 +141,18 @@ take() {
 fail() {
   note "$1 failed with status $2"
   failed="$1"
-  # The run's status is ours, whatever comes after it.
+  # This script's status is the first failed step's, whatever fails after it.
   [ "$status" -ne 0 ] || status="$2"
 }
 
-# After a failed run too: what it has written counts, and a slice costs.
+# Collects and deletes after a failed run too: its answers count, and a slice costs.
 finish() {
   local before="$failed"
   if has_step collect && [[ "$before" == '' || "$before" == run ]]; then
     collect || fail collect "$?"
   fi
   if [ "$before" = create ]; then
-    # It may be there under another's hand, which is why it was not created.
+    # Somebody else may own a slice of this name; then create failed for that reason.
     note "nothing is deleted; if create left something: --steps=delete"
   elif has_step delete && [ -z "$keep" ]; then
     delete || fail delete "$?"
@@ -165,8 +165,8 @@ create() {
     ${spot:+--spot}
 }
 
-# Their python3 may be too old for the package (that of Ubuntu 22.04 is 3.10),
-# or be without what makes environments: then uv brings one.
+# The workers' python3 may be too old for the package (on Ubuntu 22.04 it is 3.10)
+# or lack the venv package: then uv installs a Python of its own.
 install() {
   local IFS=';'
   local serves='import ensurepip, sys; sys.exit(sys.version_info < (3, 11))'
@@ -192,7 +192,7 @@ run() {
   on_workers "$enter && $(evaluate_command "$workdir")"
 }
 
-# Without a sign of life ssh would wait for a preempted worker for ever.
+# Without keep-alive messages ssh would wait for a preempted worker for ever.
 on_workers() {
   execute gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all \
     --ssh-flag='-o ServerAliveInterval=30' --command="$1"
@@ -213,7 +213,7 @@ collect() {
   esac
 }
 
-# A call each: what matches nothing would end a call for both.
+# Two calls: a pattern that matches nothing would end one call for both.
 collect_from_bucket() {
   local result=0
   execute gcloud storage cp "$workdir/answers*.jsonl" "$output/" || result=$?
@@ -221,8 +221,8 @@ collect_from_bucket() {
   return "$result"
 }
 
-# Each process writes where it runs, into a file of its own name. scp copies
-# from one worker only, and any but one of them may have nothing to copy.
+# Each process writes on its own worker, into a file with its number. scp copies
+# from one worker only, and all workers but one may have nothing to copy.
 collect_from_workers() {
   local folder="$workdir" hosts worker result=1
   local count=(gcloud compute tpus tpu-vm describe "$name" "${where[@]}"

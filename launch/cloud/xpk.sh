@@ -4,11 +4,11 @@
 #   launch/cloud/xpk.sh --cluster=NAME --workload=NAME --tpu_type=v5litepod-16 \
 #     --workdir=gs://BUCKET/FOLDER [FLAG ...] -- ARGUMENT ...
 # The ARGUMENTs are those of launch/evaluate.py. The other flags:
-#   --zone=ZONE, --project=ID     gcloud's own, if not given
-#   --commit=COMMIT               HEAD; what is not committed stays here
-#   --num_slices=N                1
-#   --base_docker_image=IMAGE     python:3.11-slim
-#   --max_restarts=N              so often a preempted slice begins again: 10
+#   --zone=ZONE, --project=ID     default: gcloud's own
+#   --commit=COMMIT               default: HEAD; changes not committed stay here
+#   --num_slices=N                default: 1
+#   --base_docker_image=IMAGE     default: python:3.11-slim
+#   --max_restarts=N              restarts of a preempted slice; default: 10
 #   --dry_run                     print the commands, run none
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -32,13 +32,14 @@ check_flags() {
   need cluster workload tpu_type workdir commit base_docker_image
   need_number num_slices
   need_number max_restarts
-  # What pods write elsewhere is gone with them.
+  # Files that pods write elsewhere are gone with the pods.
   [[ "$workdir" == gs://?* ]] ||
     refuse "--workdir=$workdir: expected gs://BUCKET/FOLDER"
   need_command xpk
 }
 
-# A folder without .venv and the like: all that is there goes into the image.
+# Exports the commit into a folder without .venv and the like: xpk puts the whole
+# folder into the image.
 export_commit() {
   execute rm -rf build/xpk
   execute mkdir -p build/xpk

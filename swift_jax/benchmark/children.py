@@ -1,5 +1,8 @@
-"""Processes of their own: what a start costs and how much memory a run takes can
-be measured only there."""
+"""Runs processes in which the benchmark measures.
+
+The time of a start and the memory of a run can be measured only in a process of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -17,33 +20,37 @@ from typing import Any, NamedTuple
 from swift_jax.config.settings import ModelConfig
 from swift_jax.errors import InputError
 
-_BAD_INPUT = 2  # the status of a launcher
+_BAD_INPUT = 2  # a launcher's exit status for bad input
 
 
 class Finished(NamedTuple):
   """A process that ended well.
 
   Attributes:
-    first_line_s: from its start to its first line, seconds.
-    said: the JSON of its last line.
+    first_line_s: seconds from its start to its first line.
+    report: the JSON value of its last line.
   """
 
   first_line_s: float
-  said: dict[str, Any]
+  report: dict[str, Any]
 
 
 def run(
   command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> Finished:
-  """Runs a process to its end, with `environment` over this one's.
+  """Runs a process to its end.
+
+  Args:
+    command: the command and its arguments.
+    environment: variables that are added to this process's environment.
 
   Raises:
-    InputError: it refused what it was given; with its last line.
-    RuntimeError: it broke.
+    InputError: the process refused its input; the message is its last line.
+    RuntimeError: the process failed.
   """
   started = time.perf_counter()
-  # Read to its end by one reader: `communicate` does not see what `readline` has
-  # buffered. A file takes what is said meanwhile.
+  # One reader reads standard output to its end: `communicate` does not see what
+  # `readline` has buffered. Meanwhile a file takes standard error.
   with (
     tempfile.TemporaryFile('w+', errors='replace') as errors,
     subprocess.Popen(
@@ -59,7 +66,7 @@ def run(
       taken = time.perf_counter() - started
       lines += process.stdout.read().splitlines()
       process.wait()
-    except KeyboardInterrupt:  # of which it need not have been told
+    except KeyboardInterrupt:  # the signal may not have reached the process
       process.terminate()
       raise
     errors.seek(0)
@@ -72,18 +79,18 @@ def run(
 
 
 def write_model(folder: pathlib.Path, cfg: ModelConfig) -> None:
-  """A random model, see `random_model`."""
+  """Writes a random model into a folder, see `random_model`."""
   fields = dataclasses.asdict(cfg)
-  del fields['rope']  # the default
+  del fields['rope']  # it has its default value
   module = 'swift_jax.benchmark.random_model'
   command = [sys.executable, '-W', 'ignore', '-m', module, str(folder)]
-  # Whatever the accelerator is, the process that is measured needs it.
+  # An accelerator stays free for the process that is measured.
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
   command.append(json.dumps(fields))
   subprocess.run(command, check=True, env=environment)
 
 
 def backend() -> str:
-  """What jax runs on, without taking it."""
+  """The name of jax's backend, found without taking the device."""
   code = 'import jax, json; print(json.dumps(jax.default_backend()))'
-  return run([sys.executable, '-W', 'ignore', '-c', code]).said
+  return run([sys.executable, '-W', 'ignore', '-c', code]).report

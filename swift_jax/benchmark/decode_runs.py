@@ -1,9 +1,9 @@
-"""A stream of prompts, written by every method in turns.
+"""A stream of prompts that every method continues in turns.
 
-Cold is an engine that has searched nothing yet, warm one with a set that was found
-on other prompts of the stream. SWIFT as published, and layers without copies, stand
-beside it. Programs are compiled before; the seconds are those
-of `Engine.generate`, search included.
+A cold engine has searched nothing yet; a warm engine has a set that was found on
+other prompts of the stream. SWIFT as published and SWIFT with layers but without
+copies are measured too. Programs are compiled before the measurement. The seconds
+are those of `Engine.generate`, search included.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-  """What is measured, and on what.
+  """The engine, the prompts and the settings of a measurement.
 
   Attributes:
-    engine: holds the weights; decodes plainly and by prompt lookup.
+    engine: it holds the weights, and decodes plainly and by prompt lookup.
     draft, search: settings of the engines that search.
-    decode: settings of a call; method, batch and sampling are set here.
-    timed: prompts that are timed.
-    others: those that the warm set is found on.
-    new_tokens: of each text.
-    warm_set: to begin warm with; None: what a search finds on `others`.
-    methods: of `METHODS`, plain decoding among them.
-    temperatures: of the texts.
+    decode: settings of a call; `call` changes method, batch and sampling.
+    timed: the prompts that are timed.
+    others: the prompts on which the warm set is found.
+    new_tokens: tokens written after each prompt.
+    warm_set: the set of warm engines; None: the set that a search finds on `others`.
+    methods: names from `METHODS`, plain decoding among them.
+    temperatures: temperatures of the texts.
   """
 
   engine: Engine
@@ -72,12 +72,16 @@ class Bench:
       dataclasses.replace(self.search, **changes),
       model.mesh,
     )
-    made.model.keeps_costs = False  # what another run measured is its own
-    made.model.measured = model.measured  # the same for all methods of this one
+    made.model.keeps_costs = (
+      False  # no costs from other runs, and none for them
+    )
+    made.model.measured = (
+      model.measured
+    )  # all methods of this run share the costs
     return made
 
   def with_set(self, mask: SkipMask, **draft: Any) -> Engine:
-    """An engine that drafts with a set and never searches."""
+    """An engine that drafts with a given set and never searches."""
     changed = dataclasses.replace(self.draft, **draft)
     bench = dataclasses.replace(self, draft=changed)
     engine = bench.fresh(restart=False)
@@ -85,7 +89,7 @@ class Bench:
     return engine
 
   def call(self, method: str, batch: int, temperature: float) -> DecodeConfig:
-    """Settings of a call: as many tokens from every method."""
+    """Settings of a call, in which every method writes equally many tokens."""
     sampling = SamplingConfig(
       temperature=temperature,
       top_k=0,
@@ -103,11 +107,11 @@ class Bench:
 
 @dataclasses.dataclass
 class Writing:
-  """What a method made of the prompts, batch by batch.
+  """The texts that a method wrote, batch by batch.
 
   Attributes:
-    seconds: of each batch.
-    results: of each batch.
+    seconds: for each batch its seconds.
+    results: for each batch the results of its prompts.
   """
 
   seconds: list[float] = dataclasses.field(default_factory=list)
@@ -115,26 +119,26 @@ class Writing:
 
   @property
   def tokens(self) -> list[int]:
-    """New tokens of each batch."""
+    """For each batch the number of its new tokens."""
     return [sum(len(r.tokens) for r in batch) for batch in self.results]
 
   @property
   def texts(self) -> list[list[int]]:
-    """The tokens of each prompt's text."""
+    """For each prompt the tokens of its text."""
     return [r.tokens for batch in self.results for r in batch]
 
   def total(self, name: str) -> float:
-    """A count of all texts."""
+    """The sum of one of the metrics over all texts."""
     results = [r for batch in self.results for r in batch]
     return sum(getattr(r.metrics, name) for r in results)
 
   def search_seconds(self) -> float:
-    """Of all batches: each text has its batch's."""
+    """Seconds of the search over all batches; each text has its batch's seconds."""
     return sum(batch[0].metrics.search_s for batch in self.results)
 
 
 def find_set(bench: Bench) -> SkipMask:
-  """What a search finds on other prompts when it may take all time."""
+  """The set that a search finds on `others` without a limit on its time."""
   engine = bench.fresh(time_budget=1.0)
   call = bench.call('swift', 1, 0.0)
   for prompt in bench.others:
@@ -147,10 +151,10 @@ def find_set(bench: Bench) -> SkipMask:
 def write(
   bench: Bench, mask: SkipMask, batch: int, temperature: float
 ) -> tuple[dict[str, Writing], int]:
-  """Every method on every batch of prompts, in turns.
+  """Continues every batch of prompts with every method, in turns.
 
   Returns:
-    What each wrote, and the programs compiled meanwhile.
+    The texts of each method, and the number of programs compiled meanwhile.
   """
   made = {
     'swift cold': bench.fresh,

@@ -1,12 +1,13 @@
 """Plain decoding by llama.cpp: the same weights and cache, both in float32.
 
-Only here are gguf and llama_cpp imported, and only when the suite `peers` runs.
-They are installed as BUILD.md says, without OpenMP: with it llama.cpp would run on
-torch's copy of that library, and where threads wait asleep, as the suite has torch's
-wait, it is half as fast. Its own threads spin, and end with each pass.
+Only this module imports gguf and llama_cpp, and only when the suite `peers` runs.
+BUILD.md says how they are installed: without OpenMP. With OpenMP llama.cpp would
+run on torch's copy of that library. The suite lets torch's threads sleep while they
+wait, and llama.cpp is half as fast with such threads. Its own threads spin, and end
+with each pass.
 
-The loop is over llama.cpp's own functions; the package's class `Llama`, and numpy's
-argmax in place of its sampler, take as long.
+The loop calls llama.cpp's own functions. The package's class `Llama` takes as long,
+and so does numpy's argmax in place of llama.cpp's sampler.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from swift_jax.checkpoint import load, weight_files
 from swift_jax.config.settings import ModelConfig, RopeConfig
 from swift_jax.model.layers import rope_frequencies
 
-# Modules as Hugging Face and as GGUF name them; those of a layer come second.
+# Hugging Face's names of modules and GGUF's; first modules outside layers, then a
+# layer's.
 _WHOLE = {
   'model.embed_tokens': 'token_embd',
   'model.norm': 'output_norm',
@@ -44,7 +46,7 @@ _LAYER = {
 
 
 def lacking(cfg: ModelConfig) -> str:
-  """What keeps llama.cpp from running this model; empty if nothing does."""
+  """The reason why llama.cpp cannot run this model; empty if it can."""
   if cfg.hidden_act not in ('silu', 'swish'):
     return f'hidden_act={cfg.hidden_act!r}, and its Llama has silu'
   for package in ('gguf', 'llama_cpp'):
@@ -67,14 +69,14 @@ def gguf_name(name: str) -> str:
 
 
 def gguf_tensor(name: str, tensor: np.ndarray, cfg: ModelConfig) -> np.ndarray:
-  """A tensor of a checkpoint as llama.cpp wants it, in float32.
+  """A checkpoint's tensor in llama.cpp's order and float32.
 
-  RoPE turns the pairs (i, i + H/2) of a head in Hugging Face's order and
-  (2i, 2i + 1) in llama.cpp's, so the rows that make q and k change places.
+  RoPE turns the pairs (i, i + H/2) of a head in Hugging Face's order and the pairs
+  (2i, 2i + 1) in llama.cpp's. So the rows of q and k are reordered.
 
   Args:
-    name: Hugging Face's.
-    tensor: [out, in], or [out] of a bias or a norm.
+    name: Hugging Face's name of the tensor.
+    tensor: [out, in], or [out] for a bias or a norm.
   """
   tensor = tensor.astype(np.float32)
   if re.search(r'\.[qk]_proj\.', name):
@@ -86,7 +88,7 @@ def gguf_tensor(name: str, tensor: np.ndarray, cfg: ModelConfig) -> np.ndarray:
 def tensors(
   folder: pathlib.Path, cfg: ModelConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Every tensor of the file, by GGUF's names."""
+  """All tensors of the GGUF file, with GGUF's names."""
   from safetensors import safe_open
 
   infos = weight_files.read_headers(folder, cfg.tie_word_embeddings)
@@ -94,7 +96,7 @@ def tensors(
     with safe_open(infos[name].file, 'numpy') as opened:
       tensor = opened.get_tensor(infos[name].name)
     yield gguf_name(name), gguf_tensor(name, tensor, cfg)
-  # What each frequency is divided by: every kind of RoPE in one form.
+  # Divisors of the plain frequencies: every kind of RoPE has this form.
   ours, _ = rope_frequencies(cfg.rope, cfg.head_dim)
   plain = RopeConfig(rope_theta=cfg.rope.rope_theta)
   factors = rope_frequencies(plain, cfg.head_dim)[0] / ours
@@ -104,7 +106,7 @@ def tensors(
 def write_gguf(
   file: pathlib.Path, folder: pathlib.Path, cfg: ModelConfig
 ) -> None:
-  """The checkpoint in `folder` as one GGUF file, without a vocabulary."""
+  """Writes the checkpoint in `folder` as one GGUF file, without a vocabulary."""
   import gguf
 
   writer = gguf.GGUFWriter(file, 'llama')
@@ -136,13 +138,13 @@ def writer(
   new_tokens: int,
   threads: int,
 ) -> Callable[[Sequence[int]], list[int]]:
-  """Writes `new_tokens` after a prompt, greedily.
+  """A function that writes `new_tokens` after a prompt, greedily.
 
   Args:
-    folder: the checkpoint.
-    cfg: its config, for which nothing is `lacking`.
-    slots: of the cache, for a prompt and what is written.
-    threads: that llama.cpp computes with.
+    folder: the checkpoint's folder.
+    cfg: its config, for which `lacking` gives no reason.
+    slots: slots of the cache, enough for a prompt and its text.
+    threads: number of llama.cpp's threads.
   """
   import llama_cpp as cpp
 
@@ -151,7 +153,7 @@ def writer(
     file = pathlib.Path(scratch) / 'model.gguf'
     write_gguf(file, folder, cfg)
     loading = cpp.llama_model_default_params()
-    loading.use_mmap = False  # the file goes
+    loading.use_mmap = False  # the file is removed after loading
     model = cpp.llama_model_load_from_file(str(file).encode(), loading)
   settings = cpp.llama_context_default_params()
   settings.n_ctx = settings.n_batch = slots

@@ -1,8 +1,8 @@
-"""Times that can be compared: taken in turns, within one run.
+"""Takes times that can be compared: in turns, within one run.
 
-A machine is not as fast now as it was a minute ago, so what is to be compared
-runs A B A B, each ratio is one of neighbours, and a figure is a median with the
-quartiles beside it.
+A machine's speed changes within a minute. So runs that are compared take turns
+(A B A B), each ratio is taken of neighbours, and a figure is a median with its
+quartiles.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from swift_jax.runtime.model import Model
 from swift_jax.typing import Array, Float, Int
 
 Seconds = dict[str, list[float]]
-_COLUMNS = 1024  # of the array whose reading is timed
-_MOST_BYTES = 2**30  # of it: no cache holds as much
-READS = 10  # of the array in one program
+_COLUMNS = 1024  # columns of the array whose reading is timed
+_MOST_BYTES = (
+  2**30
+)  # size limit of the array: no processor's cache holds so much
+READS = 10  # how often one program reads the array
 
 
 class Spread(NamedTuple):
@@ -33,18 +35,18 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
-  """Of at least one value."""
+  """Median and quartiles of at least one value."""
   low, median, high = np.percentile(values, [25, 50, 75])
   return Spread(float(median), float(low), float(high))
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int) -> Seconds:
-  """Seconds of each run, all of them in turns.
+  """Times runs in turns: for each run its seconds.
 
   Args:
-    runs: each gives what it computes, and is waited for. Each runs once more
-      before, untimed: that compiles.
-    repeats: how often; the order is reversed every second time.
+    runs: functions that return their arrays, which are waited for. Each function
+      runs once more before, untimed, so that it is compiled.
+    repeats: number of repetitions; every second one has the reversed order.
   """
   for run in runs.values():
     jax.block_until_ready(run())
@@ -63,7 +65,7 @@ def in_turn(names: Sequence[str], number: int) -> list[str]:
 
 
 def paired_ratio(taken: Seconds, over: str, under: str) -> Spread:
-  """Of the ratios within each repetition."""
+  """Median and quartiles of the ratios, each within one repetition."""
   pairs = zip(taken[over], taken[under], strict=True)
   return spread([one / two for one, two in pairs])
 
@@ -72,9 +74,9 @@ class Compilations:
   """Counts XLA compilations in this process from now on.
 
   Attributes:
-    total: programs, those among them that a persistent cache had.
-    hits: those.
-    seconds: what all of them took.
+    total: number of programs, with those that a persistent cache had.
+    hits: number of programs that a persistent cache had.
+    seconds: seconds of all these compilations.
   """
 
   def __init__(self):
@@ -92,18 +94,18 @@ class Compilations:
 
 
 class Reads(NamedTuple):
-  """How an array is read, to learn the bandwidth of doing so.
+  """Ways to read an array, which measure the bandwidth of reading.
 
   Attributes:
-    runs: by name; each reads the array `READS` times.
-    nbytes: of the array.
+    runs: the ways by name; each reads the array `READS` times.
+    nbytes: size of the array in bytes.
   """
 
   runs: dict[str, Callable[[], Any]]
   nbytes: int
 
   def bandwidth(self, taken: Seconds) -> tuple[str, float]:
-    """The quicker way by its median, and its bytes a second."""
+    """The way with the smallest median, and its bytes a second."""
     medians = {name: spread(taken[name]).median for name in self.runs}
     best = min(medians, key=medians.get)
     return best, READS * self.nbytes / medians[best]
@@ -113,7 +115,7 @@ def reads(nbytes: int) -> Reads:
   """A sum and a matrix-vector product over a float32 array of ones.
 
   Args:
-    nbytes: about how large it is to be; at most a GiB is taken.
+    nbytes: approximate size of the array in bytes; at most 1 GiB is used.
   """
   rows = max(_COLUMNS, min(nbytes, _MOST_BYTES) // (4 * _COLUMNS))
   array = jnp.ones((rows, _COLUMNS), jnp.float32)
@@ -126,7 +128,7 @@ def reads(nbytes: int) -> Reads:
 
 @jax.jit
 def _sums(array: Float[Array, 'n k'], count: Int[Array, '']) -> Any:
-  """Sums of all rows, each scaled by what came before: none can be saved."""
+  """Sums all rows `count` times, scaled by the last result: no read can be saved."""
 
   def one(carry: tuple[Array, Array]) -> tuple[Array, Array]:
     number, scale = carry
@@ -139,7 +141,7 @@ def _sums(array: Float[Array, 'n k'], count: Int[Array, '']) -> Any:
 
 @jax.jit
 def _products(array: Float[Array, 'n k'], count: Int[Array, '']) -> Any:
-  """Products with a vector that the one before gives."""
+  """Multiplies the array `count` times by a vector from the product before."""
 
   def one(carry: tuple[Array, Array]) -> tuple[Array, Array]:
     number, vector = carry
@@ -151,15 +153,15 @@ def _products(array: Float[Array, 'n k'], count: Int[Array, '']) -> Any:
 
 
 def tree_bytes(tree: Any) -> int:
-  """Bytes of all arrays."""
+  """Bytes of all arrays of a tree."""
   return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def step_bytes(model: Model, batch: int, filled: int) -> int:
-  """Bytes that a plain step cannot do without.
+  """Bytes that a plain step must read.
 
-  All weights once, and the filled slots of the cache. Of an embedding that is not
-  the head too, a step reads a row a token: that is left out.
+  These are all weights once, and the filled slots of the cache. An embedding that is
+  not the head too is left out: a step reads only one row of it for each token.
   """
   cfg = model.cfg
   weights = tree_bytes(model.params)

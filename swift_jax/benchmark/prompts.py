@@ -1,5 +1,4 @@
-"""Prompts of the benchmark: passages of programs that the demo model has not
-seen."""
+"""Prompts of the benchmark: passages of programs that are new to the demo model."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ def programs() -> list[str]:
 
 
 def documentation() -> list[str]:
-  """Their long documentation strings."""
+  """The long documentation strings of `programs`."""
   found = []
   for text in programs():
     found += [doc for doc in docstrings(text) if len(doc) > 300]
@@ -41,7 +40,7 @@ def docstrings(text: str) -> Iterator[str]:
 
 
 def prompts_of(engine: Engine, documents: Sequence[str]) -> list[list[int]]:
-  """Passages of equal length, in a fixed order."""
+  """Passages of the documents, all of PROMPT_TOKENS tokens, in a fixed order."""
   found = []
   for document in documents:
     ids = list(engine.tokenizer(document)['input_ids'])

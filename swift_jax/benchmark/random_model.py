@@ -1,9 +1,10 @@
-"""Random models: of a published shape on the device; of any size on disk.
+"""Random models: of a published shape on the device, or of any size on disk.
 
   python -m swift_jax.benchmark.random_model FOLDER JSON
 
-writes one with the demo's tokenizer; JSON holds fields of `ModelConfig`. In a
-process of its own, the benchmark takes no memory for it.
+The command writes a model with the demo's tokenizer; JSON holds fields of
+`ModelConfig`. It is a process of its own, so that the benchmark needs no memory for
+the model.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from swift_jax.runtime.engine import Engine
 from swift_jax.runtime.model import Model
 from swift_jax.typing import Array
 
-_VOCABULARY = 2048  # of the demo's tokenizer
+_VOCABULARY = 2048  # size of the demo tokenizer's vocabulary
 _LAYERS = 6  # few, so that programs are small beside the weights
 _NARROW = {
   'hidden_size': 64,
@@ -36,7 +37,7 @@ _NARROW = {
 }
 
 
-# What Llama 2's configs say, with the cache for 2,048 tokens at most.
+# The shapes of Llama 2's configs, with a cache for at most 2,048 tokens.
 SHAPES = {
   name: ModelConfig(
     vocab_size=32000,
@@ -57,10 +58,13 @@ SHAPES = {
 
 
 def of_shape(name: str) -> Model:
-  """Random weights of a published shape: what passes cost, not what is accepted."""
+  """A model of a published shape with random weights.
+
+  It shows the cost of passes, but not the acceptance.
+  """
   graphdef, shapes = llama.abstract_model(SHAPES[name])
   leaves, treedef = jax.tree.flatten(nnx.to_pure_dict(shapes))
-  # One after another: all at once need half as much memory again.
+  # One after another: all weights at once would need half as much memory more.
   keys = jax.random.split(jax.random.key(0), len(leaves))
   weights = [
     jax.block_until_ready(_normal(key, leaf.shape, leaf.dtype))
@@ -76,7 +80,7 @@ def _normal(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
 
 
 def narrow(num_layers: int) -> ModelConfig:
-  """So small that compiling is all that a start costs."""
+  """The config of a model so small that a start spends its time on compiling."""
   return ModelConfig(
     vocab_size=_VOCABULARY,
     num_hidden_layers=num_layers,
@@ -86,7 +90,10 @@ def narrow(num_layers: int) -> ModelConfig:
 
 
 def heavy(weight_bytes: int) -> ModelConfig:
-  """Of some float32 weights in a few wide layers."""
+  """The config of a model with so many bytes of float32 weights, in a few layers.
+
+  The size is approximate.
+  """
   # A layer of width D: 4 D D for attention, 3 D (2 D) for the MLP.
   width = (weight_bytes / 4 / _LAYERS / 10) ** 0.5
   heads = max(1, round(width / 128))
@@ -103,7 +110,7 @@ def heavy(weight_bytes: int) -> ModelConfig:
 
 
 def write(folder: pathlib.Path, cfg: ModelConfig) -> None:
-  """The checkpoint as transformers and we read it."""
+  """Writes a random model's checkpoint, which transformers and `load` can read."""
   params = nnx.to_pure_dict(llama.init_model(cfg, seed=0)[1])
   export.export_hf(folder, cfg, params)
   for file in hub.DEMO_MODEL.glob('tokenizer*'):

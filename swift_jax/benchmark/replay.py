@@ -1,8 +1,8 @@
-"""A search replayed on text that was written before.
+"""Replays a search on text that was written before.
 
-SWIFT's text does not depend on which set drafts, so the stream is written once,
-plainly, and every recipe searches on the same one: the passes that it would have
-scored, at the same points of the text, and no time is measured.
+SWIFT's text does not depend on the set that drafts. So the stream is written once,
+by plain decoding, and every recipe searches on the same stream. The replay scores
+the same passes at the same points of the text as a real search. It measures no time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from swift_jax.search.searcher import Searcher
 
 @functools.partial(jax.jit, static_argnames=('graphdef',))
 def _filled(graphdef: GraphDef, params: Params, cache: Any, tokens: Any) -> Any:
-  """The cache with the target's keys and values of all but the last token."""
+  """Fills the cache with the target's keys and values of all tokens but the last."""
   model = nnx.merge(graphdef, params)
   full = skip_masks.none_skipped(model.cfg.num_hidden_layers)
   _, updates = model(tokens[:, :-1], full, cache=cache)
@@ -38,7 +38,7 @@ def _filled(graphdef: GraphDef, params: Params, cache: Any, tokens: Any) -> Any:
 
 
 class Stream:
-  """Texts of one model, written plainly.
+  """Texts that one model wrote by plain decoding.
 
   Attributes:
     results: the engine's results.
@@ -47,7 +47,7 @@ class Stream:
   def __init__(
     self, engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int
   ):
-    """Writes `new_tokens` after each prompt; prompts are equally long."""
+    """Writes `new_tokens` after each prompt; all prompts must be equally long."""
     self._model: Model = engine.model
     self._start = len(prompts[0])
     decode = DecodeConfig(
@@ -63,7 +63,7 @@ class Stream:
     self._tokens = np.asarray(texts, np.int32)
 
   def text(self, *rows: int) -> Text:
-    """Some of the texts, as a batch that has written them."""
+    """Some of the texts as one batch, complete and with its cache."""
     model, tokens = self._model, self._tokens[list(rows)]
     batch, length = tokens.shape
     cache = model.empty_cache(batch, length)
@@ -71,18 +71,18 @@ class Stream:
     prompt = np.full(batch, self._start, np.int32)
     tokens, filled, prompt = model.put((tokens, filled, prompt))
     cache = _filled(model.graphdef, model.params, cache, tokens)
-    # Greedy text: the tokens are the target's argmax.
+    # The text is greedy: its tokens are the target's argmax.
     return Text(cache.rollback(filled), tokens, tokens, prompt)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-  """How fast a stream goes by while masks are scored.
+  """The speed at which a stream is written while masks are scored.
 
   Attributes:
-    new_tokens: of each text.
-    tokens_per_mask: written while one mask is scored.
-    window: positions that are scored.
+    new_tokens: number of tokens of each text.
+    tokens_per_mask: number of tokens written while one mask is scored.
+    window: number of positions that are scored.
   """
 
   new_tokens: int
@@ -90,7 +90,7 @@ class Pace:
   window: int
 
   def windows(self, count: int, first: int, masks: int) -> Iterator[Any]:
-    """Index of a text, and what is written of it at each pass; without end."""
+    """For each pass the text's index and its number of written tokens; endless."""
     step = self.tokens_per_mask * masks
     number = first
     while True:
@@ -108,12 +108,16 @@ def replay(
   points: Sequence[int],
   importance_masks: int,
 ) -> dict[int, SkipMask]:
-  """The set that drafts after so many evaluated masks.
+  """For each point the set that drafts after so many evaluated masks.
 
   Args:
-    texts: of one row each, written to the end.
-    first: the text to begin with.
-    importance_masks: as how many masks the sensitivities count.
+    model: the model that wrote the texts.
+    texts: complete texts, each of one row.
+    searcher: the recipe.
+    pace: the speed of the stream.
+    first: index of the text with which the stream begins.
+    points: numbers of evaluated masks.
+    importance_masks: the number of masks for which the sensitivities count.
   """
   masks = searcher.num_candidates
   extra = 0

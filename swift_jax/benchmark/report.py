@@ -1,4 +1,4 @@
-"""What a benchmark's suite hands over, and how two reports differ."""
+"""The outcome of a benchmark's suite, and the comparison of two reports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from swift_jax.benchmark.measuring import Spread
 from swift_jax.errors import InputError
 from swift_jax.files import atomic
 
-# What figures depend on; where these differ, so may the figures.
+# Figures depend on these facts: if they differ in two reports, figures may differ.
 FACTS = ('versions', 'device', 'cpus', 'commit', 'flags', 'config')
 
 
 class Table(NamedTuple):
-  """Text in columns."""
+  """A table of a report."""
 
   title: str
   heads: Sequence[str]
@@ -25,11 +25,11 @@ class Table(NamedTuple):
 
   @classmethod
   def of(cls, title: str, entries: Sequence[Mapping[str, Any]]) -> Table:
-    """A row an entry; all have the same keys."""
+    """A table with a row for each entry; all entries have the same keys."""
     return cls(title, list(entries[0]), [list(e.values()) for e in entries])
 
   def text(self) -> str:
-    """The first column to the left, the others to the right."""
+    """The table as text; all columns but the first stand to the right."""
     lines = [self.heads, *[[show(cell) for cell in row] for row in self.rows]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return '\n'.join([self.title, *(_line(cells, widths) for cells in lines)])
@@ -42,7 +42,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def show(value: Any) -> str:
-  """A cell: four digits of a number, nothing for None."""
+  """A value as a cell: four digits of a float, nothing for None."""
   if isinstance(value, float):
     return f'{value:.4g}'
   return '' if value is None else str(value)
@@ -50,12 +50,12 @@ def show(value: Any) -> str:
 
 @dataclasses.dataclass
 class Outcome:
-  """What a suite found.
+  """The outcome of a suite.
 
   Attributes:
-    summary: headline figures by name; None where there is no such figure here.
-    figures: everything, as JSON has it.
-    tables: to print.
+    summary: headline figures by name; None if this machine has no such figure.
+    figures: all figures, as values of JSON.
+    tables: the tables to print.
     spread: quartiles, or another interval, of headline figures.
   """
 
@@ -67,16 +67,18 @@ class Outcome:
   )
 
   def add(self, name: str, found: Spread) -> None:
-    """A headline figure with its quartiles."""
+    """Adds a headline figure with its quartiles."""
     self.summary[name] = found.median
     self.spread[name] = found.low, found.high
 
 
 class Move(NamedTuple):
-  """A headline figure in two reports; None where a report lacks it.
+  """A headline figure in two reports; its value is None in a report without it.
 
   Attributes:
-    is_beyond: the intervals do not touch, or there are none.
+    name: the figure's name.
+    old, new: its value in the old and in the new report.
+    is_beyond: the intervals do not overlap, or a report has no interval.
   """
 
   name: str
@@ -86,10 +88,10 @@ class Move(NamedTuple):
 
 
 def read(path: str, where: str) -> dict[str, Any]:
-  """A report that the benchmark wrote.
+  """Reads a report that the benchmark wrote.
 
   Raises:
-    InputError: no such file, or another one.
+    InputError: the file cannot be read, or is no report of the benchmark.
   """
   try:
     report = json.loads(atomic.read(path, where))
@@ -120,9 +122,9 @@ def _is_interval(value: Any) -> bool:
 
 
 def moves(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Move]:
-  """The headline figures that are not what they were, in the new order.
+  """The headline figures that have changed, in the new report's order.
 
-  Figures of suites that only one of them ran are no moves.
+  Figures of suites that only one of the reports has are left out.
   """
   before, after = old['summary'], new['summary']
   return [
@@ -143,7 +145,7 @@ def _is_beyond(
 
 
 def _fact(name: str, report: Mapping[str, Any]) -> str:
-  """To be read and compared; where a report went is no fact."""
+  """A fact as text, to print and compare; paths of reports are left out of flags."""
   value = report.get(name)
   if name == 'flags' and isinstance(value, list):
     names = ('--output', '--compare')
@@ -152,7 +154,7 @@ def _fact(name: str, report: Mapping[str, Any]) -> str:
 
 
 def comparison(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Table]:
-  """What moved, and what else is not the same."""
+  """Tables of the figures that have changed, and of the facts that differ."""
   rows = []
   for move in moves(old, new):
     is_ratio = move.old and move.new is not None

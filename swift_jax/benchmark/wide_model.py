@@ -1,8 +1,8 @@
-"""A real model made wider with zeros: the same text at a wide model's cost.
+"""Makes a real model wider with zeros: the same text at a wide model's cost.
 
-What is accepted is a trained model's, what passes cost is that of a width where
-weights are read from memory. Every weight that is added is zero, and is read and
-multiplied like any other; the layers stay as many.
+The acceptance is a trained model's. The cost of passes is that of a width at which
+weights are read from memory. Every added weight is zero; it is read and multiplied
+like any other weight. The number of layers stays.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from swift_jax.typing import Array
 
 
 def widened_config(cfg: ModelConfig, factor: int) -> ModelConfig:
-  """`factor` times as many heads and hidden units.
+  """A config with `factor` times as many heads and hidden units.
 
   Raises:
-    InputError: the norms could not be made up for without rounding.
+    InputError: `factor` is no power of 4. Only for such a factor the norms can be
+      compensated without rounding.
   """
   root = math.isqrt(max(factor, 0))
   if factor < 1 or root * root != factor or root & (root - 1):
@@ -43,19 +44,22 @@ def widened_config(cfg: ModelConfig, factor: int) -> ModelConfig:
 def widened(
   engine: Engine, factor: int, draft: DraftConfig | None = None
 ) -> Engine:
-  """An engine whose first hidden units are those of the one given.
+  """An engine whose first hidden units are those of `engine`.
 
   Args:
-    draft: how it drafts.
+    engine: the engine of the narrow model.
+    factor: how many times as wide the model becomes.
+    draft: settings of the new engine's drafts.
 
   Raises:
-    InputError: the factor, and what is wrong with it.
+    InputError: `factor` is no power of 4; the error names it.
   """
   model, cfg = engine.model, widened_config(engine.cfg, factor)
   graphdef, shapes = llama.abstract_model(cfg)
 
   def pad(path: tuple, weight: Array, target: jax.ShapeDtypeStruct) -> Array:
-    # The mean square is over more units, so the norm's scale takes their root.
+    # The mean square is over `factor` times as many units: the norm's scale is
+    # divided by the root of `factor`.
     if path[-1].key == 'scale' and 'norm' in str(path[-2].key):
       weight = weight / math.isqrt(factor)
     more = zip(target.shape, weight.shape, strict=True)

@@ -1,5 +1,6 @@
-"""A model's files: found, fetched, read into (sharded) arrays, and written.
+"""Finds and fetches a model's files, reads them into (sharded) arrays, writes them.
 
-Hugging Face's form is read and written, Orbax's both ways. Other weights are refused
-by name. It may import `model`, `parallel` and what they import.
+The forms are Hugging Face's and Orbax's, both for reading and for writing. Weights
+of other forms are refused by name. It may import `model`, `parallel` and their
+imports.
 """

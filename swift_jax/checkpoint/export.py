@@ -1,4 +1,4 @@
-"""Parameters into a Hugging Face folder."""
+"""Writes parameters into a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def export_hf(
 ) -> None:
   """Writes a `LlamaForCausalLM` that transformers and `load_params` read.
 
-  Everything is written beside `folder` first and then moved, so no file is
-  ever half-written. In a folder that exists, other files stay and old weights
-  go.
+  All files are written beside `folder` first and then moved, so no file is ever
+  half-written. In a folder that exists, old weights are removed and other files
+  stay.
 
   Args:
-    folder: where.
+    folder: the folder to write.
     cfg: the model; weights are written in its dtype.
     params: nested dict of parameters.
-    tokenizer: a transformers tokenizer to save with it.
+    tokenizer: a transformers tokenizer to save with the model.
     generation_config: fields of generation_config.json.
-    max_shard_bytes: weights above this are split over several files.
+    max_shard_bytes: weights above this size are split over several files.
 
   Raises:
-    InputError: the folder cannot be written, or `cfg` is one that
-      transformers' LlamaConfig does not take.
+    InputError: the folder cannot be written, or transformers' LlamaConfig cannot
+      express `cfg`.
   """
   if cfg.weights:
     raise InputError(
@@ -84,7 +84,7 @@ def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
 
 
 def _check_config(made: pathlib.Path, cfg: ModelConfig) -> None:
-  """Refuses a config that would not come back as it is."""
+  """Refuses a model whose written config.json does not read back as `cfg`."""
   back = hf_config.read_config(made)
   if back == cfg:
     return
@@ -104,7 +104,7 @@ def _write_weights(
   params: Mapping[str, Any],
   max_shard_bytes: int,
 ) -> None:
-  """One file at a time, so that the host holds one shard's tensors."""
+  """Writes one file at a time, so that the host holds only one shard's tensors."""
   from safetensors.numpy import save_file
 
   flat = traverse_util.flatten_dict(params)
@@ -119,7 +119,7 @@ def _write_weights(
     tensors = {
       weight_files.hf_name(path): _to_host(flat, path, cfg) for path in paths
     }
-    # transformers refuses files without this.
+    # transformers refuses files without this field.
     save_file(tensors, made / file, metadata={'format': 'pt'})
     _let_others_read(made / file)
     weight_map |= dict.fromkeys(tensors, file)
@@ -130,7 +130,7 @@ def _write_weights(
 
 
 def _shards(sizes: Mapping[Path, int], max_bytes: int) -> Iterator[list[Path]]:
-  """The paths of each file; a tensor above the limit has one to itself."""
+  """For each file its paths; a tensor above the limit has a file to itself."""
   paths: list[Path] = []
   filled = 0
   for path, size in sorted(sizes.items()):
@@ -148,19 +148,22 @@ def _to_host(
   tensor = jax.device_get(fused.separate(flat, path)).astype(cfg.jax_dtype)
   if weight_files.is_transposed(path):
     tensor = tensor.T
-  # safetensors writes the memory as it lies and does not look at strides.
+  # safetensors writes the memory as it is and ignores strides.
   return np.ascontiguousarray(tensor)
 
 
 def _let_others_read(file: pathlib.Path) -> None:
-  """As any new file; safetensors makes its own for the owner alone."""
+  """Gives a file the usual permissions; safetensors lets only the owner read."""
   umask = os.umask(0)
   os.umask(umask)
   file.chmod(0o666 & ~umask)
 
 
 def _move(made: pathlib.Path, folder: pathlib.Path) -> None:
-  """`made` becomes `folder`, or its files replace those of the same name."""
+  """Moves `made` to `folder`; in an existing folder its files replace the old ones.
+
+  Old files of other names stay, except for old weights.
+  """
   if not folder.exists():
     made.rename(folder)
     return

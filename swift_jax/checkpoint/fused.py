@@ -1,9 +1,8 @@
-"""Projections that read the same input as one matrix: q, k, v and gate, up.
+"""Fuses projections that read the same input into one matrix: q, k, v and gate, up.
 
-The model runs the fused form: fewer and larger products cost less wherever a
-product has a price of its own, most of all in a pass over a few tokens.
-Checkpoints, and training by Muon, know the separate form. Both are trees of the
-same nesting:
+The model runs the fused form: fewer and larger products cost less wherever each
+product has a fixed cost, most of all in a pass over a few tokens. Checkpoints, and
+training by Muon, use the separate form. Both forms are trees of the same nesting:
 
   q_proj [D, N H], k_proj, v_proj [D, K H]  <->  qkv_proj [D, K, G + 2, H]
   gate_proj, up_proj [D, F]                 <->  gate_up_proj [D, 2, F]
@@ -26,7 +25,7 @@ from swift_jax.typing import Array
 Path = tuple[str | int, ...]
 Tree = dict[Any, Any]
 
-# Where a separate projection lies on the last but one axis of the fused one.
+# The place of each separate projection on the fused one's last axis but one.
 _PARTS = {
   'qkv_proj': {
     'q_proj': slice(None, -2),
@@ -39,7 +38,7 @@ _FUSED_NAME = {part: name for name, parts in _PARTS.items() for part in parts}
 
 
 def separate_paths(paths: Iterable[Path]) -> Iterator[Path]:
-  """The paths of the separate form, from those of the fused one."""
+  """The paths of the separate form, from the paths of the fused form."""
   for *module, name, leaf in paths:
     for part in _PARTS.get(name, (name,)):
       yield *module, part, leaf
@@ -62,14 +61,14 @@ def separate(flat: Mapping[Path, Array], path: Path) -> Array:
 
 
 def split(params: Tree) -> Tree:
-  """Fused parameters in the separate form."""
+  """Turns fused parameters into the separate form."""
   flat = traverse_util.flatten_dict(params)
   paths = separate_paths(flat)
   return traverse_util.unflatten_dict({p: separate(flat, p) for p in paths})
 
 
 def fuse(params: Tree, cfg: ModelConfig) -> Tree:
-  """Separate parameters, of the model or of one layer, in the fused form."""
+  """Turns separate parameters, of the model or of one layer, into the fused form."""
   fused: dict[Path, Array] = {}
   parts: dict[Path, dict[str, Array]] = {}
   for path, value in traverse_util.flatten_dict(params).items():

@@ -1,7 +1,7 @@
-"""Hugging Face's config.json and generation_config.json, read and written.
+"""Reads and writes Hugging Face's config.json and generation_config.json.
 
-What the model cannot do is refused by name here; nothing is ignored that would
-change a logit of transformers'.
+Settings that the model does not support are refused by name. No setting is ignored
+that would change a logit in transformers.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ _ROPE_FIELDS = {
     'truncate',
   ),
 }
-# What its RoPE types do not read, and what public files say all the same: the
-# older name of `rope_type`, and arguments of the code that YaRN came with.
+# Fields that its RoPE types do not read though public files have them: the older
+# name of `rope_type`, and arguments of YaRN's original code.
 _ROPE_UNREAD = ('type', 'finetuned', 'attn_factor')
 _GENERATION = 'generation_config.json'
 _LFS = b'version https://git-lfs.github.com/spec/'
@@ -59,20 +59,20 @@ _MODEL_FIELDS = tuple(
 
 
 def one_line(error: Exception) -> str:
-  """An error of another package as one line."""
+  """The message of another package's error, as one line."""
   return ' '.join(str(error).split()) or type(error).__name__
 
 
 def refuse_pointer(path: pathlib.Path) -> None:
-  """Says so where a file that cannot be read is a pointer of Git LFS.
+  """Refuses a file that is a pointer of Git LFS, not the file itself.
 
   Raises:
-    InputError: it is what Git leaves in the place of a large file.
+    InputError: the file is a pointer, which Git leaves in place of a large file.
   """
   try:
     with open(path, 'rb') as file:
       start = file.read(len(_LFS))
-  except OSError:  # whoever reads the file says so
+  except OSError:  # the caller, who reads the file, raises this error
     return
   if start == _LFS:
     raise InputError(
@@ -84,7 +84,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """The object in a JSON file.
 
   Raises:
-    InputError: missing, unreadable, not JSON, or not an object.
+    InputError: the file is missing, cannot be read, or holds no JSON object.
   """
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
@@ -99,12 +99,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_config(folder: pathlib.Path, dtype: str | None = None) -> ModelConfig:
-  """What config.json in `folder` says, as transformers' AutoConfig reads it.
+  """Reads config.json in `folder`, as transformers' AutoConfig does.
 
   Args:
-    folder: holds config.json.
-    dtype: bfloat16, float16 or float32; config.json's own if None, and float32
-      where it names none.
+    folder: the folder with config.json.
+    dtype: bfloat16, float16 or float32; None: config.json's dtype, or float32 if
+      config.json has none.
 
   Raises:
     InputError: names the file or argument, the field and its value.
@@ -130,7 +130,7 @@ def _model_config(raw: Mapping[str, Any], dtype: str | None) -> ModelConfig:
   fields = {
     name: rope[name]
     for name in _ROPE_FIELDS[rope['rope_type']]
-    # Hugging Face takes a beta of null or 0 for the default.
+    # For Hugging Face a beta of null or 0 means the default.
     if name in rope and not (name.startswith('beta') and not rope[name])
   }
   if fields.get('factor', 1) is None:
@@ -140,26 +140,27 @@ def _model_config(raw: Mapping[str, Any], dtype: str | None) -> ModelConfig:
   return ModelConfig(
     **{name: getattr(config, name) for name in _MODEL_FIELDS},
     rope=RopeConfig(rope_type=rope['rope_type'], **fields),
-    # Not config.dtype, which is a torch.dtype where torch is installed.
+    # config.dtype is of no use: it is a torch.dtype where torch is installed.
     dtype=dtype or raw.get('dtype') or raw.get('torch_dtype') or 'float32',
   )
 
 
 def _auto_config(raw: Mapping[str, Any]) -> Any:
   """transformers' LlamaConfig, its errors turned into ours."""
-  # transformers warns on import that torch is missing; nothing here wants it.
+  # transformers warns on import that torch is missing; torch is not needed here.
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
   from huggingface_hub.errors import StrictDataclassError
   from transformers import AutoConfig
 
   raw = json.loads(json.dumps(raw))  # AutoConfig writes into its arguments.
-  if raw.get('num_attention_heads') == 0:  # It would divide by it.
+  if raw.get('num_attention_heads') == 0:  # AutoConfig would divide by it.
     raise InputError('num_attention_heads=0: expected an integer >= 1')
-  if type(raw.get('rms_norm_eps')) is int:  # It wants a float, 0 included.
+  if type(raw.get('rms_norm_eps')) is int:  # AutoConfig takes only a float.
     raw['rms_norm_eps'] = float(raw['rms_norm_eps'])
   try:
     config = AutoConfig.for_model(**raw)
-    # As its RoPE does once more: fields beside `rope_parameters` are set by now.
+    # transformers' RoPE repeats this call too: by now the fields beside
+    # `rope_parameters` are set.
     config.standardize_rope_params()
     return config
   except (StrictDataclassError, KeyError, TypeError, ValueError) as error:
@@ -200,12 +201,14 @@ def _refuse_rope(
   field = 'original_max_position_embeddings'
   places = {f'{name}.{field}': rope}
   if field in _ROPE_FIELDS[rope_type]:
-    places[field] = raw  # there it takes precedence, as in transformers
+    places[field] = (
+      raw  # the field beside the object goes before, as in transformers
+    )
   for where, fields in places.items():
     value = fields.get(field, 1)
     if type(value) is not int or value < 1:
       raise InputError(f'{where}={value!r}: expected an integer >= 1')
-  # null means something for yarn alone: the ratio of the two contexts.
+  # Only yarn gives null a meaning: the ratio of the two contexts.
   if rope_type != 'yarn' and rope.get('factor', 1) is None:
     raise InputError(f'{name}.factor=None: expected a number > 0')
 
@@ -219,32 +222,34 @@ def _refuse_partial_rotary(prefix: str, fields: Mapping[str, Any]) -> None:
 
 
 def generation_defaults(folder: pathlib.Path) -> SamplingConfig:
-  """What generation_config.json says; end-of-text tokens else from config.json.
+  """The settings of generation_config.json.
+
+  End-of-text tokens that it does not name come from config.json.
 
   Raises:
-    InputError: a file that cannot be read, a wrong value, or a setting that is
-      not supported.
+    InputError: a file cannot be read, a value is wrong, or a setting is not
+      supported.
   """
-  said = SamplingConfig()
+  settings = SamplingConfig()
   path = pathlib.Path(folder) / _GENERATION
   if path.exists():
-    said = from_generation_config(read_json(path), str(path))
-  if said.eos_token_id is not None:
-    return said
+    settings = from_generation_config(read_json(path), str(path))
+  if settings.eos_token_id is not None:
+    return settings
   eos = _eos(pathlib.Path(folder) / 'config.json')
-  return dataclasses.replace(said, eos_token_id=eos)
+  return dataclasses.replace(settings, eos_token_id=eos)
 
 
 def eos_defaults(folder: pathlib.Path) -> SamplingConfig:
-  """End-of-text tokens alone, for who does without generation_config.json.
+  """The end-of-text tokens alone, for callers that do not use the model's settings.
 
-  They are that file's where it can be read and names some, else config.json's.
-
-  Where neither names any there is none: transformers' `generate` takes none either,
-  though its LlamaConfig has a 2 for a field that is missing.
+  They come from generation_config.json if it can be read and names some, else from
+  config.json. If neither file names any, there are none. transformers' `generate`
+  has none then either, though its LlamaConfig fills a missing field with 2.
 
   Raises:
-    InputError: neither an integer, nor a list of them, nor null in config.json.
+    InputError: the field in config.json is not an integer, a list of integers, or
+      null.
   """
   eos = None
   path = pathlib.Path(folder) / _GENERATION
@@ -264,12 +269,12 @@ def _eos(path: pathlib.Path) -> tuple[int, ...] | None:
 def to_dict(
   cfg: ModelConfig, special_tokens: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """config.json of a `LlamaForCausalLM`; `load_config` reads `cfg` back.
+  """The config.json of a `LlamaForCausalLM`, from which `load_config` reads `cfg`.
 
   Args:
     cfg: the model.
-    special_tokens: `bos_token_id`, `eos_token_id`, `pad_token_id`; null where
-      absent, since transformers would take 1 and 2 for a missing field.
+    special_tokens: `bos_token_id`, `eos_token_id`, `pad_token_id`. An absent one is
+      written as null, since transformers would fill a missing field with 1 or 2.
   """
   rope = {'rope_type': cfg.rope.rope_type}
   for name in _ROPE_FIELDS[cfg.rope.rope_type]:

@@ -1,4 +1,4 @@
-"""Where a checkpoint's files come from, and the tokenizer among them."""
+"""Finds or fetches a checkpoint's files, and reads the tokenizer among them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swift_jax.errors import InputError
 
 # The model that comes with the package.
 DEMO_MODEL = pathlib.Path(__file__).parents[1] / 'demo' / 'model'
-# Never pickles: unpickling runs code.
+# No pickles are fetched: unpickling runs code.
 _HUB_FILES = ('*.json', '*.safetensors', 'tokenizer.model', '*.txt', '*.jinja')
 _HUB_COPIES = ('original/*', 'consolidated*')
 _TOKENIZER_FILES = (
@@ -38,13 +38,14 @@ _WANTED = (
 
 
 def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
-  """The local folder of a checkpoint, fetched first if `path` is a hub id or
-  lies on an object store (gs://).
+  """The local folder of a checkpoint.
 
-  `demo` is the model that comes with the package.
+  Args:
+    path: a folder; a hub id or an address on an object store (gs://), whose files
+      are fetched first; or `demo`, the model that comes with the package.
 
   Raises:
-    InputError: none of these, or hub or store did not give it.
+    InputError: `path` is none of these, or the files cannot be fetched.
   """
   if not isinstance(path, (str, os.PathLike)):
     raise InputError(f'path={path!r:.80}: {_WANTED}')
@@ -56,7 +57,7 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
     if folder.is_dir():
       return folder
     is_file = folder.exists()
-  # A folder that may not be entered, a long name; a user that does not exist.
+  # A folder without permission, a name that is too long, an unknown user's home.
   except (OSError, RuntimeError) as error:
     raise InputError(f'{path}: cannot be read: {one_line(error)}') from None
   if path == 'demo':
@@ -73,7 +74,7 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
         path, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_COPIES
       )
     )
-  # The hub's own errors, httpx's and the system's share no narrower base.
+  # The errors of the hub, of httpx and of the system share no narrower base class.
   except Exception as error:
     raise InputError(
       f'{path}: no such folder, and not to be had from the hub:'
@@ -82,7 +83,7 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def _advice(path: str, error: Exception) -> str:
-  """What to do about an error of the hub."""
+  """The advice for an error of the hub."""
   from huggingface_hub import errors
 
   if isinstance(error, errors.GatedRepoError):  # a RepositoryNotFoundError too
@@ -104,10 +105,10 @@ def _advice(path: str, error: Exception) -> str:
 
 
 def cache_folder() -> pathlib.Path:
-  """The user's folder for what can be fetched or made again.
+  """The user's folder for files that can be fetched or made again.
 
   Raises:
-    InputError: there is no home folder, as for a user that has no name.
+    InputError: there is no home folder, for instance for a user without a name.
   """
   cache = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
   try:
@@ -117,7 +118,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def _from_store(path: str) -> pathlib.Path:
-  """A local copy, as the hub's: made once, and again where a file has changed."""
+  """A local copy of a store's checkpoint; changed files are copied again."""
   name = hashlib.sha256(path.rstrip('/').encode()).hexdigest()[:16]
   folder = cache_folder() / name
   try:
@@ -133,7 +134,7 @@ def _from_store(path: str) -> pathlib.Path:
         old.unlink()
     for file in found:
       _copy(file, folder / file.name)
-  # The system's errors, and what a store's client is missing or says.
+  # The system's errors, and the errors of a store's client, which may be missing.
   except Exception as error:
     raise InputError(f'{path}: cannot be fetched: {one_line(error)}') from error
   if not found:
@@ -142,7 +143,7 @@ def _from_store(path: str) -> pathlib.Path:
 
 
 def _copy(source: epath.Path, target: pathlib.Path) -> None:
-  """Copies a file that is not there as it is now, whole or not at all."""
+  """Copies a file, whole or not at all, unless an up-to-date copy is there."""
   now = source.stat()
   if target.exists():
     have = target.stat()
@@ -158,11 +159,12 @@ def _copy(source: epath.Path, target: pathlib.Path) -> None:
 
 
 def read_tokenizer(folder: pathlib.Path) -> Any:
-  """The transformers tokenizer in `folder`, as it is.
+  """The transformers tokenizer in `folder`, unchecked.
 
   Raises:
-    InputError: a file of it is a Git LFS pointer.
-    Exception: as transformers, and the tokenizers library its plain ones.
+    InputError: one of its files is a Git LFS pointer.
+    Exception: as transformers raises it; the tokenizers library raises plain
+      Exceptions.
   """
   from transformers import AutoTokenizer
 
@@ -177,25 +179,27 @@ def read_tokenizer(folder: pathlib.Path) -> Any:
     raise
   try:
     refuse_pointer(folder / _TEMPLATE)
-  except InputError as error:  # the text of a pointer is a template too
-    said = json.dumps(str(error))
-    tokenizer.chat_template = f'{{{{ raise_exception({said}) }}}}'
+  # A pointer's text would pass for a template: only a chat needs the error.
+  except InputError as error:
+    message = json.dumps(str(error))
+    tokenizer.chat_template = f'{{{{ raise_exception({message}) }}}}'
   return tokenizer
 
 
 def load_tokenizer(folder: pathlib.Path, cfg: ModelConfig) -> Any:
-  """The transformers tokenizer in `folder`.
+  """The transformers tokenizer in `folder`, checked against the model.
 
   Raises:
-    InputError: missing or broken, or larger than the model's vocabulary.
+    InputError: the tokenizer is missing or broken, or larger than the model's
+      vocabulary.
   """
   if not any(folder.glob('tokenizer*')):
     raise InputError(f'{folder}: no tokenizer.json found')
   try:
     tokenizer = read_tokenizer(folder)
-    # Tokens added behind the vocabulary (CodeLlama-34b has some) do no harm
-    # unless a prompt uses them, which is refused then.
-    vocab = tokenizer.get_vocab()  # made anew at each call
+    # Tokens added behind the vocabulary (CodeLlama-34b has some) do no harm unless
+    # a prompt uses them; then the prompt is refused.
+    vocab = tokenizer.get_vocab()  # each call makes a new dict
     base = vocab.keys() - tokenizer.get_added_vocab().keys()
     largest = max(vocab[token] for token in base)
   except InputError:

@@ -1,4 +1,4 @@
-"""Checkpoints into sharded arrays: Hugging Face's, and Orbax both ways."""
+"""Reads Hugging Face's checkpoints into sharded arrays; reads and writes Orbax's."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from swift_jax.parallel import sharding
 from swift_jax.typing import Array
 
 _LOGGER = logging.getLogger('swift_jax')
-# Buffers that old transformers versions saved; a function of the config.
+# Buffers that old transformers versions saved; they follow from the config.
 _IGNORED = re.compile(r'.*\.rotary_emb\.inv_freq')
 
 
 class Weight(NamedTuple):
-  """A parameter as it must lie in a Hugging Face file, and where it goes.
+  """A parameter's form in a Hugging Face file, and its place in the model.
 
   Attributes:
-    path: in the tree of separate parameters.
-    shape, in_file: shape and sharding in the file's axis order.
-    target: sharding of the parameter.
+    path: its path in the tree of separate parameters.
+    shape, in_file: its shape and its sharding in the file's axis order.
+    target: its sharding in the model.
   """
 
   path: fused.Path
@@ -48,7 +48,7 @@ class Weight(NamedTuple):
   target: Sharding
 
 
-@functools.cache  # a load asks twice, and 16 layers take a third of a second
+@functools.cache  # a load calls it twice; for 16 layers a call takes 0.33 s
 def _flat_abstract(cfg: ModelConfig) -> tuple[llama.GraphDef, dict[Any, Any]]:
   graphdef, abstract = llama.abstract_model(cfg)
   return graphdef, traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
@@ -78,15 +78,16 @@ def load_config(
 ) -> ModelConfig:
   """The shape of the model in `folder`, as transformers would load it.
 
-  That is config.json's, but for a head beside the embedding that differs from it:
-  then the two are not tied, whatever config.json says.
+  It is the shape that config.json gives, with one exception. If the files have a
+  head that differs from the embedding, the two are not tied, even if config.json
+  says so.
 
   Args:
-    folder: holds config.json. Where it says that they are tied, and the files have
-      both, embedding and head are read up to their first difference.
-    dtype: bfloat16, float16 or float32; config.json's own if None, and float32
-      where it names none.
-    remark: called with a line where the two are not tied.
+    folder: the folder with config.json. If config.json ties head and embedding, and
+      the files have both, they are read up to their first difference.
+    dtype: bfloat16, float16 or float32; None: config.json's dtype, or float32 if
+      config.json has none.
+    remark: called with a line if the files untie head and embedding.
 
   Raises:
     InputError: names the file or argument, the field and its value.
@@ -108,21 +109,22 @@ def load_params(
 ) -> tuple[llama.GraphDef, dict[str, Any]]:
   """Reads safetensors straight into (sharded) arrays of `cfg.dtype`.
 
-  Each process reads only the bytes that its devices hold. Files come one after
-  another, so that besides the parameters only one file's worth of tensors
-  waits on the devices to be transposed, and one layer's to be fused.
+  Each process reads only the bytes that its devices hold. Files are read one after
+  another. So besides the parameters the devices hold only one file's tensors, to
+  be transposed, and one layer's, to be fused.
 
   Args:
-    folder: model.safetensors, or shards with their index.
-    cfg: what `load_config` gave; tied embeddings may have the head's name alone.
-    mesh: devices; the default device if None.
+    folder: the folder with model.safetensors, or with shards and their index.
+    cfg: the model, from `load_config`. In a tied model the embedding may stand under
+      the head's name alone.
+    mesh: the devices; None: the default device.
 
   Returns:
     graphdef and parameters as a nested dict; `nnx.merge` takes them.
 
   Raises:
-    InputError: names tensors that are missing, too many or misshaped, the first
-      of each kind; or the file that cannot be read.
+    InputError: tensors are missing, unexpected or of a wrong shape or dtype (the
+      error names the first of each kind), or a file cannot be read.
   """
   sharding.check_mesh(cfg, mesh)
   folder = pathlib.Path(folder)
@@ -156,25 +158,25 @@ def load_params(
   graphdef, flat = _flat_abstract(cfg)
   params = traverse_util.unflatten_dict(params)
   fuse = _fuse(cfg, traverse_util.unflatten_dict(flat), mesh)
-  for i in params['layers']:  # the parts of a layer go before the next is fused
+  for i in params['layers']:  # frees a layer's tensors before it fuses the next
     params['layers'][i] = fuse(params['layers'][i])
   return graphdef, params
 
 
 def _fuse(cfg: ModelConfig, abstract: Any, mesh: Mesh | None) -> Any:
-  """The program that makes a layer's separate parameters fused ones."""
+  """The compiled program that fuses one layer's separate parameters."""
   places = sharding.param_shardings(abstract, mesh)['layers'][0]
   return jax.jit(functools.partial(fused.fuse, cfg=cfg), out_shardings=places)
 
 
 def _choose_processes(context: ocp.Context, mesh: Mesh | None) -> None:
-  """Whom Orbax waits for: those of the mesh, not all that there are."""
+  """Makes Orbax wait for the mesh's processes alone, not for all processes."""
   if sharding.spans_processes(mesh):
     return
   options = context.multiprocessing
   options.primary_host = jax.process_index()
   options.active_processes = {jax.process_index()}
-  # A process that was started again must not meet what it left behind.
+  # A process that is started again must not meet barriers of its earlier start.
   options.barrier_sync_key_prefix = uuid.uuid4().hex
 
 
@@ -188,7 +190,7 @@ def _compare(
   weights: Mapping[str, Weight],
   infos: Mapping[str, weight_files.TensorInfo],
 ) -> None:
-  """Raises one line about everything that does not fit."""
+  """Refuses tensors that do not fit the model, all of them in one line."""
   missing, shapes, dtypes = [], [], []
   for name, weight in weights.items():
     if name not in infos:
@@ -226,7 +228,7 @@ def _compare(
 def _refuse_prefix(
   folder: pathlib.Path, weights: Collection[str], found: Collection[str]
 ) -> None:
-  """Refuses names that are the right ones behind another beginning."""
+  """Refuses names that would be right but for their prefix."""
   split = [name.split('.') for name in found]
   places = {
     tuple(parts[: parts.index('layers')])
@@ -239,26 +241,28 @@ def _refuse_prefix(
   wanted = '' if place[-1:] == ('model',) else 'model.'
   prefix = '.'.join([*(place if wanted else place[:-1]), ''])
   right = [n for n in found if wanted + n.removeprefix(prefix) in weights]
-  # An adapter's own tensors have names of their own.
+  # An adapter's tensors have other names: it is refused even if most names differ.
   if 2 * len(right) < len(found) and place[:1] != ('base_model',):
     return
   begin = [n for n in found if n.startswith(prefix) and n not in weights]
   share = 'all' if len(begin) == len(found) else f'{len(begin)} of'
-  said = f'begin with {prefix!r} before the names that are expected'
+  problem = f'begin with {prefix!r} before the names that are expected'
   if wanted:
-    said = f'begin with {prefix!r} where {wanted!r} is expected'
+    problem = f'begin with {prefix!r} where {wanted!r} is expected'
   advice = (
     'save the model without it (merge the adapter, or take torch.compile or'
     ' another wrapper off)'
   )
   if not prefix:
-    said = f'lack {wanted!r} before their names'
+    problem = f'lack {wanted!r} before their names'
     advice = 'save the LlamaForCausalLM, not the LlamaModel in it'
-  raise InputError(f'{folder}: {share} {len(found)} tensors {said}: {advice}')
+  raise InputError(
+    f'{folder}: {share} {len(found)} tensors {problem}: {advice}'
+  )
 
 
 def save_params(directory: pathlib.Path, params: Mapping[str, Any]) -> None:
-  """Saves parameters as an Orbax checkpoint; it appears only when complete.
+  """Saves parameters as an Orbax checkpoint, which appears only when complete.
 
   Raises:
     InputError: `directory` exists or cannot be written.
@@ -268,21 +272,21 @@ def save_params(directory: pathlib.Path, params: Mapping[str, Any]) -> None:
     raise InputError(f'{directory}: exists already')
   try:
     ocp.save(directory, params)
-  except (OSError, ValueError) as error:  # its storage raises the latter
+  except (OSError, ValueError) as error:  # Orbax's storage raises ValueErrors
     raise InputError(f'{directory}: {one_line(error)}') from error
 
 
 def restore_params(
   directory: pathlib.Path, cfg: ModelConfig, mesh: Mesh | None = None
 ) -> tuple[llama.GraphDef, dict[str, Any]]:
-  """Restores what `save_params` saved, into the shardings of this mesh.
+  """Restores parameters that `save_params` saved, into the shardings of this mesh.
 
   Returns:
     As `load_params`.
 
   Raises:
-    InputError: no checkpoint there, or parameters that do not fit `cfg`, the
-      first by name.
+    InputError: there is no checkpoint, or its parameters do not fit `cfg`; the
+      error names the first ones.
   """
   sharding.check_mesh(cfg, mesh)
   directory = pathlib.Path(directory).absolute()
@@ -322,8 +326,8 @@ def restore_params(
 def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
   """A hash that ties a skip set to a model, whatever mesh it is loaded on.
 
-  It covers the config, every parameter's name and shape, and the first
-  numbers of each, so it costs one small transfer for a model of any size.
+  It covers the config, every parameter's name and shape, and each parameter's first
+  numbers. So it costs one small transfer for a model of any size.
 
   Returns:
     16 hexadecimal digits.
@@ -343,7 +347,9 @@ def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
   numbers = jax.device_get(jax.jit(sample, out_shardings=place)(params))
   shape = dataclasses.asdict(cfg)
   if not cfg.weights:
-    del shape['weights']  # sets that were saved before there was a choice
+    del shape[
+      'weights'
+    ]  # keeps the hash of sets saved before the field existed
   facts = [
     shape,
     [('.'.join(map(str, path)), flat[path].shape) for path in paths],

@@ -1,6 +1,6 @@
-"""A checkpoint's safetensors files: which there are and what their headers say.
+"""Finds a checkpoint's safetensors files and reads their headers.
 
-Names are Hugging Face's; `hf_name` maps our paths to them.
+Tensor names are Hugging Face's; `hf_name` maps our paths to them.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _CONVERT = (
   ' transformers.AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)'
   ' (it writes safetensors), or on huggingface.co/spaces/safetensors/convert'
 )
-_BLOCK_BYTES = 2**24  # that are compared at a time
-_SHOWN = 3  # of what is wrong in one way
+_BLOCK_BYTES = 2**24  # bytes of float64 that are compared at a time
+_SHOWN = 3  # items of one kind that an error shows
 
 
 class TensorInfo(NamedTuple):
-  """What a header says of a tensor.
+  """The facts of a tensor in a file's header.
 
   Attributes:
-    file: where it lies.
-    name: what it is called there.
-    shape: in the file's axis order.
-    dtype: safetensors' name for it.
+    file: the file that holds the tensor.
+    name: the tensor's name in the file.
+    shape: the tensor's shape, in the file's axis order.
+    dtype: safetensors' name of the type.
   """
 
   file: pathlib.Path
@@ -49,7 +49,7 @@ class TensorInfo(NamedTuple):
 
 
 def the_first(wrong: Sequence[str], kind: str = '') -> str:
-  """Some of a list that may be long, and how many more there are."""
+  """The first items of a list that may be long, and the number of the others."""
   more = len(wrong) - _SHOWN
   rest = [' '.join(f'and {more} more {kind}'.split())] if more > 0 else []
   return '; '.join([*wrong[:_SHOWN], *rest])
@@ -64,26 +64,29 @@ def hf_name(path: Path) -> str:
 
 
 def is_transposed(path: Path) -> bool:
-  """Kernels are [in, out] here and [out, in] in Hugging Face's files."""
+  """Whether a file has the tensor transposed.
+
+  Kernels are [in, out] in the model and [out, in] in Hugging Face's files.
+  """
   return path[-1] == 'kernel'
 
 
 def read_headers(
   folder: pathlib.Path, is_tied: bool = False
 ) -> dict[str, TensorInfo]:
-  """Every tensor of the checkpoint by name; reads headers only.
+  """Reads the headers only: every tensor of the checkpoint, by its name.
 
-  As transformers does, model.safetensors is taken where it exists, else the
-  files that the index names; other files (a consolidated copy, say) are not
-  looked at. A single file of another name will do too.
+  Like transformers it reads model.safetensors if that exists, else the files that
+  the index names. Other files (a consolidated copy, say) are not read. Without both,
+  a single safetensors file of another name is read.
 
   Args:
-    is_tied: embedding and head are one tensor, by either name; it is given as
-      the embedding. An index may name a head that is not there.
+    is_tied: embedding and head are one tensor, under either name; the result has it
+      as the embedding. An index may name a head that no file holds.
 
   Raises:
-    InputError: no weights, pickled weights only, a file that is named but
-      missing or outside the folder, or one that is truncated or corrupt.
+    InputError: there are no weights, or only pickled ones; the index names a file
+      that is missing or outside the folder; or a file is truncated or corrupt.
   """
   infos = _read_all(folder, is_tied)
   if is_tied and HEAD in infos:
@@ -93,10 +96,11 @@ def read_headers(
 
 
 def has_own_head(folder: pathlib.Path) -> bool:
-  """Whether there is a head beside the embedding that differs from it.
+  """Whether the files hold a head that differs from the embedding.
 
-  As transformers decides whether to tie them. They are read block by block, up
-  to the first difference. Files that cannot be read are `read_headers`' to name.
+  transformers decides in this way whether to tie the two. They are read block by
+  block, up to the first difference. Files that cannot be read count as no: then
+  `read_headers` raises the error.
   """
   from safetensors import SafetensorError
 
@@ -113,7 +117,7 @@ def _are_equal(one: TensorInfo, other: TensorInfo) -> bool:
   if (one.shape, one.dtype) != (other.shape, other.dtype):
     return False
   if one.dtype not in FLOATS or len(one.shape) != 2:
-    return False  # whoever loads them refuses both
+    return False  # loading refuses tensors of this type or shape
   rows, width = one.shape
   step = max(1, _BLOCK_BYTES // (8 * max(width, 1)))
   with (
@@ -122,7 +126,7 @@ def _are_equal(one: TensorInfo, other: TensorInfo) -> bool:
   ):
     pair = first.get_slice(one.name), second.get_slice(other.name)
     return all(
-      np.array_equal(*(part[at : min(at + step, rows)] for part in pair))
+      np.array_equal(*(tensor[at : min(at + step, rows)] for tensor in pair))
       for at in range(0, rows, step)
     )
 
@@ -181,8 +185,11 @@ def _read_indexed(folder: pathlib.Path, is_tied: bool) -> dict[str, TensorInfo]:
 
 
 def _refuse_outside(index: pathlib.Path, name: str, file: str) -> None:
-  """Links are followed wherever they lead, as the hub's cache has them."""
-  place = pathlib.PureWindowsPath(file)  # knows slashes of both kinds
+  """Refuses a file name of the index that leads out of the folder.
+
+  Links are followed wherever they lead: the hub's cache consists of links.
+  """
+  place = pathlib.PureWindowsPath(file)  # it knows slashes of both kinds
   is_inside = bool(place.parts) and not place.anchor and '..' not in place.parts
   if not is_inside or not file.isprintable():
     raise InputError(
@@ -207,7 +214,8 @@ def _read_file(file: pathlib.Path) -> dict[str, TensorInfo]:
   from safetensors import SafetensorError, safe_open
 
   try:
-    # Checks header, offsets and length of the file; maps it, reads no tensor.
+    # safe_open checks the file's header, offsets and length; it maps the file and
+    # reads no tensor.
     with safe_open(file, 'numpy') as opened:
       slices = {name: opened.get_slice(name) for name in opened.keys()}
       return {

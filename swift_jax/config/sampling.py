@@ -1,9 +1,9 @@
 """How tokens are chosen and when a text ends: Hugging Face's names and meaning.
 
-A field that is None is not given. What the caller does not give comes from the
-model's `generation_config.json`, and what is not there either from `DEFAULTS`,
-which are Hugging Face's own (top_k=50 among them, which few know that they use),
-except for max_new_tokens. `resolve` says where each value came from.
+A field that is None is not given. A field that the caller does not give comes from
+the model's `generation_config.json`. A field that is missing there too comes from
+`DEFAULTS`. These are Hugging Face's own defaults except for max_new_tokens; few
+know that top_k=50 is among them. `resolve` says where each value came from.
 """
 
 from __future__ import annotations
@@ -24,37 +24,40 @@ from swift_jax.errors import InputError
 MAX_LOGPROBS = 1000
 _FILE = 'generation_config.json'
 _MAX_SEED = 2**32 - 1
-_MAX_FLOAT = 1e30  # float32 holds it and its inverse
+_MAX_FLOAT = 1e30  # float32 holds this number and its inverse
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-  """Settings of the choice of tokens; None: not given.
+  """How tokens are chosen and when a text ends; None: not given.
 
   Attributes:
-    do_sample: draw tokens; else each is the most likely one (greedy). Where it is
-      not given, a temperature that is decides: above 0 is sampling.
+    do_sample: draw tokens; else take the most likely token (greedy). If this field
+      is not given and a temperature is, the temperature decides: above 0 means
+      sampling.
     temperature: logits are divided by it; 0 is greedy.
     top_k: only the k most likely tokens; 0: all.
     top_p: only the most likely tokens that together have this probability.
-    min_p: only tokens at least this likely relative to the most likely one.
-    repetition_penalty: logits of tokens in prompt and text are divided by it, or
-      multiplied where negative; greedy decoding has it too.
+    min_p: only tokens at least this likely relative to the most likely token.
+    repetition_penalty: divides the logits of tokens in the prompt and the text.
+      Negative logits are multiplied by it. It holds in greedy decoding too.
     eos_token_id: tokens that end a text; one or several.
     stop_strings: the text ends before the first of these, one or several. On the
-      command line with the escapes of --prompt, and several as ('a', 'b').
-    max_new_tokens: tokens written at most for a prompt.
+      command line they are written with the escapes of --prompt, and several
+      strings as ('a', 'b').
+    max_new_tokens: the most tokens written for a prompt.
     min_new_tokens: no end-of-text token before so many tokens.
-    seed: of the draws. With the index of the prompt in the run it fixes them, and
-      with them the text, whatever batch, method or search a prompt rides with.
-    use_generation_config: take what is not given from the model's file; without it
-      only its end-of-text tokens.
-    skip_special_tokens: leave special tokens (`</s>`, `<|im_end|>`) out of the text;
-      without it they stand in it, the one that ends it too, and a stop string may
-      hold them.
-    logprobs: log-probabilities with each result, those of its tokens (0) and of so
-      many of the most likely tokens at each place; None: none, which costs
-      nothing. It changes no text, and no file of the model's sets it.
+    seed: seed of the draws. The seed and the prompt's index in the run fix the
+      draws and with them the text, whatever the batch, the method or the search.
+    use_generation_config: take fields that are not given from the model's file.
+      Without it the file gives only its end-of-text tokens.
+    skip_special_tokens: leave special tokens (`</s>`, `<|im_end|>`) out of the text.
+      Without it they stand in the text, the token that ends the text too, and a
+      stop string may hold them.
+    logprobs: log-probabilities of the tokens, and of so many alternatives. Each
+      result has the log-probability of each of its tokens (0: these alone) and of
+      so many of the most likely tokens at each place; None: none, which costs
+      nothing. The field changes no text, and no file of the model sets it.
   """
 
   do_sample: bool | None = None
@@ -85,24 +88,24 @@ class SamplingConfig:
 
   @property
   def samples(self) -> bool:
-    """Tokens are drawn; of a resolved config."""
+    """Whether tokens are drawn; holds for a resolved config only."""
     return bool(self.do_sample and self.temperature)
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-  """Settings without a gap, and where each came from.
+  """Settings with every field set, and where each value came from.
 
   Attributes:
-    config: every field set; `logprobs` as it was given.
-    sources: `given`, `generation_config.json` or `default`, by field.
+    config: the settings; `logprobs` is as it was given.
+    sources: for each field `given`, `generation_config.json` or `default`.
   """
 
   config: SamplingConfig
   sources: dict[str, str]
 
   def describe(self) -> str:
-    """One line with what is applied, and what is given without effect."""
+    """One line with the settings that apply, and those given without effect."""
     cfg = self.config
     kind = 'sampling' if cfg.samples else 'greedy decoding'
     applied = ', '.join(
@@ -115,7 +118,7 @@ class Resolved:
 
   @property
   def is_remarkable(self) -> bool:
-    """The text is other than one who reads what the caller gave would think."""
+    """Whether the text differs from what the caller's own settings suggest."""
     unasked = any(
       not self._is_given(name)
       and name != 'seed'
@@ -135,7 +138,7 @@ class Resolved:
     return [name for name in FIELDS if name not in names]
 
   def _idle(self) -> list[str]:
-    """What is given and means nothing to greedy decoding."""
+    """The given fields that have no effect in greedy decoding."""
     if self.config.samples:
       return []
     idle = {name: _NEUTRAL[name] for name in _DRAWS if name != 'seed'}
@@ -154,17 +157,17 @@ class Resolved:
 
 
 def resolve(given: SamplingConfig, model: SamplingConfig) -> Resolved:
-  """Fills in what is not given.
+  """Fills in the fields that are not given.
 
   Args:
     given: the caller's settings.
-    model: those of the model's `generation_config.json`.
+    model: the settings of the model's `generation_config.json`.
 
   Raises:
     InputError: settings that contradict each other.
   """
   values, sources = {}, {}
-  # The caller's temperature says whether to draw, more than the file does.
+  # The caller's temperature says whether to draw; it outweighs the model's file.
   if given.do_sample is None and given.temperature is not None:
     given = dataclasses.replace(given, do_sample=given.temperature > 0)
   places = [('given', given)]
@@ -176,7 +179,7 @@ def resolve(given: SamplingConfig, model: SamplingConfig) -> Resolved:
       for source, cfg in places
       if (value := getattr(cfg, name)) is not None
     ]
-    # Which tokens end a text is no preference: a model has them in any case.
+    # The end-of-text tokens belong to the model: the caller cannot do without them.
     if name == 'eos_token_id' and model.eos_token_id is not None:
       found.append((_FILE, model.eos_token_id))
     found.append(('default', DEFAULTS[name]))
@@ -195,11 +198,11 @@ def resolve(given: SamplingConfig, model: SamplingConfig) -> Resolved:
 def from_generation_config(
   fields: dict[str, Any], where: str
 ) -> SamplingConfig:
-  """What a `generation_config.json` says.
+  """The settings that a `generation_config.json` holds.
 
   Raises:
-    InputError: names the file, the field and its value: a wrong value, or a
-      setting that would change the text and that is not supported.
+    InputError: a value is wrong, or a setting would change the text and is not
+      supported. The error names the file, the field and its value.
   """
   for name, neutral in _UNSUPPORTED.items():
     value = fields.get(name)
@@ -217,8 +220,8 @@ def from_generation_config(
   try:
     return SamplingConfig(**known)
   except InputError as error:
-    said = str(error).removeprefix('sampling.')
-    raise InputError(f'{where}: {said}') from None
+    message = str(error).removeprefix('sampling.')
+    raise InputError(f'{where}: {message}') from None
 
 
 def _bool(name: str, value: Any) -> bool:
@@ -261,7 +264,7 @@ def _min_p(name: str, value: Any) -> float:
 def _token_ids(name: str, value: Any) -> tuple[int, ...]:
   ids = value if isinstance(value, (list, tuple)) else (value,)
   ok = all(type(i) is int and 0 <= i <= MAX_INT for i in ids)
-  if not ok:  # there may be hundreds
+  if not ok:  # there may be hundreds of ids: the message is cut
     raise InputError(f'{name}={value!r:.80}: expected a token id or several')
   return tuple(ids)
 
@@ -294,7 +297,7 @@ _CHECKS = {
   'min_new_tokens': _count,
   'seed': _seed,
 }
-# What makes the text, and what a model's file may say something of.
+# The fields that decide the text, and that a model's file may set.
 FIELDS = tuple(_CHECKS)
 DEFAULTS = {
   'do_sample': False,
@@ -310,10 +313,10 @@ DEFAULTS = {
   'seed': 0,
 }
 _DRAWS = ('temperature', 'top_k', 'top_p', 'min_p', 'seed')
-# Values that change nothing.
+# Values that have no effect on the text.
 _NEUTRAL = {**DEFAULTS, 'top_k': 0, 'seed': None, 'max_new_tokens': None}
-# Settings of Hugging Face's that change the text and are not ours, with the
-# values at which they do nothing.
+# Settings of Hugging Face that change the text and are not supported here, with
+# the values at which they have no effect.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
   'num_beams': (1,),
   'num_beam_groups': (1,),

@@ -1,6 +1,7 @@
-"""Frozen settings and what makes them valid. One dataclass, one fact a place.
+"""Frozen settings and the rules that make them valid.
 
-Every error names the field as a user writes it and the value that came in.
+Each default stands here and nowhere else. Every error names the field as a user
+writes it, and the value that came in.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class RopeConfig:
       1,
     )
     require_bool('rope_parameters.truncate', self.truncate)
-    # Both types divide by what is refused here.
+    # Both types would divide by zero for the values that are refused here.
     require(
       self.rope_type != 'llama3'
       or self.high_freq_factor > self.low_freq_factor,
@@ -94,11 +95,11 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A `LlamaForCausalLM`'s shape; names and meaning are Hugging Face's.
+  """The shape of a `LlamaForCausalLM`; names and meaning are Hugging Face's.
 
   Attributes:
-    weights: `int8`: projections are whole numbers and scales, see `quantised`;
-      empty: of `dtype`, as all else.
+    weights: `int8`: the projections are stored as whole numbers and scales, see
+      `quantised`; empty: they have the type `dtype`, like all other parameters.
   """
 
   vocab_size: int
@@ -153,36 +154,37 @@ class ModelConfig:
 
   @property
   def jax_dtype(self) -> jnp.dtype:
-    import jax.numpy as jnp  # settings alone, --help for one, do without jax
+    import jax.numpy as jnp  # --help needs the settings, but not jax
 
     return jnp.dtype(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class DraftConfig:
-  """How a block is drafted; the paper's names and values.
+  """How the tokens of a round are drafted; the paper's names and values.
 
   Attributes:
-    max_draft_length: tokens drafted at most in a round (the paper's 25).
-    confidence_threshold: drafting stops after a token whose confidence is
-      below this (0.8).
+    max_draft_length: the most tokens drafted in a round (the paper's 25).
+    confidence_threshold: drafting stops after a token below this confidence (0.8).
     tree: add the top-k alternatives at each depth as leaves beside the chain.
-    tree_widths: k, the chain's token included, by confidence: `tree_widths[i]`
-      holds up to `tree_bounds[i]`, the last one above the last bound.
-    tree_bounds: confidences at which k changes.
-    verify_widths: token counts that verify is compiled for; the smallest that
-      holds the tree is used, and leaves that the largest cannot hold are
+    tree_widths: k for each range of confidence, the chain's token included.
+      `tree_widths[i]` holds up to the confidence `tree_bounds[i]`, the last width
+      above the last bound.
+    tree_bounds: the confidences at which k changes.
+    verify_widths: token counts for which verify is compiled; the smallest width
+      that holds the tree is used. Leaves that do not fit the largest width are
       dropped, the least likely first.
-    lookup_length: tokens that the method prompt_lookup copies at most
-      (Spec-Bench's 10), as far as the largest verify width holds them.
-    lookup_ngram: tokens that it compares at most to find a place to copy from
-      (Spec-Bench's 3).
-    adaptive: choose in each round what drafts (layers, a copy from the text as
-      prompt lookup makes it, nothing) and how many tokens, leaves among them, by
-      what was accepted lately and what passes cost, which is measured. Without it
-      every round drafts by layers, by the thresholds and widths above, as SWIFT
-      does.
-    copy: whether that choice has copies in it.
+    lookup_length: the most tokens that prompt_lookup copies (Spec-Bench's 10). The
+      largest verify width limits them too.
+    lookup_ngram: the most tokens that prompt_lookup compares (Spec-Bench's 3). It
+      compares them to find a place to copy from.
+    adaptive: choose for each round what drafts and how many tokens it drafts. The
+      draft comes from the layers, from a copy of earlier text (as prompt lookup
+      makes it), or there is none. The number of tokens includes the leaves. The
+      choice weighs what was accepted lately against the measured cost of passes.
+      Without it every round drafts with the layers, by the thresholds and widths
+      above, as SWIFT does.
+    copy: whether the adaptive choice may draft by copies.
   """
 
   max_draft_length: int = 25
@@ -251,36 +253,37 @@ class SearchConfig:
   """The search for a skip mask while text is generated.
 
   Attributes:
-    enabled: search at all; without it the start drafts throughout.
-    skip_ratio: share of the 2(L-2) sublayers that a mask skips (0.45).
-    context_window: most recent generated tokens that candidates are scored on.
+    enabled: search at all; without it the first mask drafts to the end.
+    skip_ratio: share of the 2(L-2) free sublayers that a mask skips (0.45).
+    context_window: newest generated tokens on which candidates are scored.
     num_candidates: masks scored in one pass, the incumbent among them.
-    scoring: `vmap` (all masks in one pass, every sublayer computed), `map` (a
-      pass a mask, skipped sublayers left out) or `auto`: the quicker of the two,
-      measured when it is first needed.
-    importance: begin with what a derivative says of each sublayer, once a stream.
+    scoring: `vmap`, `map` or `auto`, the quicker of the two. `vmap` scores all
+      masks in one pass and computes every sublayer; `map` makes one pass for each
+      mask and leaves out the skipped sublayers. `auto` measures both when a score
+      is first needed.
+    importance: begin with a derivative's estimate of each sublayer, once a stream.
     opt_interval: rounds from one scoring pass to the next.
-    time_budget: share of the wall time so far that the search may take, so that
-      a short text does not pay for a long search; 1: no limit.
-    bayes_interval: every how many scoring passes the candidates come from a
-      Gaussian process (the paper's 25; 1: always; 0: never, without gpjax). It
-      starts once the budget allows the seconds that it takes to compile.
+    time_budget: share of the wall time so far that the search may take; 1: no limit.
+      So a short text does not pay for a long search.
+    bayes_interval: a Gaussian process suggests every so many passes; 0: never. The
+      paper's value is 25; 1 means at every scoring pass. 0 does without gpjax. The
+      process starts once the budget allows the seconds that its compilation takes.
     max_iterations: scoring passes after which the search stops (1000).
-    patience: masks scored without a better one after which it stops (300).
-    target_matchness: it stops once the incumbent scores above this, an error
-      bar below included.
+    patience: masks in a row without a better one that end the search (300).
+    target_matchness: the search stops once the incumbent scores above this. The
+      lower end of the score's error bar counts.
     restart: search again when the acceptance falls lastingly.
-    recipe: `default`, or `paper`: the official code's, with one mask a pass, the
-      window at the start of each text, and a suggestion every 25th pass, whatever
-      `num_candidates` and `bayes_interval` are; `importance` and `restart` are
-      ours alone.
-    cache: JSON file with skip sets to start from; `published` names the ones
-      that come with the package. A run that starts from a set does not search
-      until the stream has changed.
-    cache_name: which set of that file, where it holds several; the name under
-      which `save` writes, where it is empty `default`.
-    save: JSON file that the set that was found is written to, for this model,
-      unless another run has left one of this ratio there with a higher score.
+    recipe: `default`, or `paper` for the official code's search. The paper's search
+      scores one mask a pass, takes the window at the start of each text, and gets
+      a suggestion every 25th pass, whatever `num_candidates` and `bayes_interval`
+      are. `importance` and `restart` belong to the default search alone.
+    cache: JSON file with skip sets to start from; or `published`. `published` names
+      the sets that come with the package. A run that starts from a set does not
+      search until the stream has changed.
+    cache_name: which set of the cache, if it holds several. `save` writes its set
+      under this name too, and under `default` if the name is empty.
+    save: JSON file to which the found set of this model is written. A set of the
+      same ratio and a higher score that another run has left there stays.
     record: JSON Lines file with a line for each scoring pass.
     seed: seed of the random candidates.
   """
@@ -340,11 +343,10 @@ class MeshConfig:
   """The devices that hold one copy of the model.
 
   Attributes:
-    data: parts of the batch.
-    tensor: parts of each weight and of the cache's heads.
-    across_processes: one mesh over the devices of all processes, which then go in
-      step; without it each process has a mesh of its own devices, a model of its
-      own, and prompts of its own.
+    data: parts into which the batch is split.
+    tensor: parts into which each weight and the cache's heads are split.
+    across_processes: one mesh over the devices of all processes, all in step.
+      Without it each process has its own mesh, copy of the model and prompts.
   """
 
   data: int = 1
@@ -359,17 +361,18 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
-  """What one call of generate does.
+  """The settings of one call of `generate`.
 
   Attributes:
-    method: `plain` (a token a pass), `swift` (draft and verify) or
-      `prompt_lookup` (verify what followed the last tokens before).
+    method: `plain` (a token a pass), `swift` (draft and verify), `prompt_lookup`
+      (find the text's last tokens earlier in the text, and verify the tokens that
+      followed them there).
     ignore_eos: write on past the end-of-text tokens.
     batch_size: prompts decoded together.
-    prefill_chunk: prompt tokens a prefill pass takes.
+    prefill_chunk: prompt tokens that one prefill pass takes.
     rounds_per_dispatch: rounds run on the device before the host looks.
-    phase_interval: every how many dispatches a round is run in two halves, so that
-      drafting and verifying are timed apart; 0: never.
+    phase_interval: every so many dispatches a round runs in two halves; 0: never.
+      So drafting and verifying are timed apart.
     sampling: how tokens are chosen and when a text ends.
   """
 

@@ -1,5 +1,5 @@
 """The demo model: a small Llama that was trained on two CPU cores.
 
-Its weights, prompts, corpus and trainer are here. It may import `checkpoint` and
-what that imports.
+Its weights, prompts, corpus and trainer are here. It may import `checkpoint` and its
+imports.
 """

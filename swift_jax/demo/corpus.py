@@ -1,8 +1,8 @@
-"""Text that every machine has: the source of Python's standard library.
+"""A corpus that every machine has: the source of Python's standard library.
 
-Only the running interpreter's own `.py` files are read: no test suites (some
-distributions leave them out) and no tables of constants, so that the text is
-program and documentation.
+Only `.py` files of the running interpreter are read. Test suites are left out, since
+some distributions lack them, and so are tables of constants. So the text is program
+and documentation.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def source_files() -> list[pathlib.Path]:
 
 
 def _is_table(text: str) -> bool:
-  """Whether a fifth of the characters are digits: data, not program."""
+  """Whether more than a fifth of the characters are digits: data, not program."""
   return len(re.findall(r'[0-9]', text)) > 0.2 * len(text)
 
 
 def documents(held_out: bool, held_out_share: float = 0.04) -> Iterator[str]:
   """The text of the training files, or of the held-out ones.
 
-  A file is held out by a hash of its path below the library's root, so the split
-  is the same wherever the same library is.
+  A hash of a file's path below the library's root decides whether it is held out. So
+  the split is the same on every machine with the same library.
   """
   root = pathlib.Path(sysconfig.get_path('stdlib'))
   for path in source_files():
@@ -81,7 +81,7 @@ def train_tokenizer(vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def encode(tokenizer: tokenizers.Tokenizer, held_out: bool) -> np.ndarray:
-  """All documents as one row of token ids, each after an end-of-text token."""
+  """All documents as one row of token ids; an end-of-text token precedes each."""
   end = tokenizer.token_to_id(END_OF_TEXT)
   texts = list(documents(held_out))
   encoded = tokenizer.encode_batch(texts, add_special_tokens=False)

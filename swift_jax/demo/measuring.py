@@ -1,4 +1,4 @@
-"""How good a trained model is on given text, and the skip set that suits it."""
+"""Measures a trained model on given text, and finds a skip set for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from swift_jax.typing import Array, Int
 def spread_rows(
   tokens: np.ndarray, seq_len: int, most: int
 ) -> Int[np.ndarray, 'r t+1']:
-  """Up to `most` windows spread evenly over a text."""
+  """Up to `most` windows of seq_len + 1 tokens, spread evenly over a text."""
   windows = (len(tokens) - 1) // seq_len
   picked = np.linspace(0, windows - 1, min(most, windows)).astype(int)
   rows = [tokens[i * seq_len :][: seq_len + 1] for i in picked]
@@ -37,7 +37,10 @@ def evaluate(
 
 
 def make_matchness(graphdef: llama.GraphDef) -> Callable[..., Array]:
-  """Share of positions of rows int[B, T] where skipping changes no argmax."""
+  """A function for the matchness of a mask on rows int[B, T].
+
+  It is the share of positions at which skipping changes no argmax.
+  """
 
   def argmax(params: Any, rows: Array, mask: SkipMask) -> Array:
     model = nnx.merge(graphdef, params)
@@ -61,9 +64,10 @@ def find_skip_set(
   evaluations: int,
   seed: int = 0,
 ) -> SkipMask:
-  """The best of many masks on given text: swaps from the uniform mask uphill.
+  """The best of `evaluations` masks on given text, by swaps uphill from the uniform.
 
-  Offline, for the model card; while decoding, `swift_jax.search` does this.
+  This search is offline, for the model card; `swift_jax.search` searches while text
+  is generated.
   """
   rng = np.random.default_rng(seed)
   matchness = make_matchness(graphdef)

@@ -1,10 +1,10 @@
 """The trainer of the demo model: optax, stochastic depth, Orbax checkpoints.
 
-Stochastic depth (Huang et al. 1603.09382) is the published way to give a small
-model what large ones have by themselves: text that survives skipped sublayers.
-The sublayers of layer l are dropped with a probability that grows linearly with
-depth; the first and the last layer always run. The gates are real branches, so a
-dropped sublayer costs nothing.
+Large models tolerate skipped sublayers by themselves. Stochastic depth (Huang et al.
+1603.09382) is the published way to make a small model tolerate them. The sublayers
+of layer l are dropped with a probability that grows linearly with depth; the first
+and the last layer always run. The gates are real branches, so a dropped sublayer
+costs nothing.
 """
 
 from __future__ import annotations
@@ -44,18 +44,19 @@ class TrainConfig:
   """How the demo model is trained.
 
   Attributes:
-    steps: updates in all; a finished run trained again with more goes on.
-    batch_size: rows a step.
-    seq_len: tokens a row.
+    steps: number of updates. A finished run that is started again with more steps
+      goes on.
+    batch_size: rows of a step.
+    seq_len: tokens of a row.
     optimizer: `muon` (matrices by Muon, the rest by Adam) or `adamw`.
     matrix_lr, other_lr: peak learning rates of the matrices and of the rest.
     warmup: steps of linear warm-up.
     decay: share of the steps, at the end, over which the rates fall to zero.
-    max_drop_rate: drop probability that the last layer would have; layer l has
-      l / (L-1) of it.
+    max_drop_rate: drop probability p of the sublayers. Layer l has p l / (L-1), but
+      the last layer always runs.
     eval_every, save_every: steps between evaluations and between checkpoints.
-    eval_rows: held-out rows an evaluation reads.
-    seed: of initial weights, row order and drops.
+    eval_rows: number of held-out rows for an evaluation.
+    seed: seed of the initial weights, the order of rows and the drops.
   """
 
   steps: int = 1200
@@ -95,7 +96,7 @@ class TrainConfig:
 
 
 def drop_mask(cfg: TrainConfig, num_layers: int, step: int) -> SkipMask:
-  """The sublayers dropped in `step`: a function of seed and step alone."""
+  """The sublayers dropped in `step`; they depend on seed and step alone."""
   rng = np.random.default_rng((cfg.seed, step))
   rates = cfg.max_drop_rate * np.arange(num_layers) / (num_layers - 1)
   rates[[0, -1]] = 0.0
@@ -108,7 +109,7 @@ def rows(
 ) -> Iterator[Int[np.ndarray, 'b t+1']]:
   """Batches from `step` on: shuffled windows, cut anew in every epoch."""
   length = cfg.seq_len + 1
-  # Whatever the offset, every batch is full.
+  # With any offset every batch is full.
   windows = (len(tokens) - length - cfg.seq_len + 1) // cfg.seq_len
   per_epoch = windows // cfg.batch_size
   while True:
@@ -161,7 +162,7 @@ def make_optimizer(cfg: TrainConfig) -> optax.GradientTransformation:
 
 
 def make_loss(graphdef: llama.GraphDef) -> Callable[..., Array]:
-  """Mean cross-entropy, in nats a token, of rows int[B, T+1]."""
+  """A function for the mean cross-entropy of rows int[B, T+1], in nats a token."""
 
   def loss(params: Any, rows: Int[Array, 'b t'], mask: SkipMask) -> Array:
     model = nnx.merge(graphdef, params)
@@ -187,10 +188,10 @@ def check_batch(cfg: TrainConfig) -> None:
 def _checkpoints(
   directory: pathlib.Path,
 ) -> Iterator[tuple[ocp.training.Checkpointer, Callable[[int, Any], None]]]:
-  """Orbax's checkpointer, and what saves a step with it.
+  """Orbax's checkpointer, and a function that saves a step with it.
 
-  A full disk is one line: Orbax logs what each of its threads ran into, and raises
-  that once more when it is closed.
+  A full disk gives one line. Orbax itself would log the error of each thread,
+  and raise the error again when it is closed.
   """
   refused: InputError | None = None
 
@@ -198,7 +199,7 @@ def _checkpoints(
     nonlocal refused
     try:
       checkpointer.save(step, state, overwrite=True)
-    except (OSError, ValueError) as error:  # its storage raises the latter
+    except (OSError, ValueError) as error:  # Orbax's storage raises ValueErrors
       refused = InputError(
         f'{directory}: step {step} cannot be written: {one_line(error):.300};'
         ' earlier checkpoints are whole'
@@ -233,31 +234,31 @@ def train(
   directory: pathlib.Path,
   must_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[llama.GraphDef, Any, dict[str, Any]]:
-  """Trains, or goes on where the checkpoints in `directory` stopped.
+  """Trains, or goes on from the last checkpoint in `directory`.
 
-  Rows are split over all devices; the optimizer, whose matrix products already
-  use every core of a CPU, runs on the first.
+  Rows are split over all devices. The optimizer runs on the first device, since its
+  matrix products already use every core of a CPU.
 
   Args:
     model_cfg: the model; float32 while training.
-    cfg: the run.
+    cfg: the settings of the training.
     tokens: training text, int[n].
     held_out: text for evaluation, int[m].
-    directory: Orbax checkpoints.
-    must_stop: asked after each step.
+    directory: folder of the Orbax checkpoints.
+    must_stop: called after each step; True ends the training.
 
   Returns:
-    graphdef, parameters as a nested dict, and the figures of the last
-    evaluation.
+    graphdef, parameters as a nested dict, and the figures of the last evaluation.
 
   Raises:
     InputError: the batch cannot be split over the devices, the loss is no longer
-      finite, or a checkpoint cannot be written: those before it are there.
-    KeyboardInterrupt: `must_stop` said so; the step is saved.
+      finite, or a checkpoint cannot be written (earlier checkpoints stay).
+    KeyboardInterrupt: `must_stop` returned True; the step is saved.
   """
   check_batch(cfg)
   graphdef, params = llama.init_model(model_cfg, cfg.seed)
-  # Separate: Muon makes each matrix orthogonal, not q, k and v as one.
+  # The parameters are separate: Muon makes each matrix orthogonal, so q, k and v
+  # must not be one matrix.
   params = fused.split(nnx.to_pure_dict(params))
   optimizer = make_optimizer(cfg)
   state = {
@@ -270,10 +271,10 @@ def train(
   )
   everywhere = NamedSharding(mesh, PartitionSpec())
   by_row = NamedSharding(mesh, PartitionSpec('data'))
-  of_fused = make_loss(graphdef)
+  fused_loss = make_loss(graphdef)
 
   def loss(params: Any, rows: Array, mask: SkipMask) -> Array:
-    return of_fused(fused.fuse(params, model_cfg), rows, mask)
+    return fused_loss(fused.fuse(params, model_cfg), rows, mask)
 
   grad = jax.jit(
     jax.value_and_grad(loss), out_shardings=(everywhere, everywhere)

@@ -1,4 +1,5 @@
-"""Tasks asked of an engine, and the answers kept so that nothing is lost.
+"""Asks an engine the questions of tasks, and keeps each answer as it is written.
 
-A run goes on where it stopped. It may import `runtime` and what stands lower.
+A run that stopped goes on where it was. It may import `runtime` and what stands
+lower.
 """

@@ -1,12 +1,13 @@
-"""Answer lines: Spec-Bench's format, with what we know beyond it.
+"""Answer lines: Spec-Bench's format, with facts of our own added.
 
   {"question_id", "category", "answer_id", "model_id", "choices": [{"index",
    "turns", "decoding_steps", "new_tokens", "wall_time", "accept_lengths"}],
    "tstamp", "swift_jax": {...}}
 
-Lists under "choices" hold a value a turn, "accept_lengths" one a pass of the
-target over all turns. "swift_jax" is ours; files of other methods lack it.
-Each function's `where` says which file and line an error is about.
+Lists under "choices" hold a value for each turn, but "accept_lengths" a value for
+each pass of the target over all turns. "swift_jax" is our own key; files of other
+methods lack it. Functions take an argument `where`: the file and line that errors
+name.
 """
 
 from __future__ import annotations
@@ -24,27 +25,29 @@ from swift_jax.runtime.metrics import LogProbs
 KEY = 'swift_jax'
 METHODS = ('plain', 'swift', 'prompt_lookup')
 FINISHES = ('eos', 'stop', 'length')
-_MOST = 2**40  # no count, no seconds since 1970 is beyond
+_MOST = 2**40  # no count and no time in seconds since 1970 is larger
 
 
 @dataclasses.dataclass(frozen=True)
 class Detail:
-  """What only our own lines say of a turn; times are the row's share.
+  """The facts of a turn that only our own lines hold.
 
   A batch's seconds are split evenly over its rows, so that sums over answers are
   the machine's time.
 
   Attributes:
     tokens: generated token ids.
-    prompt_tokens: of the prompt as the model got it.
-    truncated: tokens that the prompt lost at its beginning to fit the context.
+    prompt_tokens: number of tokens of the prompt as the model got it.
+    truncated: number of tokens cut off the prompt's beginning to fit the context.
     finish_reason: `eos`, `stop` or `length`.
-    drafted: tokens drafted for each pass; empty for plain decoding.
-    accepted: how many of them were returned, likewise.
-    prefill_s, decode_s, search_s: seconds of each phase.
-    draft_s, verify_s: seconds of those rounds whose halves were timed apart, a
-      sample of `decode_s`; 0 where there was none.
-    logprobs: log-probabilities; None, and no such key, where none were asked for.
+    drafted: for each pass the number of drafted tokens; empty for plain decoding.
+    accepted: for each pass the number of drafted tokens that were returned; empty
+      for plain decoding.
+    prefill_s, decode_s, search_s: the row's share of each phase's seconds.
+    draft_s, verify_s: the row's share of the seconds of rounds whose halves were
+      timed apart, a sample of `decode_s`; 0 if there was no such round.
+    logprobs: log-probabilities. If none were asked for, it is None, and the line has
+      no such key.
   """
 
   tokens: tuple[int, ...]
@@ -63,14 +66,14 @@ class Detail:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """One text.
+  """One generated text, the answer to one turn of a question.
 
   Attributes:
-    text: what was generated.
-    new_tokens: tokens of it.
+    text: the text.
+    new_tokens: number of its tokens.
     steps: passes of the target.
-    wall_s: seconds, the row's share.
-    detail: None in files of other methods.
+    wall_s: the row's share of the batch's seconds.
+    detail: our own facts; None in files of other methods.
   """
 
   text: str
@@ -82,21 +85,22 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """One line.
+  """One line of an answers file: the answer to a question.
 
   Attributes:
-    question_id: of the data set.
-    category: of the question, the task's name where it has none.
-    answer_id: of this line.
-    model_id: which model wrote it.
-    turns: texts, in turn.
-    accept_lengths: tokens that each pass returned over all turns, the target's own
-      included.
-    tstamp: seconds since 1970.
-    index: the question's place in the data set, from 0; None in foreign files.
-    method: one of `METHODS`; None in foreign files.
-    reference: what a score compares with.
-    skip_ratio, matchness: of the mask that drafted last; None where there is none.
+    question_id: the question's id in the data set.
+    category: the question's category, or the task's name if it has none.
+    answer_id: the id of this line.
+    model_id: the name of the model that wrote the answer.
+    turns: the texts, in the order of the turns.
+    accept_lengths: for each pass over all turns the tokens that it returned, with
+      the target's own.
+    tstamp: time of writing, in seconds since 1970.
+    index: the question's place in the data set, from 0; None in files of other
+      methods.
+    method: one of `METHODS`; None in files of other methods.
+    reference: the texts with which a score compares.
+    skip_ratio, matchness: those of the mask that drafted last; None without a mask.
   """
 
   question_id: int | str
@@ -122,7 +126,7 @@ class Answer:
 
 
 def to_line(answer: Answer) -> str:
-  """The line, with its newline."""
+  """An answer as a line, with its newline."""
   turns = answer.turns
   fields = {
     'question_id': answer.question_id,
@@ -155,7 +159,8 @@ def parse(line: bytes, where: str) -> Answer:
   """The answer in a line, with or without its newline.
 
   Raises:
-    InputError: no JSON, or a key is missing or wrong; names the key.
+    InputError: the line is not JSON, or a key is missing or wrong; the error names
+      the key.
   """
   try:
     fields = json.loads(line.decode())
@@ -207,7 +212,7 @@ def _turns(
 
 
 def _check_lengths(choice: Mapping[str, Any], where: str) -> None:
-  """In lines of ours each pass has its length, and they add up."""
+  """Checks a line of ours: each pass has a length, and a turn's lengths add up."""
   lengths, at = choice['accept_lengths'], 0
   total = sum(choice['decoding_steps'])
   if len(lengths) != total:
@@ -226,7 +231,7 @@ def _check_lengths(choice: Mapping[str, Any], where: str) -> None:
 def _details(
   ours: Mapping[str, Any], choice: Mapping[str, Any], where: str
 ) -> list[Detail]:
-  """Our part of each turn."""
+  """Our own facts of each turn."""
   turns = ours.get('turns')
   count = len(choice['turns'])
   if not isinstance(turns, list) or len(turns) != count:
@@ -262,7 +267,7 @@ def _details(
 
 
 def _logprobs(fields: Mapping[str, Any], where: str) -> LogProbs | None:
-  """A turn's log-probabilities, which only some runs ask for."""
+  """A turn's log-probabilities; None for a run that did not ask for them."""
   if 'logprobs' not in fields:
     return None
   found = fields['logprobs']

@@ -21,7 +21,9 @@ from swift_jax.runtime import chat_template
 from swift_jax.runtime.engine import Engine
 from swift_jax.runtime.results import Result
 
-_TURN = 2**24  # draws of a later turn are others than those of the first
+_TURN = (
+  2**24
+)  # added to the index for each turn, so that turns draw differently
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Asked:
 
   Attributes:
     ids: token ids.
-    truncated: tokens that were cut off at the beginning to leave room.
+    truncated: number of tokens cut off at the beginning to leave room for the text.
   """
 
   ids: list[int]
@@ -38,11 +40,11 @@ class Asked:
 
 
 class Runner:
-  """One process's share of a task.
+  """Asks one process's share of a task's questions.
 
   Attributes:
-    batches: the questions that ride together, whatever is answered already.
-    decode: the settings that apply; a chat has ends of its own.
+    batches: the questions of each batch; answered questions keep their places.
+    decode: the settings that apply; in a chat with the end-of-text tokens of chats.
   """
 
   def __init__(
@@ -59,16 +61,16 @@ class Runner:
     """Encodes all first turns, so that a bad prompt is refused at once.
 
     Args:
-      questions: that are asked here, in step with other processes or not.
-      workdir: open when `run` is called.
+      questions: the questions that this process asks, alone or in step with others.
+      workdir: the run's folder; it must be open when `run` is called.
       chat: ask in the tokenizer's chat template; None: if it has one.
       is_mine: whether this process writes the answer to a question.
-      now: what a chat template takes for the present moment, so that a run asks
-        the same on whatever day it goes on; None: the clock's.
+      now: the present moment for a chat template, so that a run has the same
+        prompts on every day; None: the clock's time.
 
     Raises:
-      InputError: no room for a text, no chat template, or a prompt that the model
-        cannot take; names the question.
+      InputError: there is no room for a text or no chat template, or the model
+        cannot take a prompt; the error then names the question.
     """
     self._engine = engine
     self._workdir, self._model_id = workdir, model_id
@@ -92,7 +94,9 @@ class Runner:
         f' max_position_embeddings={engine.cfg.max_position_embeddings}'
       )
     self._longest = 1
-    self._digests: dict[int, bytes] = {}  # of the first turns, by index
+    self._digests: dict[
+      int, bytes
+    ] = {}  # of first turns, by the question's index
     lengths = {}
     for question in questions:
       first = self._ask(question, ())
@@ -102,17 +106,17 @@ class Runner:
     self.batches = batches(questions, lengths, decode.batch_size)
 
   def facts(self, questions: Sequence[Question]) -> dict[str, str | None]:
-    """What is asked, for `run.json`: hashes of 16 hexadecimal digits.
+    """Hashes of the prompts for `run.json`, of 16 hexadecimal digits.
 
     Args:
-      questions: of all processes: a run has the same facts in each.
+      questions: the questions of all processes, which have the same facts.
 
     Returns:
-      prompts: of the token ids of the first turns.
-      chat_template: of the template; None where none is asked in.
+      prompts: hash of the token ids of the first turns.
+      chat_template: hash of the template; None without a template.
 
     Raises:
-      InputError: as at the beginning.
+      InputError: as `__init__`.
     """
     whole = hashlib.sha256()
     for question in questions:
@@ -125,7 +129,7 @@ class Runner:
     }
 
   def _length(self, question: Question, first: Asked) -> int:
-    """Tokens of the question's longest prompt, at most."""
+    """An upper bound on the tokens of the question's longest prompt."""
     if len(question.turns) == 1:
       return len(first.ids)
     # A later prompt holds all turns before it, and their answers.
@@ -136,7 +140,7 @@ class Runner:
     return min(self._room, later.truncated + len(later.ids) + written)
 
   def _ask(self, question: Question, texts: Sequence[str]) -> Asked:
-    """The next turn's prompt after the answers to those before."""
+    """The prompt of the next turn, which follows the answers `texts`."""
     turns = question.turns[: len(texts) + 1]
     try:
       if self._is_chat:
@@ -156,9 +160,9 @@ class Runner:
       ) from None
 
   def _fitted(self, prompt: list[int]) -> Asked:
-    """Token ids, without the first ones where all would leave no room.
+    """Cuts tokens off a prompt's beginning if it leaves no room for the text.
 
-    A token that begins every text stays.
+    A token that begins every text (BOS) stays.
     """
     over = max(0, len(prompt) - self._room)
     begins = getattr(self._engine.tokenizer, 'bos_token_id', None)
@@ -167,16 +171,16 @@ class Runner:
     return Asked(self._engine.encode([kept])[0], over)
 
   def warm_up(self) -> None:
-    """Compiles what the questions need; no part of any time that is taken."""
+    """Compiles the programs that the questions need, outside of all timed spans."""
     self._engine.warmup(self.decode, self._longest)
 
   def run(
     self, done: Collection[int], on_batch: Callable[[list[Answer]], None]
   ) -> None:
-    """Answers what is not answered.
+    """Answers the questions that have no answer yet.
 
     Args:
-      done: indices of questions to leave out; the same for all processes in step.
+      done: indices of questions to leave out; processes in step pass the same.
       on_batch: called with a batch's answers once they are written.
     """
     for batch in self.batches:
@@ -185,7 +189,7 @@ class Runner:
         on_batch(self._answer(left))
 
   def _answer(self, questions: Sequence[Question]) -> list[Answer]:
-    """One batch, all its turns, written."""
+    """Asks all turns of a batch's questions, and writes the answers."""
     turns: list[list[Turn]] = [[] for _ in questions]
     lengths: list[list[int]] = [[] for _ in questions]
     for number in range(max(len(q.turns) for q in questions)):
@@ -198,16 +202,16 @@ class Runner:
       for i, prompt, result in zip(rows, asked, results, strict=True):
         turns[i].append(_turn(result, prompt, waited, wall_s, len(rows)))
         lengths[i] += [passed.returned for passed in result.rounds]
-    found = [
+    answers = [
       self._line(*answered)
       for answered in zip(questions, turns, lengths, strict=True)
     ]
     mine = filter(self._is_mine, questions)
     indices = {question.index for question in mine}
-    self._workdir.write([line for line in found if line.index in indices])
+    self._workdir.write([line for line in answers if line.index in indices])
     if self._is_swift:
       self._workdir.save_search(self._engine.search_state())
-    return found
+    return answers
 
   @property
   def _is_swift(self) -> bool:
@@ -216,14 +220,18 @@ class Runner:
   def _generate(
     self, asked: Sequence[Asked], indices: Sequence[int]
   ) -> tuple[list[Result], float, float]:
-    """Results, seconds of waiting for the search at the end, and all seconds."""
+    """Generates a batch.
+
+    Returns:
+      The results, the seconds of waiting for the search at the end, and all seconds.
+    """
     started = time.perf_counter()
     results = self._engine.generate(
       [prompt.ids for prompt in asked], self.decode, indices=indices
     )
     written = time.perf_counter()
     if self._is_swift:
-      # What the search still computes would else be nobody's time.
+      # Otherwise no answer would count the time that the search still computes.
       self._engine.searcher.name_incumbent()
     ended = time.perf_counter()
     waited = ended - written if self._is_swift else 0.0
@@ -256,7 +264,7 @@ def _digest(asked: Asked) -> bytes:
 def _turn(
   result: Result, asked: Asked, waited: float, wall_s: float, rows: int
 ) -> Turn:
-  """A text and the row's share of what its batch took."""
+  """A turn from a result, with the row's share of its batch's seconds."""
   metrics = result.metrics
   is_plain = metrics.method == 'plain'
   return Turn(
@@ -284,10 +292,11 @@ def _turn(
 def batches(
   questions: Sequence[Question], lengths: dict[int, int], batch_size: int
 ) -> list[list[Question]]:
-  """Questions that ride together: alike in length, the longest first.
+  """Splits questions into batches of similar length, the longest first.
 
-  So little is computed for padding, and what does not fit the memory fails at
-  once. Alone, each keeps its place: the search sees the stream as it is.
+  So little is computed for padding, and a batch that does not fit the memory fails
+  at once. With a batch size of 1 the questions keep their order: the search sees
+  the stream as it is.
   """
   if batch_size > 1:
     questions = sorted(questions, key=lambda q: (-lengths[q.index], q.index))

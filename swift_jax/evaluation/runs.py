@@ -1,7 +1,7 @@
-"""A run's folder: `run.json` and the answers of each process.
+"""Reads a run's folder: `run.json` and the answers of each process.
 
 One process writes `answers.jsonl`, several write `answers-PROCESS.jsonl`. Folders
-may lie on an object store (gs://), as far as etils reaches.
+may lie on an object store (gs://) that etils can read.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ RUN = 'run.json'
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a run has written.
+  """The answers and facts that a run has written.
 
   Attributes:
-    path: where.
-    answers: a question each, by their place in the data set where that is known.
-    facts: `run.json`; None for a file of another method.
+    path: the run's folder or file.
+    answers: an answer for each question; in the data set's order if it is known.
+    facts: the content of `run.json`; None for a file of another method.
     missing: places in the data set that have no answer.
   """
 
@@ -38,21 +38,21 @@ class Run:
 
 
 def answers_name(process: int, num_processes: int) -> str:
-  """The file that a process writes its answers to."""
+  """The name of the file with a process's answers."""
   return 'answers.jsonl' if num_processes == 1 else f'answers-{process}.jsonl'
 
 
 def read_run(path: str, flag: str, allow_missing: bool = False) -> Run:
-  """A folder of ours, or an answers file of any method.
+  """Reads a folder of ours, or an answers file of any method.
 
   Args:
     path: the folder, or a .jsonl file.
-    flag: what errors call it.
-    allow_missing: a run that is not finished is taken as it is.
+    flag: the flag that errors name.
+    allow_missing: accept a run that is not finished.
 
   Raises:
-    InputError: names the file and line of what is damaged, doubled, missing or
-      of another model.
+    InputError: an answer is damaged, doubled, missing or of another model; the error
+      names its file and line.
   """
   where = f'{flag}={path}'
   # An object store's client has errors of its own.
@@ -101,7 +101,7 @@ def _read_folder(place: epath.Path, where: str, allow_missing: bool) -> Run:
 
 
 def _indices(found: Sequence[Answer], where: str) -> set[int]:
-  """The places of a run's answers, which only lines of ours have, each once."""
+  """The places of a run's answers; only lines of ours have a place, each its own."""
   places: set[int] = set()
   for answer in found:
     if answer.index is None or answer.index in places:
@@ -114,10 +114,10 @@ def _indices(found: Sequence[Answer], where: str) -> set[int]:
 
 
 def read_facts(file: epath.Path, where: str) -> dict[str, Any]:
-  """`run.json`.
+  """Reads `run.json`.
 
   Raises:
-    InputError: there is none, or it is not ours.
+    InputError: there is no such file, or it is not one of ours.
   """
   try:
     facts = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
@@ -156,7 +156,7 @@ _FACTS = {
 
 
 def _read_file(file: epath.Path, where: str) -> list[Answer]:
-  """Every line; a torn last one is refused like any other."""
+  """Parses every line of a file; a torn last line is refused like any bad line."""
   content = file.read_bytes()
   *lines, rest = content.split(b'\n')
   if rest:
@@ -173,7 +173,7 @@ def _read_file(file: epath.Path, where: str) -> list[Answer]:
 def _merged(
   files: Sequence[tuple[str, Sequence[Answer]]], model_id: str | None
 ) -> tuple[Answer, ...]:
-  """All answers, each question once and all of one model, in order."""
+  """Merges the answers of files, in order; refuses doubles and other models."""
   seen: dict[int | str, str] = {}
   merged = []
   for where, found in files:

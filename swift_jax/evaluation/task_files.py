@@ -1,7 +1,7 @@
-"""Records of evaluation data, from a file as it was published or from the hub.
+"""Reads records of evaluation data, from a file as it was published or the hub.
 
-A file is held in memory whole. Every error names the setting, the file with the
-line, and the value.
+A file is read into memory as a whole. Every error names the setting, the file with
+the line, and the value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _END_OF_STORY = b'<|endoftext|>'
 
 
 class HubSource(NamedTuple):
-  """Where the hub has a data set, with the splits to ask and to show."""
+  """A data set's place on the hub, with the splits for questions and for shots."""
 
   path: str
   config: str | None
@@ -39,12 +39,12 @@ class HubSource(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """One record of a data set, whose fields are checked as they are asked for.
+  """One record of a data set; a field is checked when it is read.
 
   Attributes:
     index: its place among the records, from 0.
-    where: setting, file and line, or data set and row, as messages begin.
-    fields: what it holds.
+    where: the beginning of messages: setting, file and line, or data set and row.
+    fields: the record's fields, unchecked.
   """
 
   index: int
@@ -59,15 +59,15 @@ class Record:
     """A field that holds text.
 
     Raises:
-      InputError: missing, no string, blank, or not to be encoded.
+      InputError: the field is missing, no string, blank, or cannot be encoded.
     """
     return self._checked(name, self._value(name), can_be_blank)
 
   def texts(self, name: str, can_be_blank: bool = False) -> tuple[str, ...]:
-    """A field that holds a list with texts in it.
+    """A field that holds a list of texts.
 
     Raises:
-      InputError: missing, no list, empty, or not of texts.
+      InputError: the field is missing, no list or empty, or an item is no text.
     """
     values = self._value(name)
     if not isinstance(values, list) or not values:
@@ -78,7 +78,7 @@ class Record:
     """A field that holds an integer or text.
 
     Raises:
-      InputError: missing, or neither.
+      InputError: the field is missing, or neither an integer nor text.
     """
     value = self._value(name)
     return value if type(value) is int else self._checked(name, value)
@@ -99,18 +99,20 @@ class Record:
 
 
 def read(path: str, setting: str, suffixes: Sequence[str]) -> list[Record]:
-  """The records of a file.
+  """Reads the records of a file.
+
+  The file's suffix gives its form: `.csv` has a header and a record in each row;
+  `.txt` has stories with a line `<|endoftext|>` between them, each a record with the
+  field `text`. Other files are JSON: an object on each line, or a list of objects.
 
   Args:
     path: a file, local or gs://, plain or gzip.
-    setting: what names it in messages.
-    suffixes: forms that the data set is published in. Of `.csv` (a header, a
-      record a row) and `.txt` (stories with a line `<|endoftext|>` between
-      them, as the field `text`) those not among them are read as JSON: an
-      object a line, or a list of objects.
+    setting: the setting that messages name.
+    suffixes: the forms in which the data set is published. A `.csv` or `.txt` that
+      is not among them is read as JSON.
 
   Raises:
-    InputError: it cannot be read, or not in that form.
+    InputError: the file cannot be read, or does not have its form.
   """
   where = f'{setting}={path!r}'
   raw = read_bytes(path, where).removeprefix(codecs.BOM_UTF8)
@@ -129,7 +131,7 @@ def read_bytes(path: str, where: str) -> bytes:
   """The content of a file, local or gs://, plain or gzip.
 
   Raises:
-    InputError: it cannot be read, or is damaged; begins with `where`.
+    InputError: the file cannot be read, or is damaged; begins with `where`.
   """
   with _named_errors(where):
     raw = epath.Path(path).expanduser().read_bytes()
@@ -137,14 +139,15 @@ def read_bytes(path: str, where: str) -> bytes:
 
 
 def unpacked(raw: bytes, where: str, is_gzip: bool = False) -> bytes:
-  """What may be gzip as it was before.
+  """Decompresses bytes if they are gzip, else returns them as they are.
 
   Args:
-    raw: whose first bytes tell; not every name does.
-    is_gzip: its name says so.
+    raw: the bytes. Their beginning shows whether they are gzip, since not every
+      file's name does.
+    is_gzip: the file's name says that they are gzip.
 
   Raises:
-    InputError: it is damaged.
+    InputError: the bytes are damaged.
   """
   if not is_gzip and not raw.startswith(_GZIP):
     return raw
@@ -155,15 +158,15 @@ def unpacked(raw: bytes, where: str, is_gzip: bool = False) -> bytes:
 
 
 def train_file(path: str, setting: str, suffixes: Sequence[str]) -> str:
-  """The one file beside another whose name has `train` in it.
+  """The one file with `train` in its name in the folder of `path`.
 
   Args:
-    path: the other file, which may be that one itself.
-    setting: what would name the file that is looked for.
-    suffixes: forms that the data set is published in.
+    path: a file of the data set. It may be the train file itself.
+    setting: the setting by which the user could name the train file.
+    suffixes: the forms in which the data set is published.
 
   Raises:
-    InputError: there is none, or more than one.
+    InputError: there is no such file, or more than one.
   """
   with _named_errors(f'{setting} is not given, and the folder of {path!r}'):
     beside = epath.Path(path).expanduser().parent.glob('*train*')
@@ -179,15 +182,15 @@ def train_file(path: str, setting: str, suffixes: Sequence[str]) -> str:
 
 
 def from_hub(source: HubSource, split: str, setting: str) -> Sequence[Record]:
-  """The records of a split on the hub, read as they are asked for.
+  """The records of a split on the hub; a record is read when it is needed.
 
   Args:
-    source: where the hub has it.
-    split: of its splits.
-    setting: the file that would stand in for it.
+    source: the data set's place on the hub.
+    split: the name of one of its splits.
+    setting: the setting by which the user could name a file instead.
 
   Raises:
-    InputError: `datasets` is not installed, or did not give it.
+    InputError: `datasets` is not installed, or cannot load the split.
   """
   where = f"{setting}='': {source.path}"
   help_ = f'give a file in its published form as {setting}'
@@ -200,7 +203,7 @@ def from_hub(source: HubSource, split: str, setting: str) -> Sequence[Record]:
     ) from None
   try:
     rows = datasets.load_dataset(source.path, source.config, split=split)
-  # The hub's errors, those of datasets and the system's share no narrower base.
+  # The errors of the hub, of datasets and of the system share no narrower base.
   except Exception as error:
     raise InputError(
       f'{where} is not to be had from the hub: {_one_line(error)}; {help_}'
@@ -209,7 +212,7 @@ def from_hub(source: HubSource, split: str, setting: str) -> Sequence[Record]:
 
 
 class _Rows(Sequence[Record]):
-  """Rows of a hub data set: shots need a few of a great many."""
+  """Rows of a hub data set, read one by one: shots need only a few of them."""
 
   def __init__(self, rows: Sequence[Mapping[str, Any]], where: str):
     self._rows = rows
@@ -227,7 +230,7 @@ class _Rows(Sequence[Record]):
 def _named_errors(where: str) -> Iterator[None]:
   try:
     yield
-  # A bucket's client has errors of its own, a path may hold a NUL.
+  # An object store's client has errors of its own, and a path may hold a NUL.
   except Exception as error:
     reason = getattr(error, 'strerror', None) or _one_line(error)
     raise InputError(f'{where}: cannot be read: {reason}') from None
@@ -239,14 +242,14 @@ def _suffix(name: str) -> str:
 
 
 def _json_values(raw: bytes, where: str) -> Iterator[tuple[str, Any]]:
-  """An object a line, or all in one list."""
+  """The values of a JSON file: one on each line, or all in one list."""
   if re.match(rb'\s*\[', raw):
     values = _parse(raw, where, 1)
     if values and isinstance(values[0], dict):
       for number, value in enumerate(values, 1):
         yield f'{where}, item {number}', value
       return
-    # Else it is a line that holds a list.
+    # Otherwise the first line holds a list, and is no list of all values.
   # Bytes are split, not text: JSON strings may hold other line separators.
   for number, line in enumerate(raw.split(b'\n'), 1):
     if line.strip():
@@ -254,7 +257,7 @@ def _json_values(raw: bytes, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _parse(raw: bytes, where: str, number: int) -> Any:
-  """JSON that begins on a line of a file."""
+  """Parses JSON that begins on line `number` of a file."""
   text = _decode(raw, where, number)
   try:
     return json.loads(text)
@@ -264,7 +267,7 @@ def _parse(raw: bytes, where: str, number: int) -> Any:
     raise InputError(
       f'{place}: not JSON: {error.msg}, found {found!r:.80}'
     ) from None
-  # Too deep, or an integer with too many digits.
+  # The JSON is nested too deep, or has an integer with too many digits.
   except (ValueError, RecursionError) as error:
     raise InputError(
       f'{where}, line {number}: not JSON: {_one_line(error)}'
@@ -272,7 +275,7 @@ def _parse(raw: bytes, where: str, number: int) -> Any:
 
 
 def _decode(raw: bytes, where: str, number: int) -> str:
-  """Text that begins on a line of a file."""
+  """Decodes text that begins on line `number` of a file."""
   try:
     return raw.decode()
   except UnicodeDecodeError as error:
@@ -319,5 +322,5 @@ def _stories(raw: bytes, where: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _one_line(error: Exception) -> str:
-  """An error of another package as one line."""
+  """The message of another package's error, as one line."""
   return f'{" ".join(str(error).split()):.200}' or type(error).__name__

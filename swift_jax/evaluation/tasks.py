@@ -1,4 +1,4 @@
-"""Evaluation data as it was published, turned into questions.
+"""Turns evaluation data, as it was published, into questions.
 
   task         published form                     prompt
   spec_bench   question.jsonl                     its turns as they are
@@ -9,8 +9,8 @@
   tinystories  txt with <|endoftext|>, or jsonl   the first 32 words of a story
   jsonl        {"prompt": ...} a line             its prompt as it is
 
-Each may be gzip. A prompt is never cut to a model's length and in no chat
-template: that is for who runs it.
+Each file may be gzip. A prompt here is not cut to a model's length and has no chat
+template: `runner` does both.
 """
 
 from __future__ import annotations
@@ -30,31 +30,31 @@ from swift_jax.errors import InputError
 from swift_jax.evaluation import task_files
 from swift_jax.evaluation.task_files import HubSource, Record
 
-_ANNOTATION = re.compile('<<.*?>>')  # of a calculator, in gsm8k's answers
-# As the prompts of the TinyStories paper, it usually ends within a sentence.
+_ANNOTATION = re.compile('<<.*?>>')  # a calculator's, in gsm8k's answers
+# As in the TinyStories paper, a prompt usually ends within a sentence.
 BEGINNING_WORDS = 32
 _BEGINNING = re.compile(rf'\S+(?:\s+\S+){{{BEGINNING_WORDS - 1}}}(?=\s)')
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
-  """Which questions are asked.
+  """The questions to ask.
 
   Attributes:
-    name: one of TASKS.
-    path: a file in the task's published form, local or gs://; empty: from the
-      hub, with the package datasets.
-    shots_path: a file in the same form that the shots come from; empty: the one
-      with `train` in its name beside `path`, or the hub's train split where
-      `path` is empty too.
-    num_shots: answered questions before each; None: as many as in the paper,
-      5 for gsm8k, 1 for cnn_dm and tinystories, none for the others.
-    num_samples: as many are drawn, and asked in the file's order; those of a
-      smaller number are among those of a larger one. 0: all.
-    seed: draws the samples and the shots.
+    name: spec_bench, gsm8k, humaneval, mbpp, cnn_dm, tinystories or jsonl.
+    path: a file in the task's published form; empty: from the hub. The file may be
+      local or on gs://. The hub needs the package datasets.
+    shots_path: a file in the same form with the shots; empty: found by itself.
+      Then it is the file beside `path` with `train` in its name, or the hub's train
+      split if `path` is empty too.
+    num_shots: answered questions before each question; None: the paper's number.
+      That is 5 for gsm8k, 1 for cnn_dm and tinystories, and 0 for the others.
+    num_samples: number of questions drawn; 0: all. They are asked in the file's
+      order. The questions of a smaller number are among those of a larger number.
+    seed: seed by which the samples and the shots are drawn.
     chat: ask in the tokenizer's chat template; None: if it has one.
-    date: the day that such a template writes, as in 2026-12-24, so that runs of
-      several days ask the same; empty: the day on which the run began, in UTC.
+    date: the day that a chat template writes, as in 2026-12-24; empty: the first
+      day of the run, in UTC. So runs on several days have the same prompts.
   """
 
   name: str = ''
@@ -102,24 +102,24 @@ class TaskConfig:
     return datetime.datetime.combine(day, datetime.time(), datetime.UTC)
 
   def now(self, started: datetime.datetime) -> datetime.datetime:
-    """The moment that a chat template takes for the present one.
+    """The present moment for chat templates: the setting's day, or `started`.
 
     Args:
-      started: when the run began.
+      started: the time at which the run began.
     """
     return self._day() or started
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """What a model is asked.
+  """A question for the model.
 
   Attributes:
     index: its place in the published file, from 0.
-    question_id: what the file calls it, or the index.
-    category: what the file says in spec_bench and jsonl, else the task's name.
-    turns: prompts, each to be asked after the answer to the one before.
-    reference: what a score compares with, as it was published.
+    question_id: its id in the file, or the index if it has none.
+    category: in spec_bench and jsonl the file's category, else the task's name.
+    turns: prompts; each follows the answer to the prompt before it.
+    reference: the published texts with which a score compares.
   """
 
   index: int
@@ -130,13 +130,13 @@ class Question:
 
 
 class _Case(NamedTuple):
-  """What a record asks, without shots.
+  """A record's question, without shots.
 
   Attributes:
     turns: the prompts.
-    reference: as in a question.
-    answer: as a shot, the prompt goes on with it.
-    category: empty: the task's name.
+    reference: as in `Question`.
+    answer: the text after the prompt if the record serves as a shot.
+    category: the record's category; empty: the task's name.
   """
 
   turns: tuple[str, ...]
@@ -146,27 +146,26 @@ class _Case(NamedTuple):
 
 
 class _Task(NamedTuple):
-  """How a task's records are read, and the paper's number of shots."""
+  """The reader of a task's records, and the paper's number of shots."""
 
   parse: Callable[[Record], _Case | None]
   num_shots: int = 0
   suffixes: tuple[str, ...] = ('.jsonl',)
-  id_field: str = 'id'  # without an `id`, it is the index
+  id_field: str = 'id'  # a record without an `id` has its index as id
 
 
 def load(cfg: TaskConfig) -> list[Question]:
   """The questions of a task, in the order of the file.
 
-  Shots are drawn once and stand before every question, with blank lines
-  between; where one of them asks what the question does, the next one drawn
-  takes its place.
+  Shots are drawn once and stand before every question, with blank lines between
+  them. If a shot equals the question, the next drawn shot takes its place.
 
   Args:
-    cfg: which ones.
+    cfg: the task, and the choice of its questions.
 
   Raises:
-    InputError: data that cannot be had or is not in the published form; names
-      the setting or the file with its line.
+    InputError: the data cannot be read or is not in the published form; the error
+      names the setting, or the file with its line.
   """
   where, records = _records(cfg, is_shots=False)
   questions = _drawn(cfg, _questions(cfg, where, records), where)
@@ -176,7 +175,7 @@ def load(cfg: TaskConfig) -> list[Question]:
 
 
 def fingerprint(questions: Sequence[Question]) -> str:
-  """16 hexadecimal digits that differ when anything in the questions does."""
+  """A hash of all that the questions hold, of 16 hexadecimal digits."""
   digest = hashlib.sha256()
   for question in questions:
     digest.update(json.dumps(dataclasses.astuple(question)).encode() + b'\n')
@@ -184,7 +183,7 @@ def fingerprint(questions: Sequence[Question]) -> str:
 
 
 def _records(cfg: TaskConfig, is_shots: bool) -> tuple[str, Sequence[Record]]:
-  """What messages call the data, and its records."""
+  """The name of the data in messages, and its records."""
   task = _TASKS[cfg.name]
   setting = 'task.shots_path' if is_shots else 'task.path'
   path = cfg.shots_path if is_shots else cfg.path
@@ -201,7 +200,7 @@ def _records(cfg: TaskConfig, is_shots: bool) -> tuple[str, Sequence[Record]]:
 def _questions(
   cfg: TaskConfig, where: str, records: Sequence[Record]
 ) -> list[Question]:
-  """Every question, each under an id of its own."""
+  """All questions of the records; a doubled id is refused."""
   task = _TASKS[cfg.name]
   questions, seen = [], {}
   for record in records:
@@ -228,7 +227,7 @@ def _questions(
 def _drawn(
   cfg: TaskConfig, questions: list[Question], where: str
 ) -> list[Question]:
-  """`num_samples` of them, in their order."""
+  """Draws `num_samples` of the questions, in their order."""
   if not cfg.num_samples:
     return questions
   require(
@@ -247,7 +246,8 @@ def _with_shots(
   """Puts `count` answered questions before each first turn."""
   where, records = _records(cfg, is_shots=True)
   order = np.random.default_rng([cfg.seed, 1]).permutation(len(records))
-  # One more than needed, by what they ask: at most one of them is the question.
+  # The pool has one shot more than needed, each with other turns: so at most one of
+  # them equals a question.
   pool: dict[tuple[str, ...], str] = {}
   for index in order:
     case = _TASKS[cfg.name].parse(records[int(index)])
@@ -267,31 +267,31 @@ def _with_shots(
 
 
 def _spec_bench(record: Record) -> _Case:
-  """`turns`, `category`, and for some questions a `reference`."""
+  """Fields: `turns`, `category`, and for some questions a `reference`."""
   category = record.text('category')
   return _Case(record.texts('turns'), _reference(record), category=category)
 
 
 def _gsm8k(record: Record) -> _Case:
-  """`question` and `answer`, which as a shot loses its `<<48/2=24>>`."""
+  """Fields: `question` and `answer`; a shot leaves out a `<<48/2=24>>`."""
   prompt = f'Question: {record.text("question")}\nAnswer:'
   answer = record.text('answer')
   return _Case((prompt,), (answer,), f' {_ANNOTATION.sub("", answer)}')
 
 
 def _humaneval(record: Record) -> _Case:
-  """`prompt` and `canonical_solution`.
+  """Fields: `prompt` and `canonical_solution`.
 
-  The official SWIFT code puts a tab for every four spaces of a prompt; here it
-  stays as it was published.
+  The official SWIFT code replaces every four spaces of a prompt by a tab; here the
+  prompt stays as it was published.
   """
   return _Case((record.text('prompt'),), (record.text('canonical_solution'),))
 
 
 def _mbpp(record: Record) -> _Case:
-  """`text` (sanitized: `prompt`), `code` and `test_list`.
+  """Fields: `text` (sanitized: `prompt`), `code` and `test_list`.
 
-  A file is taken whole; the hub's test split are its tasks 11 to 510.
+  From a file all tasks are taken; the hub's test split has the tasks 11 to 510.
   """
   text = record.text('text' if 'text' in record.fields else 'prompt')
   tests = '\n'.join(record.texts('test_list'))
@@ -303,7 +303,10 @@ def _mbpp(record: Record) -> _Case:
 
 
 def _cnn_dm(record: Record) -> _Case | None:
-  """`article` and `highlights`, in a shot as one line; passed over if blank."""
+  """Fields: `article` and `highlights`; a record with a blank field is left out.
+
+  A shot has the highlights as one line.
+  """
   article = record.text('article', can_be_blank=True)
   highlights = record.text('highlights', can_be_blank=True)
   if not article.strip() or not highlights.strip():
@@ -313,9 +316,9 @@ def _cnn_dm(record: Record) -> _Case | None:
 
 
 def _tinystories(record: Record) -> _Case | None:
-  """`text`: its first words are the prompt, the rest is the reference.
+  """Field: `text`. Its first words are the prompt, the rest is the reference.
 
-  A story that has no rest is passed over, as a shot too.
+  A story that is too short to have a rest is left out, as a shot too.
   """
   story = record.text('text', can_be_blank=True).strip()
   beginning = _BEGINNING.match(story)
@@ -326,17 +329,21 @@ def _tinystories(record: Record) -> _Case | None:
 
 
 def _jsonl(record: Record) -> _Case:
-  """`prompt`, and a `category` and a `reference` if it has them."""
+  """Fields: `prompt`, and optionally a `category` and a `reference`."""
   category = record.text('category') if record.has('category') else ''
   prompt = record.text('prompt')
   return _Case((prompt,), _reference(record), category=category)
 
 
 def _reference(record: Record) -> tuple[str, ...]:
-  """One text, or a list: a reference a turn, or lists of answers as good."""
+  """The reference texts of a record, as a flat tuple.
+
+  The field holds one text, or a list: a reference for each turn, or lists of
+  answers that are equally good.
+  """
   found = record.fields.get('reference')
-  parts = found if isinstance(found, list) else [found]
-  flat = [t for p in parts for t in (p if isinstance(p, list) else [p])]
+  items = found if isinstance(found, list) else [found]
+  flat = [t for i in items for t in (i if isinstance(i, list) else [i])]
   if found is None or not flat:
     return ()
   fields = {'reference': flat}

@@ -1,12 +1,13 @@
-"""The folder that a run writes to, and goes on from when it is started again.
+"""The folder that a run writes, and from which it goes on when it is started again.
 
-  run.json              what the run is
-  answers.jsonl         a line a question; answers-PROCESS.jsonl of several processes
-  search.json           what the search has learnt; search-PROCESS.json
+  run.json              the run's settings and facts
+  answers.jsonl         a line for each question
+  search.json           the state of the search
 
-On a disk a line is there once it is fsynced, and a torn last line is dropped when
-the run goes on. An object store (gs://, through etils) has no append: the file is
-written anew with each batch, whole or not at all.
+Several processes write answers-PROCESS.jsonl and search-PROCESS.json. On a disk each
+line is synced when it is written, and a torn last line is dropped when the run goes
+on. An object store (gs://, through etils) has no append: the file is written anew
+with each batch, whole or not at all.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from swift_jax.evaluation import answers, runs
 from swift_jax.evaluation.answers import Answer
 from swift_jax.files import atomic, locks
 
-# Facts of `run.json` that tell what happened, not what the run is.
+# Facts of `run.json` that may differ when the same run goes on.
 _HISTORY = ('started', 'commit', 'commits', 'cpus')
 
 
 class Workdir:
-  """What one process reads and writes; `open` makes it.
+  """The files of one process in the run's folder; `open` makes the folder.
 
   Attributes:
-    answered: the question ids of the answers that are there.
+    answered: the ids of the questions that have an answer.
   """
 
   def __init__(self, path: str, process: int, num_processes: int):
@@ -51,37 +52,37 @@ class Workdir:
     suffix = '' if num_processes == 1 else f'-{process}'
     self._answers = self._folder / runs.answers_name(process, num_processes)
     self._search = self._folder / f'search{suffix}.json'
-    self._content = b''  # of a remote answers file
+    self._content = b''  # content of an answers file on an object store
     self._file: io.FileIO | None = None
     self._lock: int | None = None
 
   def started(self) -> datetime.datetime | None:
-    """When the run began, in UTC; None for one that begins now.
+    """The time at which the run began, in UTC; None for a run that begins now.
 
     Raises:
-      InputError: `run.json` cannot be read or does not say.
+      InputError: `run.json` cannot be read or does not hold the time.
     """
     file, where = self._folder / runs.RUN, f'{self.where}/{runs.RUN}'
     with self._named_errors():
       if not file.exists():
         return None
-      said = runs.read_facts(file, where).get('started')
+      started = runs.read_facts(file, where).get('started')
     try:
-      return datetime.datetime.fromisoformat(said).astimezone(datetime.UTC)
+      return datetime.datetime.fromisoformat(started).astimezone(datetime.UTC)
     except (TypeError, ValueError, OverflowError, OSError):
       raise InputError(
-        f'{where}: started={said!r:.60}: expected a date and time'
+        f'{where}: started={started!r:.60}: expected a date and time'
       ) from None
 
   def claim(self) -> None:
     """Refuses a folder that cannot be written or that another process writes.
 
-    `open` does too, but it needs the run's facts, and they need the model.
+    `open` refuses it too, but `open` needs the run's facts, which need the model.
 
-    Makes nothing: a run that is refused meanwhile leaves no folder.
+    This call makes no file: a run that is refused afterwards leaves no folder.
 
     Raises:
-      InputError: it cannot be written, or another process writes there.
+      InputError: the folder cannot be written, or another process writes there.
     """
     if self._is_remote:
       return
@@ -94,27 +95,28 @@ class Workdir:
     """Makes the folder, or goes on in it.
 
     Args:
-      facts: of this run, for `run.json`.
-      question_ids: that this process is to answer.
+      facts: the facts of this run, for `run.json`.
+      question_ids: ids of the questions that this process answers.
 
     Raises:
-      InputError: it cannot be written, another process writes there, it is of
-        another run (names what differs), or its answers are damaged.
+      InputError: the folder cannot be written, another process writes there, the
+        folder belongs to another run (the error names the differences), or its
+        answers are damaged.
     """
     with self._named_errors():
       self._folder.mkdir(parents=True, exist_ok=True)
       self._take_lock()
-      if not self._is_remote:  # a process that was killed may have left one
+      if not self._is_remote:  # a killed process may have left a partial file
         for partial in self._folder.glob(f'.{self._search.name}.*.partial'):
           partial.unlink()
       self._check_facts(facts)
       self._read_answers(facts['model_id'], set(question_ids))
       if not self._is_remote:
-        # Unbuffered: a close must not write again what a full disk refused.
+        # No buffer: its close would write again the data that a full disk refused.
         self._file = io.FileIO(os.fspath(self._answers), 'ab')
 
   def _take_lock(self) -> None:
-    """Two that write the same file would answer everything twice."""
+    """Locks the answers file: two processes would answer each question twice."""
     if self._lock is not None:
       return
     try:
@@ -128,12 +130,12 @@ class Workdir:
     lock = os.path.join(self._folder, f'.{self._answers.name}.lock')
     if not self._is_remote:
       return lock
-    # At least nobody else on this machine.
+    # An object store has no locks: this one keeps off processes of this machine.
     name = hashlib.sha256(lock.encode()).hexdigest()[:16]
     return os.path.join(tempfile.gettempdir(), f'swift_jax_{name}.lock')
 
   def _check_facts(self, facts: Mapping[str, Any]) -> None:
-    """Writes `run.json`, or compares with the one that is there."""
+    """Writes `run.json`, or compares the facts with an existing one."""
     file = self._folder / runs.RUN
     if not file.exists():
       if self._answers.exists():
@@ -161,7 +163,7 @@ class Workdir:
       self._replace(file, _to_json({**there, 'commits': commits}))
 
   def _read_answers(self, model_id: str, wanted: set[Any]) -> None:
-    """What is answered; a torn last line goes."""
+    """Reads which questions have answers, and drops a torn last line."""
     content = self._answers.read_bytes() if self._answers.exists() else b''
     whole = content[: content.rfind(b'\n') + 1]
     for number, line in enumerate(whole.split(b'\n')[:-1], 1):
@@ -185,10 +187,11 @@ class Workdir:
       os.truncate(os.fspath(self._answers), len(whole))
 
   def write(self, found: Sequence[Answer]) -> None:
-    """Adds answers, which are on the disk when this returns.
+    """Adds answers, which are on the disk when this method returns.
 
     Raises:
-      InputError: they cannot be written, a full disk say; those before are safe.
+      InputError: the answers cannot be written, for instance because the disk is
+        full; earlier answers are safe.
     """
     data = ''.join(map(answers.to_line, found)).encode()
     with self._named_errors():
@@ -201,21 +204,21 @@ class Workdir:
 
   @property
   def search_name(self) -> str:
-    """What errors call the search's file."""
+    """The name of the search's file in errors."""
     return f'{self.where}/{self._search.name}'
 
   def save_search(self, state: str) -> None:
-    """What the search has learnt up to here."""
+    """Writes the present state of the search."""
     with self._named_errors():
       self._replace(self._search, state)
 
   def read_search(self) -> bytes:
-    """What `save_search` wrote last; empty where it never did."""
+    """The state that `save_search` wrote last; empty if there is none."""
     with self._named_errors():
       return self._search.read_bytes() if self._search.exists() else b''
 
   def close(self) -> None:
-    """Whoever starts now goes on here."""
+    """Closes the file and releases the lock: another process may go on here."""
     if self._file is not None:
       self._file.close()
     if self._lock is not None:
@@ -244,7 +247,10 @@ class Workdir:
 
 
 def _check_writable(folder: pathlib.Path) -> None:
-  """Raises what making it, or a file in it, would; makes nothing that stays."""
+  """Raises the OSError that making the folder, or a file in it, would raise.
+
+  It leaves nothing behind.
+  """
   with contextlib.suppress(FileNotFoundError):
     if not stat.S_ISDIR(folder.stat().st_mode):
       raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -260,7 +266,7 @@ def _to_json(facts: Mapping[str, Any]) -> str:
 def _differences(
   theirs: Any, mine: Any, name: str = ''
 ) -> Iterator[tuple[str, Any, Any]]:
-  """Where two runs' facts differ: the path to it, what it was, what it is."""
+  """The differences of two runs' facts: the fact's path, its old and new value."""
   if isinstance(theirs, dict) and isinstance(mine, dict):
     for key in sorted(theirs.keys() | mine.keys()):
       if key not in _HISTORY:

@@ -1,5 +1,5 @@
-"""Files that are whole or not there, however their writer ends.
+"""Files that are complete or not there, however their writer ends.
 
-Atomic writes, locks that end with their process, and checks of JSON's fields serve
-whoever keeps something on a disk. It may import `config`, for its checks.
+The package has atomic writes, locks that end with their process, and checks of the
+fields of JSON files. It may import `config`, for its checks.
 """

@@ -1,6 +1,6 @@
-"""Files that are replaced as a whole: a process that dies leaves the old one.
+"""Replaces files as a whole: a process that dies leaves the old file.
 
-An argument `where` says which setting and file an error is about.
+Functions take an argument `where`: the setting and the file that errors name.
 """
 
 from __future__ import annotations
@@ -25,35 +25,37 @@ def read(path: str, where: str) -> bytes:
   """The content of a file.
 
   Raises:
-    InputError: it cannot be read.
+    InputError: the file cannot be read.
   """
   _check_path(path, where)
   with named_errors(f'{where}: cannot be read'):
-    # A pipe could make us wait for ever, a device never end.
+    # A pipe could make the process wait for ever, and a device may have no end.
     if not stat.S_ISREG(os.stat(path).st_mode):
       raise InputError(f'{where}: not a file')
     return pathlib.Path(path).read_bytes()
 
 
 def is_same(path: str, other: str) -> bool:
-  """Whether two paths lead to one file, which need not be there."""
+  """Whether two paths lead to the same file, which need not be there."""
   try:
     return os.path.samefile(path, other)
   except (OSError, ValueError):
-    with contextlib.suppress(OSError, ValueError):  # no path at all
+    with contextlib.suppress(OSError, ValueError):  # the text is not a path
       return os.path.realpath(path) == os.path.realpath(other)
     return False
 
 
 def writable(path: str, where: str) -> pathlib.Path:
-  """The file, there or not, that `path` stands for: where its links lead.
+  """The file that `path` stands for: its links are followed.
+
+  The file need not be there.
 
   Raises:
-    InputError: it cannot be written.
+    InputError: the file cannot be written.
   """
   _check_path(path, where)
   with named_errors(f'{where}: cannot be written'):
-    # Not of where the links lead: that of a pipe's is no name.
+    # The mode is `path`'s: the resolved name of a pipe is no path.
     mode = _mode(path)
     target = pathlib.Path(os.path.realpath(path))
     is_file = mode is None or stat.S_ISREG(mode)
@@ -62,7 +64,7 @@ def writable(path: str, where: str) -> pathlib.Path:
     stream = _stream_of(target)
     if stream:
       raise InputError(f'{where}: is {stream} of this run')
-    # The folder alone would have us replace it.
+    # A folder's permissions would allow to replace a file that is not writable.
     if mode is not None and not os.access(target, os.W_OK):
       raise PermissionError(None, 'not writable')
     partial = _partial(target)
@@ -72,13 +74,13 @@ def writable(path: str, where: str) -> pathlib.Path:
 
 
 def replace(target: pathlib.Path, content: str | bytes, where: str) -> None:
-  """Writes a file's new content; it keeps its permission bits.
+  """Replaces a file's content; the file keeps its permission bits.
 
   Args:
-    target: what `writable` gives.
+    target: a path that `writable` returned.
 
   Raises:
-    InputError: it cannot be written, and is as it was.
+    InputError: the file cannot be written; it is as it was before.
   """
   partial = _partial(target)
   with named_errors(f'{where}: cannot be written'):
@@ -92,14 +94,15 @@ def replace(target: pathlib.Path, content: str | bytes, where: str) -> None:
 
 
 def append(file: io.FileIO, data: bytes, is_synced: bool = False) -> None:
-  """Adds to a file, all of it or nothing: half a line is no use to anyone.
+  """Appends all of `data` to a file or nothing: half a line is of no use.
 
   Args:
-    file: without a buffer, whose close would write again what was refused.
-    is_synced: it is on the disk when this returns.
+    file: a file without a buffer. The close of a buffer would write again the data
+      that was refused.
+    is_synced: the data is on the disk when this function returns.
 
   Raises:
-    OSError: it cannot be written; the file is as it was.
+    OSError: the data cannot be written; the file is as it was before.
   """
   end = file.seek(0, os.SEEK_END)
   try:
@@ -114,13 +117,13 @@ def append(file: io.FileIO, data: bytes, is_synced: bool = False) -> None:
 
 
 def move(file: io.FileIO, partial: pathlib.Path, target: pathlib.Path) -> None:
-  """A file that is complete takes the place of another, and its permissions.
+  """Moves a complete file to the place of `target`, with the permissions of that.
 
   Args:
-    file: the open one, at `partial`.
+    file: the complete file, still open, at `partial`.
 
   Raises:
-    OSError: it cannot be done, and nothing has changed.
+    OSError: the file cannot be moved, and nothing has changed.
   """
   mode = _mode(target)
   if mode is not None:
@@ -134,14 +137,15 @@ def move(file: io.FileIO, partial: pathlib.Path, target: pathlib.Path) -> None:
 def locked(
   target: pathlib.Path, where: str, waits: bool = True
 ) -> Iterator[None]:
-  """One process at a time, so that none writes over what another just added.
+  """Locks a file, so that no process overwrites the addition of another.
 
   Args:
-    target: what `writable` gives.
-    waits: until nobody else has it; else it is refused.
+    target: a path that `writable` returned.
+    waits: wait until no other run has the lock; else refuse.
 
   Raises:
-    InputError: somebody has it, or the lock file beside it cannot be made.
+    InputError: another run has the lock, or the lock file beside the target cannot
+      be made.
   """
   with contextlib.ExitStack() as stack:
     with named_errors(f'{where}: cannot be written'):
@@ -151,10 +155,12 @@ def locked(
 
 @contextlib.contextmanager
 def folder(path: str, where: str) -> Iterator[pathlib.Path]:
-  """A folder for one run alone; made if need be, and kept if anything is in it.
+  """A folder for one run alone.
+
+  The folder is made if it is missing, and removed again if it stays empty.
 
   Raises:
-    InputError: another run writes there, or it cannot be written.
+    InputError: another run writes there, or the folder cannot be written.
   """
   _check_path(path, where)
   with contextlib.ExitStack() as stack:
@@ -167,7 +173,7 @@ def folder(path: str, where: str) -> Iterator[pathlib.Path]:
 
 
 def _partial(target: pathlib.Path) -> pathlib.Path:
-  """A name of its own beside `target`; no longer than that of the lock."""
+  """A new name beside `target`; it is no longer than the lock file's name."""
   return target.with_name(f'.{target.name}.{secrets.token_hex(3)}.partial')
 
 
@@ -180,18 +186,18 @@ def _mode(path: str | pathlib.Path) -> int | None:
 
 
 def _stream_of(target: pathlib.Path) -> str | None:
-  """The stream that a shell has led to this file, or from it."""
-  for name, called in _STREAMS.items():
-    # Closed, it has no file, or is None.
+  """The standard stream that a shell connected to this file; None: no stream."""
+  for name, label in _STREAMS.items():
+    # A closed stream has no file, or is None.
     with contextlib.suppress(OSError, ValueError, AttributeError):
       status = os.fstat(getattr(sys, f'__{name}__').fileno())
       if os.path.samestat(os.stat(target), status):
-        return f'standard {called}'
+        return f'standard {label}'
   return None
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
-  """Makes the new name last, where a folder can be opened and synced at all."""
+  """Writes a new name in a folder to the disk, if the system can sync folders."""
   with contextlib.suppress(OSError):
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -211,7 +217,7 @@ def _check_path(path: str, where: str) -> None:
 
 @contextlib.contextmanager
 def named_errors(where: str) -> Iterator[None]:
-  """The system's errors as one line that begins with `where`."""
+  """Turns the system's errors into an InputError that begins with `where`."""
   try:
     yield
   except OSError as error:

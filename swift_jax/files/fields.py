@@ -1,4 +1,4 @@
-"""What is valid in the fields of our files, whichever the file."""
+"""Checks of the fields of JSON files, the same for all of our files."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from swift_jax.config.checks import MAX_INT
 from swift_jax.errors import InputError
 
 Valid = Callable[[Any], bool]
-Fields = Mapping[str, tuple[Valid, str]]  # what is valid, and how that is said
+# For each field's name: its check, and the values that it accepts, in words.
+Fields = Mapping[str, tuple[Valid, str]]
 
 
 def bad(where: str, name: str, value: Any, wanted: str) -> InputError:
-  """What to say of a field's value."""
+  """The error for a field's wrong value."""
   return InputError(f'{where}: {name}={value!r:.60}: expected {wanted}')
 
 
 def check(fields: Mapping[str, Any], known: Fields, where: str) -> None:
-  """Refuses an object that lacks a field or has a wrong value there."""
+  """Refuses an object that lacks a known field or has a wrong value in it."""
   for name, (is_valid, wanted) in known.items():
     if name not in fields:
       raise InputError(f'{where}: {name!r} is missing')
@@ -28,10 +29,10 @@ def check(fields: Mapping[str, Any], known: Fields, where: str) -> None:
 
 
 def is_int(value: Any, low: int) -> bool:
-  """An integer, no boolean, in [low, MAX_INT]."""
+  """Whether a value is an integer in [low, MAX_INT]; a boolean is not."""
   return type(value) is int and low <= value <= MAX_INT
 
 
 def is_fingerprint(value: Any) -> bool:
-  """What `checkpoint.load.fingerprint` gives."""
+  """Whether a value has the form that `checkpoint.load.fingerprint` returns."""
   return isinstance(value, str) and bool(re.fullmatch('[0-9a-f]{16}', value))

@@ -1,7 +1,7 @@
-"""Who writes where: locks that end with their process, however it ends.
+"""Locks on files and folders that end with their process, however it ends.
 
-They are `flock`s. Where nothing can be locked (some network file systems, systems
-that are no Unix) all goes on without.
+The locks are `flock`s. Where no file can be locked (on some network file systems,
+and on systems that are not a Unix) everything works without locks.
 """
 
 from __future__ import annotations
@@ -18,33 +18,36 @@ except ImportError:  # not a Unix
   fcntl = None
 
 HELD = 'another run is writing there'
-# No links: whoever may write beside a file must not choose what is written.
+# Links are refused: a user who may write into a file's folder could otherwise choose
+# the file that is written.
 _FLAGS = os.O_CREAT | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_BINARY', 0)
 
 
 def take(
   path: str | pathlib.Path, waits: bool = False, writes: bool = True
 ) -> int:
-  """A file, there or made, that is locked until its descriptor is closed.
+  """Opens and locks a file; the lock lasts until the descriptor is closed.
+
+  The file is made if it is missing. Its content stays.
 
   Args:
-    path: of the file, which is as it was; no link.
-    waits: until nobody else has it.
-    writes: into it too; else it is there for the lock alone, and may be another
-      user's.
+    path: the file's path; a link is refused.
+    waits: wait until nobody else has the lock.
+    writes: the caller writes into the file too. Else the file serves the lock alone,
+      and may belong to another user.
 
   Returns:
-    A descriptor that reads, and writes if it `writes`.
+    A descriptor for reading, and for writing if `writes`.
 
   Raises:
-    BlockingIOError: somebody has it, in this process or in another.
-    OSError: it cannot be opened.
+    BlockingIOError: the file is locked, in this process or in another.
+    OSError: the file cannot be opened.
   """
   while True:
     descriptor = _open(path, writes)
     try:
       _lock(descriptor, waits)
-      # Whoever had it may have renamed or removed it: is it still that one?
+      # The last holder may have renamed or removed the file: is it still at `path`?
       with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
           return descriptor
@@ -56,37 +59,41 @@ def take(
 
 @contextlib.contextmanager
 def beside(target: pathlib.Path, waits: bool = False) -> Iterator[None]:
-  """Locks a file that is replaced as a whole, by one beside it that goes after.
+  """Locks a file that is replaced as a whole, by a lock file beside it.
+
+  The lock file is removed afterwards.
 
   Args:
-    target: where its links lead.
+    target: the file; its links are resolved.
     waits: as for `take`.
 
   Raises:
-    OSError: as `take`.
+    OSError: as for `take`.
   """
   lock = target.with_name(f'.{target.name}.swift_jax.lock')
   descriptor = take(lock, waits, writes=False)
   try:
     yield
   finally:
-    with contextlib.suppress(OSError):  # a lock file that stays does no harm
+    with contextlib.suppress(OSError):  # a lock file that is left does no harm
       lock.unlink()
     os.close(descriptor)
 
 
 @contextlib.contextmanager
 def folder(path: pathlib.Path) -> Iterator[None]:
-  """Locks a folder; made if need be, and removed again if it stays empty.
+  """Locks a folder.
+
+  The folder is made if it is missing, and removed again if it stays empty.
 
   Raises:
-    BlockingIOError: somebody has it.
-    OSError: it cannot be made or opened.
+    BlockingIOError: the folder is locked.
+    OSError: the folder cannot be made or opened.
   """
   made = [place for place in (path, *path.parents) if not place.exists()]
   with contextlib.ExitStack() as stack:
     path.mkdir(parents=True, exist_ok=True)
-    if fcntl is not None:  # elsewhere a folder cannot be opened
+    if fcntl is not None:  # only a Unix can open a folder
       descriptor = os.open(path, os.O_RDONLY)
       stack.callback(os.close, descriptor)
       _lock(descriptor, waits=False)
@@ -95,7 +102,7 @@ def folder(path: pathlib.Path) -> Iterator[None]:
 
 
 def _remove_empty(folders: list[pathlib.Path]) -> None:
-  with contextlib.suppress(OSError):  # what is not empty stays
+  with contextlib.suppress(OSError):  # a folder that is not empty stays
     for place in folders:
       place.rmdir()
 
@@ -106,7 +113,8 @@ def _open(path: str | pathlib.Path, writes: bool) -> int:
   except PermissionError:
     if writes or not os.path.lexists(path):
       raise
-    # A killed run of another user may have left it, who alone may write it.
+    # A killed run of another user may have left a lock file that only that user may
+    # write.
     return os.open(path, os.O_RDONLY | (_FLAGS & ~os.O_CREAT))
 
 
@@ -117,5 +125,5 @@ def _lock(descriptor: int, waits: bool) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
   except BlockingIOError:
     raise BlockingIOError(errno.EWOULDBLOCK, HELD) from None
-  except OSError:  # some network file systems lock nothing
+  except OSError:  # some network file systems have no locks
     pass

@@ -140,7 +140,7 @@ def of_model(
   if sharding.spans_processes(target.mesh):
     # All must choose alike.
     text = json.dumps(dataclasses.asdict(found)) if found else ''
-    content = distributed.of_the_first(text.encode())
+    content = distributed.from_first_process(text.encode())
     found = PassCosts(**json.loads(content))
   return found
 

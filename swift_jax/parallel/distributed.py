@@ -1,4 +1,4 @@
-"""Several processes, one a host: how they find each other and part."""
+"""Several processes, one on each host: they join, exchange values and leave."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from swift_jax.errors import InputError
 
 _PORTS = range(1, 2**16)
 _LONGEST = 30 * 24 * 3600.0  # seconds: no run takes longer
-_GRACE = 3.0  # seconds in which the others say goodbye
-# By these a scheduler tells each of several processes which one it is.
+_GRACE = 3.0  # seconds in which the other processes disconnect
+# Environment variables by which a scheduler tells each process its number.
 _CLUSTERS = {
   'Slurm': ('SLURM_JOB_ID', 'SLURM_STEP_NODELIST', 'SLURM_PROCID'),
   'Open MPI': ('OMPI_MCA_orte_hnp_uri',),
@@ -29,20 +29,21 @@ def start(
   process_id: int | None,
   in_step: bool,
 ) -> None:
-  """Joins the other processes; before any other use of JAX.
+  """Joins the other processes; call it before any other use of JAX.
 
-  With settings they are taken; without, the cluster (TPU, Kubernetes, Slurm, Open
-  MPI) says where the others are, and alone on a machine there is nothing to do.
+  Arguments that are given count. Without any, the cluster (TPU, Kubernetes, Slurm,
+  Open MPI) says where the other processes are. A process that is alone on its
+  machine has nothing to do.
 
   Args:
-    coordinator: HOST:PORT of process 0; empty: as the cluster says.
-    num_processes, process_id: how many there are, and which one this is.
-    in_step: they share one mesh, so that one that dies ends them all. Otherwise
-      one that was killed may be started again while the others go on (but for
-      process 0, where they meet).
+    coordinator: HOST:PORT of process 0; empty: the cluster knows it.
+    num_processes, process_id: the number of processes, and this process's own.
+    in_step: the processes share one mesh, so that all end if one dies. Otherwise
+      a process that was killed may be started again while the others go on. Process
+      0, where they meet, is the exception.
 
   Raises:
-    InputError: settings that are wrong or incomplete, or nobody there.
+    InputError: arguments are wrong or incomplete, or no other process is found.
   """
   settings = (coordinator or None, num_processes, process_id)
   is_given = any(value is not None for value in settings)
@@ -52,12 +53,12 @@ def start(
     return
   jax.config.update('jax_enable_recoverability', not in_step)
   if not in_step:
-    # On CPUs, gloo would find the addresses of a process that was killed under the
-    # names of the one that takes its place; within a process it is not needed.
+    # On CPUs, gloo would find the addresses of a killed process under the names of
+    # the process that takes its place. Within one process gloo is not needed.
     jax.config.update('jax_cpu_collectives_implementation', None)
   try:
     jax.distributed.initialize(*settings if is_given else ())
-  # What JAX raises where it knows too little, cannot connect or cannot bind.
+  # JAX raises these if it has too few settings, or cannot connect or bind.
   except (RuntimeError, ValueError, OSError) as error:
     reason = ' '.join(str(error).split())
     raise InputError(
@@ -75,7 +76,7 @@ def is_cluster() -> bool:
 
 
 def _is_tpu_vm() -> bool:
-  """A machine with TPU chips, whose metadata know its neighbours."""
+  """Whether this machine has TPU chips: its metadata name the other hosts."""
   if os.environ.get('JAX_PLATFORMS', 'tpu') not in ('', 'tpu'):
     return False
   has_chips = any(map(os.path.exists, ('/dev/accel0', '/dev/vfio/0')))
@@ -100,11 +101,11 @@ def is_alone() -> bool:
   return jax.process_count() == 1
 
 
-def part() -> None:
-  """Waits until all have come here, and leaves.
+def leave() -> None:
+  """Waits until all processes have called this, and disconnects.
 
-  Process 0, where all meet, is the last to go: without it the others would die,
-  so it waits for those that work on or are started again, however long.
+  Process 0, where all processes meet, disconnects last: without it the others would
+  die. So it waits for processes that still work or are started again, however long.
   """
   if is_alone():
     return
@@ -119,8 +120,8 @@ def part() -> None:
   jax.distributed.shutdown()
 
 
-def of_the_first(content: bytes) -> bytes:
-  """What process 0 has, on all processes in step."""
+def from_first_process(content: bytes) -> bytes:
+  """The bytes that process 0 passes as `content`, on all processes in step."""
   from jax.experimental import multihost_utils
 
   size = multihost_utils.broadcast_one_to_all(np.int32(len(content)))
@@ -131,7 +132,7 @@ def of_the_first(content: bytes) -> bytes:
 
 
 def any_of(flags: np.ndarray) -> np.ndarray:
-  """The union of what each of the processes in step has, bool[N]."""
+  """The union over all processes in step of their flags, bool[N]."""
   from jax.experimental import multihost_utils
 
   return np.asarray(multihost_utils.process_allgather(flags)).any(0)

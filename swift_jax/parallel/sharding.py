@@ -1,9 +1,9 @@
-"""Where each array lives: a mesh of `data` x `tensor`, and specs by name.
+"""The place of each array: a mesh of `data` x `tensor`, and specs by name.
 
 Tensor parallelism after Megatron-LM (1909.08053): q, k, v, gate and up are
 split on their output, o and down on their input, so that a sublayer needs one
-all-reduce; embedding and head are split on the vocabulary. The fused forms of q,
-k, v and of gate, up are split along their heads and along the MLP's width.
+all-reduce. Embedding and head are split on the vocabulary. The fused q, k, v are
+split along their heads, and the fused gate, up along the MLP's width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from swift_jax.errors import InputError
 from swift_jax.model.kv_cache import KVCache
 
 AXES = ('data', 'tensor')
-# The split of each output axis.
+# For each module the split of its output axes.
 _SPLIT_OUTPUT = {
   'qkv_proj': ('tensor', None, None),
   'gate_up_proj': (None, 'tensor'),
@@ -35,13 +35,13 @@ def make_mesh(data: int, tensor: int, across_processes: bool = False) -> Mesh:
   """A mesh of the first data * tensor devices of this process.
 
   Args:
-    data: parts of the batch.
-    tensor: parts of each weight.
-    across_processes: of all devices of all processes instead.
+    data: parts into which the batch is split.
+    tensor: parts into which each weight is split.
+    across_processes: the mesh takes all devices of all processes instead.
 
   Raises:
-    InputError: not positive, more devices than there are, or fewer than the
-      processes that go in step have.
+    InputError: `data` or `tensor` is not positive, the mesh needs more devices than
+      there are, or it leaves out devices of processes in step.
   """
   MeshConfig(data, tensor, across_processes)
   devices = jax.devices() if across_processes else jax.local_devices()
@@ -56,14 +56,14 @@ def make_mesh(data: int, tensor: int, across_processes: bool = False) -> Mesh:
   return jax.make_mesh(
     (data, tensor),
     AXES,
-    # GSPMD places the collectives; make_mesh's own default is Explicit.
+    # With Auto, GSPMD places the collectives; make_mesh's own default is Explicit.
     axis_types=(AxisType.Auto, AxisType.Auto),
     devices=devices[:wanted],
   )
 
 
 def check_mesh(cfg: ModelConfig, mesh: Mesh | None) -> None:
-  """Refuses a mesh that does not divide the model, naming every field."""
+  """Refuses a mesh that does not divide the model; the error names every field."""
   if mesh is None:
     return
   if tuple(mesh.axis_names) != AXES:
@@ -89,19 +89,22 @@ def check_mesh(cfg: ModelConfig, mesh: Mesh | None) -> None:
 
 
 def spans_processes(mesh: Mesh | None) -> bool:
-  """Whether the devices are of several processes, which then go in step."""
+  """Whether the mesh has devices of several processes, which then go in step."""
   if mesh is None:
     return False
   return len({device.process_index for device in mesh.devices.flat}) > 1
 
 
 def is_first(mesh: Mesh | None) -> bool:
-  """Whether this process writes files and decides for those in step with it."""
+  """Whether this process writes files and decides for the processes in step."""
   return not spans_processes(mesh) or jax.process_index() == 0
 
 
 def agreed(value: bool, mesh: Mesh | None) -> bool:
-  """The first process's word, for what each would decide by its own clock."""
+  """The first process's decision.
+
+  Processes in step need it where each would decide by its own clock.
+  """
   if not spans_processes(mesh):
     return value
   from jax.experimental import multihost_utils
@@ -110,22 +113,24 @@ def agreed(value: bool, mesh: Mesh | None) -> bool:
 
 
 def put(tree: Any, mesh: Mesh | None, place: Sharding | None = None) -> Any:
-  """Host arrays, the same on every process, on the mesh; by default whole on each
-  of its devices."""
+  """Puts host arrays on the mesh; every process passes the same arrays.
+
+  By default each device of the mesh gets whole arrays.
+  """
   place = place or replicated(mesh)
   if not spans_processes(mesh):
     return jax.device_put(tree, place)
 
   def upload(value: Any) -> jax.Array:
     value = np.asarray(value)
-    # device_put would compare what the processes have, a round trip an array.
+    # device_put would compare the processes' arrays: one round trip for each.
     return jax.make_array_from_callback(value.shape, place, value.__getitem__)
 
   return jax.tree.map(upload, tree)
 
 
 def get(tree: Any, mesh: Mesh | None) -> Any:
-  """Arrays on the host; every process of the mesh gets all of them."""
+  """Brings arrays to the host; every process of the mesh gets whole arrays."""
   if spans_processes(mesh):
     tree = _gather(replicated(mesh))(tree)
   return jax.device_get(tree)
@@ -146,7 +151,7 @@ def check_batch(batch_size: int, mesh: Mesh | None) -> None:
 
 
 def param_spec(path: tuple[str | int, ...]) -> PartitionSpec:
-  """How the parameter at `path`, say (..., 'q_proj', 'kernel'), is split.
+  """The split of the parameter at `path`, say (..., 'q_proj', 'kernel').
 
   Kernels are [in, *out], the embedding is [V, D].
   """
@@ -170,17 +175,20 @@ def _place(mesh: Mesh | None, spec: PartitionSpec) -> Sharding:
 
 
 def replicated(mesh: Mesh | None) -> Sharding:
-  """Whole on every device of the mesh; the one default device if None."""
+  """The sharding of arrays that are whole on every device of the mesh.
+
+  Without a mesh it is the default device.
+  """
   return _place(mesh, PartitionSpec())
 
 
 def rows(mesh: Mesh | None) -> Sharding:
-  """Arrays of a line for each row of the batch, split like the batch."""
+  """The sharding of arrays whose first axis is the batch: split like the batch."""
   return _place(mesh, PartitionSpec('data'))
 
 
 def param_shardings(abstract_params: Any, mesh: Mesh | None) -> Any:
-  """The tree of shardings for a nested dict of parameters (shapes do)."""
+  """The tree of shardings for a nested dict of parameters, or of their shapes."""
 
   def sharding(path: tuple[Any, ...], _: Any) -> Sharding:
     return _place(mesh, param_spec(tuple(entry.key for entry in path)))

@@ -194,11 +194,11 @@ def test_processes_in_step_begin_when_the_first_does(monkeypatch, tmp_path):
   first = datetime.datetime(2026, 12, 1, tzinfo=datetime.UTC)
   given = []
 
-  def of_the_first(content):
+  def from_first_process(content):
     given.append(content)
     return first.isoformat().encode()
 
-  monkeypatch.setattr(distributed, 'of_the_first', of_the_first)
+  monkeypatch.setattr(distributed, 'from_first_process', from_first_process)
   workdir = Workdir(str(tmp_path), 1, 2)
   assert launcher.beginning(workdir, in_step=True) == first and given
   alone = launcher.beginning(workdir, in_step=False)

@@ -185,8 +185,8 @@ def test_help_has_the_flags_and_what_the_config_file_says(launch):
   assert re.search(
     r'^--prompt +one prompt; escapes as in Python: \\n', out, re.M
   )
-  assert re.search(r'^--\[no\]chat +prompts are a user', out, re.M)
-  assert re.search(r'^  max_new_tokens=8 +tokens written at most', out, re.M)
+  assert re.search(r'^--\[no\]chat +each prompt is a user', out, re.M)
+  assert re.search(r'^  max_new_tokens=8 +the most tokens written', out, re.M)
   for field in dataclasses.fields(SearchConfig):
     # Each has a meaning, so that none was lost on the way from the docstring.
     assert re.search(rf'^  {field.name}=\S+ +\S', out, re.M)

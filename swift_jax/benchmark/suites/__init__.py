@@ -1,4 +1,4 @@
-"""The benchmark's suites, one a file: each gives figures and tables.
+"""The benchmark's suites, one in each file; a suite returns figures and tables.
 
-It may import `benchmark` and what that imports.
+It may import `benchmark` and its imports.
 """

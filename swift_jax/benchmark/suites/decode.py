@@ -1,7 +1,8 @@
-"""How much faster SWIFT and prompt lookup are than plain decoding.
+"""The speedup of SWIFT and of prompt lookup over plain decoding.
 
-By batch size and temperature, beside what flatters them (text that loops), and
-how near plain decoding is to what the machine can do.
+The suite measures it by batch size and temperature. Beside it stand text that loops,
+which flatters every draft, and the share of the machine's bandwidth that plain
+decoding uses.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ def decode(
   """The suite `decode`.
 
   Args:
-    batches: sizes; the headlines are those of the smallest.
-    repeats: of the plain step whose bandwidth is measured.
+    bench: the engine, the prompts and the settings.
+    batches: batch sizes; headlines are the figures of the smallest.
+    repeats: repeats of the plain step whose bandwidth is measured.
+    progress: called with a line at each step.
 
   Raises:
     InputError: the settings leave nothing to search for.
@@ -81,7 +84,7 @@ def decode(
 
 
 def describe(own: Writing, written: dict[str, Writing]) -> dict[str, Any]:
-  """A method's figures, beside plain decoding's in the same turns."""
+  """A method's figures, compared with plain decoding in the same turns."""
   plain = written['plain']
   shares = [distinct_ngrams(text, NGRAM) for text in own.texts]
   known = [share for share in shares if share is not None]
@@ -109,10 +112,10 @@ def describe(own: Writing, written: dict[str, Writing]) -> dict[str, Any]:
 
 
 def over(own: Writing, plain: Writing) -> dict[str, Any]:
-  """Tokens a second over plain decoding's: totals over totals.
+  """A method's tokens a second over plain decoding's, totals over totals.
 
-  Beside it the interval of a bootstrap over batches, and the quartiles of the
-  batches' ratios.
+  Beside the ratio stand its bootstrap interval over batches, and the quartiles of
+  the batches' ratios.
   """
   tokens = np.array([plain.tokens, own.tokens], float).T
   seconds = np.array([plain.seconds, own.seconds], float).T
@@ -152,7 +155,7 @@ def _add_headlines(
   ]
   if by_default:
     outcome.summary['swift_over_plain_lowest'] = min(by_default)
-  # What loops flatters every draft: it stands beside the ratios.
+  # Text that loops flatters every draft: its share stands beside the ratios.
   for name, temperature in (('greedy', 0.0), ('t06', 0.6)):
     if temperature in by_temperature:
       plain = by_temperature[temperature]['plain']
@@ -160,7 +163,7 @@ def _add_headlines(
 
 
 def _add_bandwidth(outcome: Outcome, bench: Bench, repeats: int) -> None:
-  """How much of the bandwidth for reading a plain step makes use of."""
+  """Adds the share of the reading bandwidth that a plain step uses."""
   model = bench.engine.model
   filled = len(bench.timed[0]) + bench.new_tokens // 2
   needed = step_bytes(model, 1, filled)
@@ -168,7 +171,7 @@ def _add_bandwidth(outcome: Outcome, bench: Bench, repeats: int) -> None:
   steps = Passes(model, 1, filled).runs({'plain step': (1, None)})
   taken = interleaved({**steps, **reading.runs}, repeats)
   way, bandwidth = reading.bandwidth(taken)
-  # A mesh reads with each of its parts of the weights.
+  # On a mesh every device reads its part of the weights at the same time.
   parts = 1 if model.mesh is None else model.mesh.shape['tensor']
   shares = [
     needed * PASSES / step / (bandwidth * parts) for step in taken['plain step']
@@ -213,7 +216,7 @@ def _cells_table(cells: Sequence[dict[str, Any]]) -> Table:
 
 
 def _loops_table(cells: Sequence[dict[str, Any]]) -> Table:
-  """Which prompts loop, in plain decoding's texts."""
+  """A table of the prompts whose plain text loops."""
   rows = [
     [
       f'batch {cell["batch"]}, temperature {cell["temperature"]}',

@@ -1,8 +1,8 @@
-"""Peak memory against what has to be there: weights and cache.
+"""Peak memory compared with the memory that a run must have: weights and cache.
 
-On an accelerator the peak is that of the device, with the configured model. On a
-CPU it is what a process's resident memory grows by from before the engine is
-loaded, on a random model so large that programs and libraries are little beside it.
+On an accelerator it is the device's peak with the configured model. On a CPU it is
+the growth of a process's resident memory from before the engine is loaded. There the
+model is random, and so large that programs and libraries are small beside it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _STATUS = pathlib.Path('/proc/self/status')
 _WIDTHS = (1, 8, 32)
 _SHOWN = 8  # programs in the table
 
-# A command that measures (see `measure`) the model at a path (None: the configured
-# one) and prints what it found as its last line.
+# Returns a command that measures (see `measure`) the model at a path (None: the
+# configured model) and prints the figures as its last line.
 Command = Callable[[str | None], Sequence[str]]
 
 
@@ -37,21 +37,23 @@ def memory(
   """The suite `memory`.
 
   Args:
-    weights_mib: of the random model, on a CPU.
+    command: see `Command`.
+    weights_mib: size of the random model on a CPU, in MiB.
+    progress: called with a line at each step.
   """
   if children.backend() != 'cpu':
     progress('a run of the configured model')
-    return outcome(children.run(command(None)).said)
+    return outcome(children.run(command(None)).report)
   with tempfile.TemporaryDirectory() as folder:
     progress(f'a random model of {weights_mib} MiB')
     path = pathlib.Path(folder) / 'model'
     children.write_model(path, random_model.heavy(weights_mib * 2**20))
     progress('a run of it')
-    return outcome(children.run(command(str(path))).said)
+    return outcome(children.run(command(str(path))).report)
 
 
 def outcome(found: dict[str, Any]) -> Outcome:
-  """Figures and tables of what `measure` found."""
+  """Summary, figures and tables, from the result of `measure`."""
   needed = found['weight_bytes'] + found['cache_bytes']
   device = found['device_peak_bytes']
   grown = found['resident_peak_bytes'] - found['resident_before_bytes']
@@ -86,11 +88,13 @@ def measure(
   """The peak of this process when it loads an engine and writes.
 
   Args:
-    load: the engine.
-    write: with all that is to be measured, the search too.
-    widths: of passes whose temporaries are told.
+    load: loads the engine.
+    write: writes with the engine; all that is measured happens here, the search too.
+    widths: token counts of passes whose temporary memory is reported.
   """
-  jax.block_until_ready(jax.numpy.zeros(1))  # the backend is there already
+  jax.block_until_ready(
+    jax.numpy.zeros(1)
+  )  # starts the backend before measuring
   before = _resident('VmRSS')
   engine = load()
   write(engine)
@@ -121,9 +125,9 @@ def _share_on_one_device(params: Any) -> int:
 
 
 def temporary_bytes(device: jax.Device) -> dict[str, int]:
-  """What each program of this process needs beside arguments and results.
+  """Temporary bytes of each program of this process, besides arguments and results.
 
-  The largest first; of programs of one name the largest counts.
+  The largest comes first. Of programs with the same name the largest counts.
   """
   sizes: dict[str, int] = {}
   for program in device.client.live_executables():
@@ -134,10 +138,10 @@ def temporary_bytes(device: jax.Device) -> dict[str, int]:
 
 
 def _resident(name: str) -> int:
-  """Resident bytes by a name in the kernel's status of this process.
+  """Resident bytes under a name of the kernel's status of this process.
 
-  Where there is none, the peak so far: that of `getrusage` is not taken on Linux,
-  since a process inherits its parent's there.
+  Without such a status it is the peak so far from `getrusage`. On Linux that peak is
+  of no use, since a process inherits its parent's.
   """
   if not _STATUS.exists():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

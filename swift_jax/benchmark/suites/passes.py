@@ -1,9 +1,8 @@
-"""What a pass of the model costs: by how much of it runs, and over how many
-tokens.
+"""The cost of a pass of the model, by its running sublayers and by its tokens.
 
-Passes are timed as decoding runs them, some twenty one after another in one
-program with the cache as its state; dispatches of single passes would add what
-no round pays.
+Passes are timed as decoding runs them: twenty passes one after another in one
+program, with the cache as its state. Dispatches of single passes would add a cost
+that no round has.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from swift_jax.model.skip_mask import KnownMask, Mask, SkipMask
 from swift_jax.runtime.model import Model
 from swift_jax.typing import Array, Int
 
-Wanted = tuple[int, Mask | None]  # tokens of a pass, and what it skips
+Wanted = tuple[int, Mask | None]  # number of tokens of a pass, and its mask
 
-PASSES = 20  # in one program
+PASSES = 20  # passes in one program
 WIDTHS = (1, 2, 4, 8, 16, 32, 64)
-# Of the sublayers; .55 run where .45 are skipped, as in the paper.
+# Shares of sublayers that run: 0.55 runs if 0.45 is skipped, as in the paper.
 _SHARES = (0.0, 0.125, 0.25, 0.375, 0.5, 0.55, 0.625, 0.75, 0.875, 1.0)
-_KNOWN_SHARES = (0.0, 0.25, 0.5, 0.55, 0.75, 1.0)  # a program each
-_FILLED = 96  # slots: the middle of a text of the decode suite
+_KNOWN_SHARES = (0.0, 0.25, 0.5, 0.55, 0.75, 1.0)  # each needs its own program
+_FILLED = 96  # filled slots: the middle of a text of the suite decode
 
 
 @functools.partial(jax.jit, static_argnames='graphdef', donate_argnames='cache')
@@ -52,9 +51,10 @@ def passes(
   skip_mask: Mask,
   count: Int[Array, ''],
 ) -> tuple[Array, Array, KVCache]:
-  """`count` passes over T tokens on top of the same slots.
+  """Runs `count` passes over T tokens, each after the same filled slots.
 
-  Each takes what the one before found most likely, so that none can be saved.
+  Each pass takes the most likely tokens of the pass before, so that XLA cannot leave
+  out a pass.
   """
   model = nnx.merge(graphdef, params)
 
@@ -77,8 +77,10 @@ class Passes:
     """Makes the cache.
 
     Args:
-      filled: its slots that hold something; each pass is on top of these.
-      widest: tokens of the widest pass.
+      model: the model.
+      batch: rows of each pass.
+      filled: number of filled slots of the cache, to which each pass attends.
+      widest: number of tokens of the widest pass.
     """
     self._model, self._batch = model, batch
     capacity = 128 * -(-(filled + widest) // 128)
@@ -86,7 +88,7 @@ class Passes:
     self._cache = model.empty_cache(batch, capacity).rollback(length)
 
   def arguments(self, width: int, mask: Mask | None = None) -> tuple[Any, ...]:
-    """Of `passes`, the cache at its place."""
+    """The arguments of `passes`, with the cache at its place."""
     model = self._model
     tokens = model.put(np.zeros((self._batch, width), np.int32))
     mask = model.full if mask is None else model.put(mask)
@@ -96,17 +98,18 @@ class Passes:
   def runs(
     self, wanted: Mapping[str, Wanted]
   ) -> dict[str, Callable[[], Array]]:
-    """Something to time by name: `PASSES` passes.
+    """For each name a function to time, which runs `PASSES` passes.
 
-    All programs are compiled at once, which takes as long as one where there are
-    cores enough.
+    All programs are compiled at once. With enough cores that takes as long as one
+    program.
 
     Args:
-      wanted: width, and mask: None for the whole model as decoding runs it.
+      wanted: for each name the number of tokens and the mask; None: the whole model
+        as decoding runs it.
     """
 
     def key_of(width: int, mask: Mask | None) -> tuple[int, KnownMask | None]:
-      """Gated masks share a program."""
+      """The key of a pass's program; all gated masks share a program."""
       mask = self._model.full if mask is None else mask
       return width, mask if isinstance(mask, KnownMask) else None
 
@@ -123,7 +126,7 @@ class Passes:
       _, params, _, *rest = self.arguments(width, mask)
 
       def run() -> Array:
-        # The cache is given away: what comes back serves the next.
+        # The program takes the cache (donated): the next run uses the returned one.
         _, best, self._cache = program(params, self._cache, *rest)
         return best
 
@@ -132,15 +135,16 @@ class Passes:
     return {name: run_of(*one) for name, one in wanted.items()}
 
   def temporary_bytes(self, width: int) -> int:
-    """What the program of such passes needs beside its arguments."""
+    """Temporary bytes of the program of passes of this width."""
     program = passes.lower(*self.arguments(width)).compile()
     return program.memory_analysis().temp_size_in_bytes
 
 
 def spread_mask(num_layers: int, share: float) -> SkipMask:
-  """Runs a share of the sublayers, as many of each kind, all over the depth.
+  """A mask under which a share of the sublayers runs, spread over the depth.
 
-  Any sublayer may be skipped here, those of the first and last layer too.
+  Equally many sublayers of each kind run. Any sublayer may be skipped here, also in
+  the first and the last layer.
   """
   runs = round(share * num_layers)
   skip = np.ones(num_layers, bool)
@@ -150,7 +154,7 @@ def spread_mask(num_layers: int, share: float) -> SkipMask:
 
 
 def share_that_runs(mask: SkipMask) -> float:
-  """Sublayers that run over all."""
+  """Sublayers that run, over all sublayers."""
   return 1 - mask.num_skipped() / (2 * mask.num_layers)
 
 
@@ -160,7 +164,9 @@ def draft(
   """The suite `draft`: a gated step against the share of sublayers that run.
 
   Args:
-    known_shares: at which the same mask is built into a program, too.
+    model: the model.
+    repeats: repeats of each run.
+    known_shares: shares for which a program with a built-in mask is timed too.
   """
   passes_, layers = Passes(model), model.cfg.num_hidden_layers
   masks = {
@@ -192,9 +198,10 @@ def draft(
 
 
 def over_ideal(taken: Seconds, share: float) -> Spread:
-  """A gated step over what it would cost were sublayers paid one by one.
+  """A gated step's time over its ideal time.
 
-  That is a step without any, and the share of what all of them add to it.
+  The ideal time is the time of a step without sublayers, plus `share` times the time
+  that all sublayers add to it.
   """
   three = zip(
     taken[_gated(0.0)], taken[_gated(share)], taken[_gated(1.0)], strict=True
@@ -222,7 +229,7 @@ def _known(share: float) -> str:
 
 
 def _milliseconds(taken: list[float]) -> dict[str, float]:
-  """Of a pass: the median and the quartiles."""
+  """Milliseconds of one pass: the median and the quartiles."""
   found = spread([1e3 * value / PASSES for value in taken])
   return {'ms': found.median, 'low_ms': found.low, 'high_ms': found.high}
 
@@ -233,7 +240,9 @@ def verify(
   """The suite `verify`: a pass over several tokens, relative to a plain step.
 
   Args:
-    widths: of the passes; 1 and 8 are among them.
+    model: the model.
+    repeats: repeats of each run.
+    widths: numbers of tokens of the passes; 1 and 8 must be among them.
   """
   passes_ = Passes(model, widest=max(widths))
   wanted = {str(width): (width, None) for width in widths}

@@ -1,7 +1,7 @@
-"""Hugging Face's generate beside ours, and llama.cpp's plain decoding where it is
-installed: same weights, prompts, cores, float32.
+"""Compares Hugging Face's generate with ours, and llama.cpp if it is installed.
 
-Only here is torch imported, and only when the suite runs: it is an extra.
+All use the same weights, prompts and cores, in float32. llama.cpp decodes plainly.
+Only this suite imports torch, and only when it runs: torch is an extra.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from swift_jax.benchmark.report import Outcome, Table
 from swift_jax.runtime.metrics import distinct_ngrams
 
 _OURS, _PLAIN, _CPP = 'plain (ours)', 'plain (HF)', 'plain (llama.cpp)'
-_LOOKUP_TOKENS = 10  # as ours, and Spec-Bench's
+_LOOKUP_TOKENS = 10  # as in ours, and in Spec-Bench
 
 Write = Callable[[Sequence[int]], list[int]]
 
@@ -33,10 +33,11 @@ def is_there() -> bool:
 
 
 def calm_threads() -> None:
-  """Before torch is imported, which transformers does too.
+  """Lets torch's threads sleep while they wait for work.
 
-  Threads that wait for work by spinning take the cores from each other, and from
-  ours: on two cores that others use too, it made theirs several times slower.
+  It must be called before torch is imported, also by transformers. Threads that wait
+  by spinning take the cores from each other, and from our threads. On two cores that
+  other processes used too, spinning made torch several times slower.
   """
   os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
@@ -47,11 +48,13 @@ def peers(
   progress: Callable[[str], None],
   threads: int | None = None,
 ) -> Outcome:
-  """The suite `peers`: batch 1, greedy, every prompt by all in turns.
+  """The suite `peers`: batch 1, greedy; all peers continue every prompt, in turns.
 
   Args:
-    folder: the checkpoint; ours reads it as float32.
-    threads: of torch and llama.cpp; as many as there are cores if None.
+    bench: our engine, the prompts and the settings.
+    folder: the checkpoint's folder; our engine reads it as float32.
+    progress: called with a line at each step.
+    threads: number of threads of torch and of llama.cpp; None: the number of cores.
   """
   threads = threads or os.cpu_count() or 1
   progress('loading with transformers')
@@ -68,7 +71,9 @@ def peers(
       bench.new_tokens,
       threads,
     )
-  for write in writers.values():  # compiles ours, and warms theirs up
+  for (
+    write
+  ) in writers.values():  # compiles our programs, and warms the peers up
     write(bench.timed[0])
   taken: Seconds = {name: [] for name in writers}
   texts: dict[str, list[list[int]]] = {name: [] for name in writers}
@@ -95,7 +100,7 @@ def peers(
   for name, peer in {'hf': _PLAIN, 'llama_cpp': _CPP}.items():
     if peer in writers:
       outcome.add(f'plain_over_{name}', paired_ratio(taken, peer, _OURS))
-      # Totals over totals, as every other ratio of speeds.
+      # The ratio is of totals over totals, as every other ratio of speeds.
       ratio = _speed(texts, taken, _OURS) / _speed(texts, taken, peer)
       outcome.summary[f'plain_over_{name}'] = ratio
   return outcome
@@ -106,9 +111,9 @@ def describe(
 ) -> dict[str, Any]:
   """One method's figures.
 
-  `over_hf` is in tokens a second, over Hugging Face's plain generate; `as_ours`
-  counts texts that are those of our plain decoding, `first_difference` is the
-  earliest token at which one is not.
+  `over_hf` is the method's tokens a second over those of Hugging Face's plain
+  generate. `as_ours` counts the texts that equal our plain decoding's texts.
+  `first_difference` is the earliest token at which a text differs.
   """
   own, base = texts[name], texts[_OURS]
   speed, peer = _speed(texts, taken, name), _speed(texts, taken, _PLAIN)
@@ -132,14 +137,14 @@ def _speed(
 
 
 def difference(one: Sequence[int], two: Sequence[int]) -> int:
-  """The first token at which two texts part, from 0."""
+  """The place of the first token at which two texts differ, from 0."""
   pairs = enumerate(zip(one, two, strict=False))
   apart = (i for i, (a, b) in pairs if a != b)
   return next(apart, min(len(one), len(two)))
 
 
 def ours(bench: Bench) -> Write:
-  """Plain decoding."""
+  """Our plain decoding."""
   call = bench.call('plain', 1, 0.0)
   bench.engine.warmup(call, max(map(len, bench.timed)))
   return lambda prompt: bench.engine.generate([prompt], call)[0].tokens
@@ -157,7 +162,8 @@ def theirs(
   model = transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=torch.float32, attn_implementation='eager'
   ).eval()
-  # Ours writes on past the end of a text; there this is a setting of the model.
+  # Ours writes on past end-of-text tokens. In transformers these are a setting of
+  # the model, which this config leaves out.
   model.generation_config = transformers.GenerationConfig(pad_token_id=0)
   half = max(1, model.config.num_hidden_layers // 2)
   kinds = {

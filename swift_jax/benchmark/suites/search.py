@@ -1,8 +1,8 @@
-"""What the search is worth, measured on a model's own text.
+"""Measures the search on a model's own text.
 
-Recipes are compared by replaying (see `replay.py`): each searches on one stream,
-and what it found is scored on texts that no search has seen. The other parts run
-the engine.
+Recipes are compared by a replay (see `replay.py`): each recipe searches on one
+stream, and its sets are scored on texts that no search has seen. The other
+measurements run the engine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ POINTS = (50, 100, 200, 400)
 
 
 class RandomOnly(Searcher):
-  """Random masks against the incumbent."""
+  """A search that scores random masks against the incumbent."""
 
   def plan(self) -> list[tuple[int, proposals.Stream]]:
     ratio = self.cfg.skip_ratio
@@ -44,14 +44,14 @@ class RandomOnly(Searcher):
 
 
 class NeighboursOnly(Searcher):
-  """Exchanges of two sublayers, uphill from the uniform set."""
+  """A search uphill from the uniform set, by exchanges of two sublayers."""
 
   def plan(self) -> list[tuple[int, proposals.Stream]]:
     masks = proposals.neighbours(self._rng, self.incumbent)
     return [(self.num_candidates, masks)]
 
 
-# Name, what searches, and what differs from the settings at hand.
+# For each recipe's name its searcher, and its changes to the given settings.
 RECIPES: Mapping[str, tuple[Callable[..., Searcher], dict[str, Any]]] = {
   'random only': (RandomOnly, {'bayes_interval': 0, 'importance': False}),
   'paper': (paper.PaperSearcher, {'recipe': 'paper'}),
@@ -65,10 +65,7 @@ RECIPES: Mapping[str, tuple[Callable[..., Searcher], dict[str, Any]]] = {
 
 
 class Fresh:
-  """Texts that no search sees: what a set is worth there.
-
-  In two windows of each text, the first and the last.
-  """
+  """Scores sets on texts that no search sees, in the first and the last window."""
 
   def __init__(
     self, model: Model, texts: Sequence[Text], window: int, draft: DraftConfig
@@ -78,11 +75,11 @@ class Fresh:
     self._known: dict[bytes, tuple[float, float]] = {}
 
   def matchness(self, mask: SkipMask) -> float:
-    """Share of hits."""
+    """The share of positions that the draft hits."""
     return self._figures(mask)[0]
 
   def accepted_length(self, mask: SkipMask) -> float:
-    """Tokens a round on the chain, by the draft's settings."""
+    """Tokens of a round on the chain, under the draft's settings."""
     return self._figures(mask)[1]
 
   def _figures(self, mask: SkipMask) -> tuple[float, float]:
@@ -105,13 +102,13 @@ class Fresh:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What the recipes found.
+  """The results of the recipes.
 
   Attributes:
-    fresh: matchness on fresh text by recipe, float[seeds, points].
-    accepted_lengths: tokens a round that the last sets would bring on fresh
-      text (see `Scores.accepted_lengths`), the mean over seeds.
-    found: our sets in the end, bool[seeds, D].
+    fresh: by recipe the sets' matchness on fresh text, float[seeds, points].
+    accepted_lengths: for each recipe the tokens a round that its last sets would
+      bring on fresh text (see `Scores.accepted_lengths`), the mean over seeds.
+    found: the last sets of the recipe `ours`, bool[seeds, D].
   """
 
   fresh: dict[str, np.ndarray]
@@ -127,9 +124,10 @@ def compare(
   seeds: int,
   progress: Callable[[str], None],
 ) -> Comparison:
-  """Every recipe with every seed; a seed also chooses where the stream begins.
+  """Runs every recipe with every seed.
 
-  The stops are switched off, so that all recipes reach the last point.
+  A seed also chooses the text with which the stream begins. The search's stops are
+  switched off, so that all recipes reach the last point.
   """
   results: dict[str, np.ndarray] = {}
   lengths: dict[str, float] = {}
@@ -168,7 +166,7 @@ def compare(
 
 
 def importance_cost(model: Model, text: Text, cfg: SearchConfig) -> int:
-  """As how many scored masks the sensitivities count: by their time."""
+  """The number of scored masks that take as long as the sensitivities."""
   count, window = cfg.num_candidates, cfg.context_window
   layers = len(text.cache.k)
   uniform = skip_masks.uniform(layers, cfg.skip_ratio)
@@ -185,7 +183,7 @@ def importance_cost(model: Model, text: Text, cfg: SearchConfig) -> int:
 
 
 def _seconds(run: Callable[[], None], repeats: int = 5) -> float:
-  """Median time, after a first run that compiles."""
+  """Median seconds of a run, after a first run that compiles."""
   run()
   taken = []
   for _ in range(repeats):
@@ -200,11 +198,12 @@ def importance_figures(
 ) -> dict[str, float]:
   """Rank correlation of two importances with how often each sublayer was kept.
 
-  The derivative that the search begins with, and leave-one-out: what is lost when
-  that sublayer alone is skipped. Each on one window, the mean over texts.
+  One importance is the derivative with which the search begins. The other is
+  leave-one-out: the loss of closeness when that sublayer alone is skipped. Each is
+  taken on one window of a text, and the correlation is the mean over texts.
 
   Args:
-    found: final sets of several searches, bool[seeds, D].
+    found: last sets of several searches, bool[seeds, D].
   """
   kept = 1 - found.mean(0)
   model, ratio_ = engine.model, engine.searcher.cfg.skip_ratio
@@ -220,7 +219,7 @@ def importance_figures(
 
 
 def _rank_correlation(one: np.ndarray, two: np.ndarray) -> float:
-  """Spearman's; 0 where one of them does not vary."""
+  """Spearman's rank correlation; 0 if one of the arrays does not vary."""
   if np.ptp(one) == 0 or np.ptp(two) == 0:
     return 0.0
   return float(stats.spearmanr(one, two).statistic)
@@ -229,7 +228,7 @@ def _rank_correlation(one: np.ndarray, two: np.ndarray) -> float:
 def stream(
   plain: DecodeConfig, swift: DecodeConfig, engine: Engine, prompts: Prompts
 ) -> dict[str, Any]:
-  """Prompt by prompt in turns, plainly and with SWIFT from a cold search."""
+  """Continues prompts by plain decoding and by SWIFT from a cold start, in turns."""
   longest = max(map(len, prompts))
   for decode in (plain, swift):
     engine.warmup(decode, longest)
@@ -281,9 +280,9 @@ def change_of_domain(
 ) -> dict[str, dict[str, Any]]:
   """Acceptance before, at and after a change of the prompts' kind.
 
-  With and without restart. The search may take all the time that it wants and
-  has ended when the change comes; thirds of the second half are `at`, `later` and
-  `after`.
+  It is measured with and without restart. The search has no limit on its time, and
+  it has ended when the change comes. `at`, `later` and `after` are thirds of the
+  prompts `second`.
   """
   figures = {}
   third = len(second) // 3
@@ -294,17 +293,17 @@ def change_of_domain(
     half = len(first) // 2
     engine.generate(list(first[:half]), decode)
     searcher.rest()
-    parts = {
+    phases = {
       'before': first[half:],
       'at': second[:third],
       'later': second[third : 2 * third],
       'after': second[2 * third :],
     }
     seen: dict[str, Any] = {}
-    for part, prompts in parts.items():
+    for phase, prompts in phases.items():
       results = engine.generate(list(prompts), decode)
-      seen[part] = _totals(results)['acceptance']
-      if part == 'before':
+      seen[phase] = _totals(results)['acceptance']
+      if phase == 'before':
         seen['restarts_before'] = searcher.restarts
     seen['restarts'] = searcher.restarts - seen['restarts_before']
     figures[name] = seen
@@ -314,7 +313,7 @@ def change_of_domain(
 def suggestion_ms(
   num_layers: int, skip_ratio: float, repeats: int = 15
 ) -> float:
-  """Milliseconds of a warm suggestion of 8 masks with a full buffer."""
+  """Milliseconds of a compiled suggestion of 8 masks with a full buffer."""
   process = _full_process(num_layers, skip_ratio)
   incumbent = skip_masks.uniform(num_layers, skip_ratio).bits()
 
@@ -326,7 +325,7 @@ def suggestion_ms(
 
 
 def _full_process(num_layers: int, skip_ratio: float) -> Surrogate:
-  """A process whose buffer is full of random masks."""
+  """A Gaussian process whose buffer is full of random masks."""
   rng = np.random.default_rng(0)
   process = Surrogate(
     skip_masks.num_free(num_layers),
@@ -346,10 +345,10 @@ def overlap(
   prompt: Sequence[int],
   repeats: int = 15,
 ) -> dict[str, float]:
-  """How much of a suggestion hides behind the rounds that run meanwhile.
+  """How much of a suggestion's time is hidden by rounds that run meanwhile.
 
-  Medians in milliseconds: of four rounds, of a suggestion, of both at once, and
-  of what the search still waits for when the rounds are done.
+  Medians in milliseconds: of four rounds, of a suggestion, of both at once, and of
+  the wait for the suggestion after the rounds have ended (`waiting`).
   """
   layers, cfg = engine.cfg.num_hidden_layers, engine.searcher.cfg
   process = _full_process(layers, cfg.skip_ratio)
@@ -361,7 +360,7 @@ def overlap(
   }
   for _ in range(repeats + 1):
     for name in ('rounds', 'suggestion', 'both'):
-      # Rounds consume the state: each begins with the same one.
+      # Rounds consume the state: each repetition begins with a copy of the first.
       session.state = jax.block_until_ready(session.model.put(kept))
       started = time.perf_counter()
       if name != 'rounds':
@@ -375,7 +374,7 @@ def overlap(
       taken[name].append(ended - started)
       if name == 'both':
         taken['waiting'].append(ended - rounds_end)
-  # The first of each compiles.
+  # The first repetition compiles, and is left out.
   return {k: float(np.median(v[1:])) * 1e3 for k, v in taken.items()}
 
 
@@ -385,8 +384,8 @@ def compilations(
   prompts: Prompts,
   points: Sequence[int] = (10, 400),
 ) -> dict[str, int]:
-  """Programs compiled since the warm-up after so many evaluations."""
-  jax.clear_caches()  # what ran before must not have compiled it
+  """For each point the programs compiled between warm-up and so many evaluations."""
+  jax.clear_caches()  # programs that earlier measurements compiled must count
   count = Compilations()
   engine.warmup(decode, max(map(len, prompts)))
   warm = count.total

@@ -1,7 +1,7 @@
-"""How long a process takes to its first token, cold and warm.
+"""The time from a process's start to its first token, cold and warm.
 
-Cold is a start with an empty persistent compilation cache, warm the next one with
-what the first has left there.
+A cold start has an empty persistent compilation cache. A warm start follows it, with
+the programs that the cold start left in the cache.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from swift_jax.benchmark import children, random_model
 from swift_jax.benchmark.measuring import spread
 from swift_jax.benchmark.report import Outcome, Table
 
-# A command that starts with a cache in a folder, on the model at a path (None: the
-# configured one). It prints a line with the first token, and at its end its
-# compilations as JSON: `compilations`, `cache_hits`, `compile_s`.
+# Returns a command that runs with a cache in a folder, on the model at a path (None:
+# the configured model). The command prints a line with the first token, and at its
+# end its compilations as JSON: `compilations`, `cache_hits`, `compile_s`.
 Command = Callable[[pathlib.Path, str | None], Sequence[str]]
 Entry = dict[str, Any]
 
@@ -31,8 +31,10 @@ def compile_(
   """The suite `compile`.
 
   Args:
-    layers: of narrow models, which start cold and warm once each.
-    repeats: of the configured model's cold and warm start, in turns.
+    command: see `Command`.
+    layers: numbers of layers of narrow models, each started cold and warm once.
+    repeats: number of cold and warm starts of the configured model, in turns.
+    progress: called with a line at each step.
   """
   starts: dict[str, list[tuple[Entry, Entry]]] = {}
   with tempfile.TemporaryDirectory() as folder:
@@ -61,17 +63,17 @@ def compile_(
 
 
 def pair(command: Command, model: str | None) -> tuple[Entry, Entry]:
-  """A cold start and a warm one."""
+  """A cold start and the warm start after it."""
   with tempfile.TemporaryDirectory() as cache:
     arguments = command(pathlib.Path(cache), model)
-    # What passes cost is kept beside what was compiled.
+    # The cache also keeps the measured costs of passes.
     cold, warm = (_start(arguments, cache) for _ in range(2))
   return cold, warm
 
 
 def _start(arguments: Sequence[str], cache: str) -> Entry:
   finished = children.run(arguments, {'XDG_CACHE_HOME': cache})
-  return {'start_s': finished.first_line_s, **finished.said}
+  return {'start_s': finished.first_line_s, **finished.report}
 
 
 def _table(figures: dict[str, dict[str, list[Entry]]]) -> Table:

@@ -1,4 +1,4 @@
-"""What finished runs say: scores, speedups, equality of texts, tables and pictures.
+"""Reports of finished runs: scores, speedups, equality of texts, tables, pictures.
 
-It reads answers and records and runs no model. It may import `evaluation`.
+It reads answers and records, and runs no model. It may import `evaluation`.
 """

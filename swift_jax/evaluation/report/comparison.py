@@ -1,7 +1,8 @@
-"""How much faster a candidate is than the baseline, task by task.
+"""The speedup of a candidate over the baseline, task by task.
 
-The speedup is that of all tokens over all seconds; `bootstrap` says how far it
-hangs on the choice of prompts. Beside it stands Spec-Bench's, a ratio of means.
+A speed is all tokens over all seconds, and the speedup is the ratio of two speeds.
+`bootstrap` says how much the speedup depends on the choice of prompts. Beside it
+stands Spec-Bench's speedup, a ratio of means.
 """
 
 from __future__ import annotations
@@ -28,21 +29,22 @@ MT_BENCH = (
   'humanities',
 )
 
-Pair = tuple[Answer, Answer]  # of the baseline and of the candidate
+Pair = tuple[Answer, Answer]  # the baseline's and the candidate's answer
 
 
 @dataclasses.dataclass(frozen=True)
 class Speedup:
-  """A candidate against the baseline; None where a figure has no meaning.
+  """A candidate against the baseline; a figure without a meaning is None.
 
   Attributes:
-    questions: those that both have; all but Spec-Bench's figures are over them.
-    baseline_tokens_per_second, tokens_per_second: total over total.
-    speedup: their ratio.
-    low, high: its bootstrap interval; None for a single question.
-    spec_bench_baseline, spec_bench_candidate: means over the questions of each
-      one's own file, in tokens/s.
-    spec_bench_speedup: their ratio.
+    questions: number of questions that both have. All figures are over them, except
+      Spec-Bench's.
+    baseline_tokens_per_second, tokens_per_second: all tokens over all seconds.
+    speedup: the ratio of these speeds.
+    low, high: bootstrap interval of the speedup; None for a single question.
+    spec_bench_baseline, spec_bench_candidate: mean of the questions' speeds in
+      tokens/s, each over all questions of its own file.
+    spec_bench_speedup: the ratio of these means.
   """
 
   questions: int
@@ -63,14 +65,14 @@ def task_names(
 
   Args:
     files: answers of the baseline, then of the candidates.
-    folds_mt_bench: the eight categories of MT-Bench become one task, as in
-      Spec-Bench's report.
+    folds_mt_bench: make one task of the eight categories of MT-Bench, as
+      Spec-Bench's report does.
   """
   tasks: dict[Id, str] = {}
   for answers in files:
     for answer in answers:
-      is_part = folds_mt_bench and answer.category in MT_BENCH
-      task = 'mt_bench' if is_part else answer.category
+      is_folded = folds_mt_bench and answer.category in MT_BENCH
+      task = 'mt_bench' if is_folded else answer.category
       tasks.setdefault(answer.question_id, task)
   return tasks
 
@@ -78,7 +80,7 @@ def task_names(
 def by_task(
   answers: Sequence[Answer], tasks: Mapping[Id, str]
 ) -> dict[str, list[Answer]]:
-  """The answers of each task that has any, tasks in the order of `tasks`."""
+  """The answers by task, in the order of `tasks`; a task without any is left out."""
   groups: dict[str, list[Answer]] = {task: [] for task in tasks.values()}
   for answer in answers:
     groups[tasks[answer.question_id]].append(answer)
@@ -88,7 +90,7 @@ def by_task(
 def pairs(
   baseline: Sequence[Answer], candidate: Sequence[Answer]
 ) -> list[Pair]:
-  """The questions that both have, in the baseline's order."""
+  """The answer pairs of questions that both have, in the baseline's order."""
   found = {answer.question_id: answer for answer in candidate}
   return [
     (answer, found[answer.question_id])
@@ -103,12 +105,13 @@ def compare(
   seed: int = 0,
   count_tokens: CountTokens | None = None,
 ) -> Speedup:
-  """How much faster the candidate is.
+  """Computes the candidate's speedup.
 
   Args:
-    baseline, candidate: answers, of one task or of all.
-    seed: of the bootstrap.
-    count_tokens: see `mean_speed`; for the baseline alone, as speed.py does.
+    baseline, candidate: their answers, of one task or of all tasks.
+    seed: seed of the bootstrap.
+    count_tokens: see `mean_speed`; it counts for the baseline alone, as in
+      Spec-Bench's speed.py.
   """
   both = pairs(baseline, candidate)
   tokens = np.array([[a.new_tokens for a in pair] for pair in both], float)
@@ -128,14 +131,14 @@ def compare(
 def bootstrap(
   tokens: np.ndarray, seconds: np.ndarray, seed: int
 ) -> tuple[float, float] | tuple[None, None]:
-  """Percentile interval of the speedup over draws of as many prompts.
+  """Percentile interval of the speedup over draws of N prompts with replacement.
 
-  The same prompts are drawn for both. Draws without a speedup, since a time or
-  the baseline's tokens add up to 0, are left out.
+  Each draw takes the same prompts for baseline and candidate. A draw has no speedup
+  if a time or the baseline's tokens add up to 0; such draws are left out.
 
   Args:
-    tokens, seconds: of a prompt each, baseline and candidate: float[N, 2].
-    seed: of the draws.
+    tokens, seconds: for each prompt those of baseline and candidate: float[N, 2].
+    seed: seed of the draws.
   """
   if len(tokens) < 2:
     return None, None

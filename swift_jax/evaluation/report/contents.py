@@ -1,6 +1,6 @@
-"""What a report of evaluation runs says: one dict, as report.json holds it.
+"""The content of a report of evaluation runs: one dict, which report.json holds.
 
-`report_text` makes the tables from it, `run_plots` the pictures.
+`text` and `markdown` make tables from it, `run_plots` and `round_plots` pictures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Report = dict[str, Any]
 
 
 def names(paths: Sequence[str]) -> list[str]:
-  """A name for each run: its folder's or file's, numbered where it is taken."""
+  """A name for each run: its folder's or file's, with a number if that is taken."""
   found: list[str] = []
   for path in paths:
     place = path if '://' in path else os.path.realpath(path)
@@ -50,14 +50,14 @@ def build(
   """All figures of all runs, each candidate compared with the baseline.
 
   Args:
-    runs: by name; the baseline is the first.
-    seed: of the bootstrap.
-    count_tokens: counts the baseline's tokens for Spec-Bench's figure; None:
-      the recorded ones.
-    tokenizer: what it counts with.
+    runs: the runs by name; the first one is the baseline.
+    seed: seed of the bootstrap.
+    count_tokens: counts the baseline's tokens for Spec-Bench's figure; None: the
+      recorded tokens count.
+    tokenizer: the name of the tokenizer with which `count_tokens` counts.
 
   Raises:
-    InputError: a candidate has no question of the baseline's.
+    InputError: a candidate shares no question with the baseline.
   """
   baseline, *candidates = runs
   files = [run.answers for run in runs.values()]
@@ -99,12 +99,12 @@ def build(
 
 
 def spec_bench_lines(answers: Sequence[Answer]) -> bytes:
-  """An answers file as Spec-Bench's scripts take it: its keys, its order."""
+  """An answers file for Spec-Bench's scripts, with their keys and their order."""
   ordered = sorted(
     answers, key=lambda a: (isinstance(a.question_id, str), a.question_id)
   )
-  # Without its index an answer is a foreign one. Half a character, which no
-  # file can hold, becomes the escape that stands for it in JSON.
+  # `to_line` leaves out our own facts for an answer without an index. Half a
+  # character, which no file can hold, becomes its JSON escape.
   return b''.join(
     to_line(dataclasses.replace(answer, index=None)).encode(
       errors='backslashreplace'
@@ -114,7 +114,7 @@ def spec_bench_lines(answers: Sequence[Answer]) -> bytes:
 
 
 def _figures(run: Run, tasks: Mapping[Id, str]) -> dict[str, Any]:
-  """Figures over everything and for each task."""
+  """A run's figures over all tasks and for each task."""
   draft_share = figures.sampled_draft_share(run.answers)
   groups = comparison.by_task(run.answers, tasks)
   return {
@@ -134,7 +134,7 @@ def _compared(
   seed: int,
   count_tokens: CountTokens | None,
 ) -> dict[str, Any]:
-  """A candidate beside the baseline."""
+  """The comparison of one candidate with the baseline."""
   first, second = runs[baseline], runs[name]
   same = equality.check(first.answers, second.answers)
   groups = [comparison.by_task(run.answers, tasks) for run in (first, second)]
@@ -160,7 +160,7 @@ def _compared(
 
 
 def _notes(report: Report) -> list[str]:
-  """What a reader must know to take the figures for what they are."""
+  """Facts that a reader must know to understand the figures."""
   notes = [
     'seconds are those that the answers record: loading, compiling and warming'
     ' up are not in them'
@@ -191,7 +191,7 @@ def _notes(report: Report) -> list[str]:
 
 
 def shown(values: Sequence[Any], most: int = 10) -> str:
-  """The first values, and how many more there are."""
+  """The first values of a list, and the number of the others."""
   rest = len(values) - most
   more = f' and {rest} more' if rest > 0 else ''
   return ', '.join(map(str, values[:most])) + more

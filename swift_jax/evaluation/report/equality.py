@@ -1,7 +1,7 @@
-"""Whether a candidate wrote what the baseline wrote, text by text.
+"""Checks whether a candidate's texts equal the baseline's, text by text.
 
-Every text of the baseline is looked for: a file that lacks some is not equal.
-Turns, tokens and characters are counted from 0.
+The candidate must have every text of the baseline: a file that lacks some is not
+equal. Turns, tokens and characters are counted from 0.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ _BEFORE, _BEHIND = 20, 40  # characters shown around a difference
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Where two texts part.
+  """The first difference of two texts.
 
   Attributes:
-    question_id: whose.
-    turn: which of its texts.
-    unit: what was compared, tokens or characters.
-    index: the first that differs.
-    expected, found: token id or character there, of the baseline and of the
-      candidate; None where the text has ended.
-    expected_text, found_text: what stands around it.
+    question_id: the question of the texts.
+    turn: the number of the texts' turn.
+    unit: the unit of the comparison, tokens or characters.
+    index: the place of the first unit that differs.
+    expected, found: token id or character at that place, of the baseline and of the
+      candidate; None if the text has ended.
+    expected_text, found_text: the characters around the difference.
   """
 
   question_id: Id
@@ -42,16 +42,17 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True)
 class Equality:
-  """How many texts are the same.
+  """Counts of equal and different texts.
 
   Attributes:
-    texts: of the baseline; equal + different + missing.
-    equal, different: those that both have.
-    missing: those that the candidate lacks.
-    extra: those that the candidate alone has.
-    missing_questions, extra_questions: of which a side has no text at all.
-    turn_counts: questions of which both have texts, but not as many.
-    differences: of each different text.
+    texts: number of the baseline's texts: equal + different + missing.
+    equal, different: numbers of texts that both have.
+    missing: number of texts that the candidate lacks.
+    extra: number of texts that the candidate alone has.
+    missing_questions: questions of which the candidate has no text at all.
+    extra_questions: questions of which the baseline has no text at all.
+    turn_counts: questions of which both have texts, but not equally many.
+    differences: the first difference of each different text.
   """
 
   texts: int
@@ -66,12 +67,12 @@ class Equality:
 
   @property
   def is_identical(self) -> bool:
-    """All of the baseline's texts are there and the same."""
+    """Whether the candidate has all of the baseline's texts, each one equal."""
     return self.equal == self.texts and not self.turn_counts
 
 
 def check(baseline: Sequence[Answer], candidate: Sequence[Answer]) -> Equality:
-  """Compares by tokens where both record them, else by text."""
+  """Compares all texts, by tokens if both files record them, else by characters."""
   expected = {answer.question_id: answer.turns for answer in baseline}
   found = {answer.question_id: answer.turns for answer in candidate}
   differences, same, missing, extra, turn_counts = [], 0, 0, 0, []
@@ -79,11 +80,11 @@ def check(baseline: Sequence[Answer], candidate: Sequence[Answer]) -> Equality:
     ours = expected.get(question_id, ())
     theirs = found.get(question_id, ())
     both = list(zip(ours, theirs, strict=False))
-    parted = [
+    found_there = [
       _difference(question_id, turn, *texts) for turn, texts in enumerate(both)
     ]
-    same += parted.count(None)
-    differences += [difference for difference in parted if difference]
+    same += found_there.count(None)
+    differences += [difference for difference in found_there if difference]
     missing += len(ours) - len(both)
     extra += len(theirs) - len(both)
     if both and len(ours) != len(theirs):
@@ -104,14 +105,14 @@ def check(baseline: Sequence[Answer], candidate: Sequence[Answer]) -> Equality:
 def _difference(
   question_id: Id, turn: int, expected: Turn, found: Turn
 ) -> Difference | None:
-  """The first one of two texts."""
+  """The first difference of two texts; None if they are equal."""
   unit, ours, theirs = 'character', expected.text, found.text
   if expected.detail is not None and found.detail is not None:
     unit, ours, theirs = 'token', expected.detail.tokens, found.detail.tokens
   if ours == theirs:
     return None
-  index = _parting(ours, theirs)
-  at = _parting(expected.text, found.text)
+  index = _first_difference(ours, theirs)
+  at = _first_difference(expected.text, found.text)
   around = slice(max(0, at - _BEFORE), at + _BEHIND)
   return Difference(
     question_id=question_id,
@@ -125,8 +126,8 @@ def _difference(
   )
 
 
-def _parting(ours: Sequence, theirs: Sequence) -> int:
-  """The first place at which they differ, or one has ended."""
+def _first_difference(ours: Sequence, theirs: Sequence) -> int:
+  """The first place at which two sequences differ or one of them has ended."""
   for index, (one, other) in enumerate(zip(ours, theirs, strict=False)):
     if one != other:
       return index

@@ -1,7 +1,7 @@
-"""What the answers of a run cost, each figure with one definition.
+"""The figures of a run's answers, each with one definition.
 
-Ours are totals over totals: all tokens over all seconds, all tokens over all
-passes. Beside them stand Spec-Bench's, which are means (its speed.py).
+Our figures are totals over totals: all tokens over all seconds, all tokens over all
+passes. Beside them stand Spec-Bench's figures, which are means (its speed.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from swift_jax.evaluation.answers import Answer, Detail
 from swift_jax.runtime.metrics import distinct_ngrams, ratio
 
 NGRAM = 4
-LOOP_SHARE = 0.5  # a text with fewer distinct 4-grams is said to loop
+LOOP_SHARE = (
+  0.5  # a text with a smaller share of distinct 4-grams counts as a loop
+)
 
 Id = int | str
 CountTokens = Callable[[str], int]
@@ -23,12 +25,12 @@ CountTokens = Callable[[str], int]
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-  """Acceptance at one place of the draft, the first being 1.
+  """Acceptance at one place of the draft.
 
   Attributes:
-    position: which.
-    passes: that drafted at least so many tokens.
-    accepted: those of them that accepted at least so many.
+    position: the place, from 1.
+    passes: number of passes that drafted at least `position` tokens.
+    accepted: number of these passes that accepted at least `position` tokens.
     share: accepted / passes.
   """
 
@@ -40,13 +42,13 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Acceptance:
-  """What became of drafted tokens.
+  """Acceptance of drafted tokens.
 
   Attributes:
-    drafted: tokens that were verified on the chain.
-    accepted: those that were returned.
-    rate: accepted / drafted; None where nothing was drafted.
-    by_position: for each place of the longest draft.
+    drafted: number of drafted tokens that were verified on the chain.
+    accepted: number of these tokens that were returned.
+    rate: accepted / drafted; None if nothing was drafted.
+    by_position: the acceptance at each place of the longest draft.
   """
 
   drafted: int
@@ -57,13 +59,13 @@ class Acceptance:
 
 @dataclasses.dataclass(frozen=True)
 class TimeShares:
-  """Shares of the wall time; those that are not None add up to 1.
+  """Shares of the wall time; the shares that are not None add up to 1.
 
   Attributes:
-    prefill, search: measured.
-    decode: measured; None where it is split in two.
-    draft, verify: decode split as in the sample of rounds whose halves were
-      timed apart; None without a sample.
+    prefill, search: measured shares.
+    decode: measured share; None if it is split into draft and verify.
+    draft, verify: the share of decode, split as in the rounds whose halves were
+      timed apart; None if no round was.
     other: the rest.
   """
 
@@ -77,21 +79,22 @@ class TimeShares:
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-  """What some answers of a run cost; None where a figure has no meaning.
+  """Figures of some answers of a run; a figure without a meaning is None.
 
   Attributes:
-    questions, texts: how many; a text a turn.
+    questions, texts: their numbers; each turn has a text.
     new_tokens: tokens of all texts.
     wall_s: seconds of all texts.
-    passes: of the target.
+    passes: passes of the target.
     tokens_per_second: new_tokens / wall_s.
-    mean_tokens_per_second: Spec-Bench's: the mean of each question's.
+    mean_tokens_per_second: Spec-Bench's speed, the mean of the questions' speeds.
     mean_accepted_length: new_tokens / passes.
-    mean_accept_lengths: Spec-Bench's: the mean of the recorded lengths.
-    acceptance: None where nothing is known of drafts, or nothing was drafted.
-    time: None where the phases are not known.
-    distinct_4grams: distinct 4-grams of each text, over all 4-grams.
-    loops: questions with a text whose share of them is below LOOP_SHARE.
+    mean_accept_lengths: Spec-Bench's length, the mean of the recorded lengths.
+    acceptance: None if no drafts are recorded, or nothing was drafted.
+    time: None if the seconds of the phases are not known.
+    distinct_4grams: the distinct 4-grams of each text, summed, over all 4-grams.
+    loops: questions with a text whose share of distinct 4-grams is below
+      LOOP_SHARE.
   """
 
   questions: int
@@ -115,8 +118,8 @@ def figures(
   """All figures of some answers.
 
   Args:
-    answers: of one run.
-    draft_share: of the decode time, see `sampled_draft_share`.
+    answers: answers of one run.
+    draft_share: drafting's share of the decode time, see `sampled_draft_share`.
   """
   new_tokens = sum(answer.new_tokens for answer in answers)
   wall_s = sum(answer.wall_s for answer in answers)
@@ -142,12 +145,12 @@ def figures(
 def mean_speed(
   answers: Sequence[Answer], count_tokens: CountTokens | None = None
 ) -> float | None:
-  """Spec-Bench's tokens/s: the mean over questions of each one's.
+  """Spec-Bench's speed: the mean over questions of each question's tokens/s.
 
   Args:
-    answers: of one run.
-    count_tokens: how speed.py counts the baseline: ids of a text, of which it
-      takes one away for each turn. None: the recorded tokens.
+    answers: answers of one run.
+    count_tokens: counts the token ids of a text, as speed.py does for the baseline;
+      one is subtracted for each turn. None: the recorded tokens count.
   """
   speeds = []
   for answer in answers:
@@ -159,7 +162,7 @@ def mean_speed(
 
 
 def acceptance(answers: Sequence[Answer]) -> Acceptance | None:
-  """Over all passes whose drafts are recorded."""
+  """Acceptance over all passes whose drafts are recorded."""
   details = _details(answers)
   drafted = np.array([n for detail in details for n in detail.drafted], int)
   accepted = np.array([n for detail in details for n in detail.accepted], int)
@@ -175,7 +178,7 @@ def acceptance(answers: Sequence[Answer]) -> Acceptance | None:
 
 
 def sampled_draft_share(answers: Sequence[Answer]) -> float | None:
-  """Drafting's share of those rounds whose halves were timed apart."""
+  """Drafting's share of the time of rounds whose halves were timed apart."""
   details = _details(answers)
   draft_s = sum(detail.draft_s for detail in details)
   verify_s = sum(detail.verify_s for detail in details)
@@ -185,7 +188,7 @@ def sampled_draft_share(answers: Sequence[Answer]) -> float | None:
 def time_shares(
   answers: Sequence[Answer], draft_share: float | None
 ) -> TimeShares | None:
-  """Where the wall time went; None where an answer does not say."""
+  """Each phase's share of the wall time; None if an answer lacks the phases."""
   details = _details(answers)
   wall_s = sum(answer.wall_s for answer in answers)
   if not wall_s or len(details) < sum(len(answer.turns) for answer in answers):
@@ -200,13 +203,13 @@ def time_shares(
     draft=decode * draft_share if split else None,
     verify=decode * (1 - draft_share) if split else None,
     search=search,
-    # No -0.0 out of rounding.
+    # Adding 0.0 turns a rounded -0.0 into 0.0.
     other=round(1 - prefill - decode - search, 12) + 0.0,
   )
 
 
 def distinct_4grams(answers: Sequence[Answer]) -> float | None:
-  """Distinct 4-grams of each text over all, where tokens are recorded."""
+  """Each text's distinct 4-grams over all 4-grams, of texts with recorded tokens."""
   counts, distinct = 0, 0.0
   for detail in _details(answers):
     share = distinct_ngrams(detail.tokens, NGRAM)
@@ -218,7 +221,7 @@ def distinct_4grams(answers: Sequence[Answer]) -> float | None:
 
 
 def loops(answers: Sequence[Answer]) -> tuple[Id, ...]:
-  """Questions with a text that repeats itself: it flatters every draft."""
+  """Questions with a text that loops, which flatters every draft."""
   found = []
   for answer in answers:
     shares = [distinct_ngrams(d.tokens, NGRAM) for d in _details([answer])]
@@ -228,7 +231,7 @@ def loops(answers: Sequence[Answer]) -> tuple[Id, ...]:
 
 
 def _details(answers: Sequence[Answer]) -> list[Detail]:
-  """Those that there are."""
+  """The recorded details of all turns."""
   return [
     turn.detail
     for answer in answers

@@ -44,11 +44,11 @@ _TIMES = ('prefill', 'decode', 'draft', 'verify', 'search', 'other')
 
 
 def markdown(report: Report, pictures: Sequence[str] = ()) -> str:
-  """report.md: every table, with what was run at its head.
+  """The content of report.md: all tables, after a table of the runs' settings.
 
   Args:
     report: see `contents.build`.
-    pictures: files beside it.
+    pictures: names of the picture files beside report.md.
   """
   named = list(report['candidates'])
   parts = [
@@ -128,7 +128,7 @@ def _draft_rows(report: Report) -> list[Row]:
 
 
 def _positions(report: Report) -> list[str]:
-  """Acceptance by place in the draft, a table a run."""
+  """Acceptance by place in the draft, a table for each run."""
   parts = []
   for name, run in report['runs'].items():
     if run['overall']['acceptance'] is not None:
@@ -193,7 +193,7 @@ def _all_notes(report: Report) -> Iterator[str]:
 
 
 def _value(value: Any) -> str:
-  """A fact in a cell; what is not known, or empty, is a dash."""
+  """A fact as a cell; an unknown or empty fact is a dash."""
   if value is None:
     return _NONE
   if isinstance(value, Mapping):
@@ -208,14 +208,14 @@ def _bullets(lines: Iterable[str]) -> str:
 
 
 def _table(rows: Sequence[Row], num_left: int = 1) -> str:
-  """A Markdown table; its first row is the head."""
+  """A Markdown table, whose first row is the head."""
   head, *body = [[_cell(cell) for cell in row] for row in rows]
   marks = ['---' if i < num_left else '---:' for i in range(len(head))]
   return '\n'.join(f'| {" | ".join(cells)} |' for cells in (head, marks, *body))
 
 
 def _cell(text: str) -> str:
-  """What Markdown would take for a mark or a tag is set off."""
+  """A cell's text, with escapes before Markdown's marks and tags."""
   text = ' '.join(text.split())
   for mark in '\\`*_|<[#':
     text = text.replace(mark, f'\\{mark}')

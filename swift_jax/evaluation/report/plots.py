@@ -1,8 +1,8 @@
 """Figures of a search, from its record.
 
-What stands behind the axes comes from functions that return arrays; the figures
-only draw it. They belong to nobody but who asked for them: pyplot, with its
-global list of figures and its choice of a window system, is not used.
+Functions that return arrays compute the data; the functions of the figures only draw
+it. A figure belongs to its caller alone: pyplot, with its global list of figures and
+its choice of a window system, is not used.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from swift_jax.search.files.records import SOURCES, Header, PassRecord
 
 Axis = Literal['evaluations', 'seconds']
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the shapes also do
-# in grey. Yellow goes to the rarest: it is faint on white.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the shapes can
+# be told apart in grey too. The rarest source has yellow, which is faint on white.
 _MARKS = {
   'incumbent': ('#000000', 'o'),
   'start': ('#E69F00', 'P'),
@@ -44,12 +44,12 @@ _SHARE = 'matchness (share of positions hit)'
 
 
 class Candidates(NamedTuple):
-  """Every mask that was scored, as dots; N of them.
+  """The N masks that were scored, as dots.
 
   Attributes:
-    x: evaluations or seconds at the end of the pass, float[N].
-    shares: hits over positions, float[N].
-    sources: what proposed it, str[N].
+    x: evaluations or seconds at the end of the mask's pass, float[N].
+    shares: the mask's hits over positions, float[N].
+    sources: the source that proposed the mask, str[N].
   """
 
   x: np.ndarray
@@ -62,8 +62,8 @@ class Incumbent(NamedTuple):
 
   Attributes:
     x: evaluations or seconds, float[P].
-    matchness: its estimated share of hits, float[P]; NaN where there is none.
-    stddev: of that estimate, float[P]; NaN where there is none.
+    matchness: its estimated share of hits, float[P]; NaN without an estimate.
+    stddev: standard deviation of the estimate, float[P]; NaN without one.
   """
 
   x: np.ndarray
@@ -72,14 +72,14 @@ class Incumbent(NamedTuple):
 
 
 class SourceRow(NamedTuple):
-  """What one source brought.
+  """The results of one source of masks.
 
   Attributes:
-    source: its name.
-    proposed: masks of it that were scored.
-    became_incumbent: times that a mask of it took the incumbent's place.
-    mean_share, best_share: hits over positions of its masks; None where none
-      was scored.
+    source: the source's name.
+    proposed: number of its masks that were scored.
+    became_incumbent: how often one of its masks took the incumbent's place.
+    mean_share, best_share: mean and best of its masks' hits over positions; None if
+      none of its masks was scored.
   """
 
   source: str
@@ -90,7 +90,7 @@ class SourceRow(NamedTuple):
 
 
 def candidates(passes: Sequence[PassRecord], axis: Axis) -> Candidates:
-  """Every mask that was scored."""
+  """Every mask that was scored, in the order of the passes."""
   dots = [
     (getattr(record, axis), share, source)
     for record in passes
@@ -103,7 +103,7 @@ def candidates(passes: Sequence[PassRecord], axis: Axis) -> Candidates:
 
 
 def incumbents(passes: Sequence[PassRecord], axis: Axis) -> Incumbent:
-  """The estimated matchness over the search."""
+  """The incumbent's estimated matchness after each pass."""
   # None becomes NaN.
   return Incumbent(
     np.array([getattr(record, axis) for record in passes], float),
@@ -118,7 +118,7 @@ def restarts(passes: Sequence[PassRecord]) -> list[PassRecord]:
 
 
 def skipped_rows(header: Header, passes: Sequence[PassRecord]) -> np.ndarray:
-  """What the incumbent skips: bool[2, L, P], attention first."""
+  """The sublayers that the incumbent skips: bool[2, L, P], attention first."""
   bits = [[digit == '1' for digit in record.incumbent] for record in passes]
   free = skip_mask.num_free(header.num_layers)
   mask = skip_mask.from_bits(np.reshape(np.array(bits, bool), (-1, free)))
@@ -126,9 +126,10 @@ def skipped_rows(header: Header, passes: Sequence[PassRecord]) -> np.ndarray:
 
 
 def source_table(passes: Sequence[PassRecord]) -> list[SourceRow]:
-  """What each source brought, in the order of `SOURCES`; others are left out.
+  """The results of each source, in the order of `SOURCES`.
 
-  The first pass's incumbent counts as having taken the place.
+  Sources without a mask are left out. The first pass's incumbent counts as having
+  taken the incumbent's place.
   """
   shares = {source: [] for source in SOURCES}
   taken = dict.fromkeys(SOURCES, 0)
@@ -154,7 +155,7 @@ def source_table(passes: Sequence[PassRecord]) -> list[SourceRow]:
 def matchness_over(
   passes: Sequence[PassRecord], axis: Axis = 'evaluations'
 ) -> Figure:
-  """A dot for what each mask scored, a line for the incumbent's estimate."""
+  """Draws a dot for each mask's score, and a line for the incumbent's estimate."""
   figure = new_figure(8, 4.5)
   axes = plain_axes(figure.subplots())
   _scatter(axes, candidates(passes, axis))
@@ -165,7 +166,7 @@ def matchness_over(
     line.x,
     line.matchness,
     color='black',
-    marker='.',  # one estimate alone makes no line
+    marker='.',  # a line needs two estimates, a dot only one
     markersize=4,
     label='estimate of the\nincumbent,\n± 1 stddev',
   )
@@ -179,9 +180,9 @@ def matchness_over(
 
 
 def skip_set_strip(header: Header, passes: Sequence[PassRecord]) -> Figure:
-  """The incumbent over the passes: a row a sublayer, light where skipped."""
+  """Draws the incumbent over the passes: a row a sublayer, light if skipped."""
   numbers = [record.number for record in passes]
-  # A set drafts until the next pass, whatever lies between their numbers.
+  # A set drafts until the next pass, even if the passes' numbers have a gap.
   edges = np.array([*numbers, numbers[-1] + 1]) - 0.5
   layers = np.arange(header.num_layers + 1) - 0.5
   figure = new_figure(8, min(10.0, 3 + 0.2 * header.num_layers))
@@ -207,7 +208,7 @@ def skip_set_strip(header: Header, passes: Sequence[PassRecord]) -> Figure:
 
 
 def found_by_source(passes: Sequence[PassRecord]) -> Figure:
-  """Which source found what: how many masks, how many drafted, how good."""
+  """Draws each source's number of masks, of incumbents, and its masks' shares."""
   table = source_table(passes)
   rows = np.arange(len(table))
   figure = new_figure(9, 1.6 + 0.35 * len(table))
@@ -230,7 +231,7 @@ def found_by_source(passes: Sequence[PassRecord]) -> Figure:
 
 
 def _draw_shares(axes: Axes, table: Sequence[SourceRow]) -> None:
-  """Mean and best of each source, joined by a line."""
+  """Draws mean and best share of each source, joined by a line."""
   # None becomes NaN.
   means = np.array([row.mean_share for row in table], float)
   bests = np.array([row.best_share for row in table], float)
@@ -264,17 +265,17 @@ def _scatter(axes: Axes, dots: Candidates) -> None:
 
 def _mark_restarts(axes: Axes, x: Sequence[float], color: str) -> None:
   for number, at in enumerate(x):
-    label = '_' if number else 'restart'  # once in the legend
+    label = '_' if number else 'restart'  # the legend shows only one
     axes.axvline(at, color=color, linestyle='--', label=label)
 
 
 def new_figure(width: float, height: float) -> Figure:
-  """A figure of so many inches that belongs to nobody else."""
+  """A new figure, sized in inches, that pyplot does not know."""
   return Figure(figsize=(width, height), dpi=150, layout='constrained')
 
 
 def plain_axes(axes: Axes) -> Axes:
-  """A faint grid behind the data, and no box around it."""
+  """Gives axes a faint grid behind the data, and no box around it."""
   axes.grid(True, color='#e6e6e6')
   axes.set_axisbelow(True)
   axes.spines[['top', 'right']].set_visible(False)
@@ -282,12 +283,12 @@ def plain_axes(axes: Axes) -> Axes:
 
 
 def whole_numbers(axis: Scale) -> None:
-  """No ticks between counts."""
+  """Keeps an axis of counts from having ticks between whole numbers."""
   axis.set_major_locator(MaxNLocator('auto', integer=True, steps=[1, 2, 5, 10]))
 
 
 def legend_beside(
   figure: Figure, handles: Sequence, labels: Sequence[str]
 ) -> None:
-  """Beside the axes, so that it never hides data."""
+  """Puts the legend beside the axes, where it never hides data."""
   figure.legend(handles, labels, loc='outside right upper', frameon=False)

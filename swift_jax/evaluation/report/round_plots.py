@@ -1,7 +1,7 @@
 """Figures of the rounds of evaluation runs: their drafts, and their time.
 
-As in `plots`, what stands behind the axes comes from functions that return
-arrays; the figures only draw it.
+As in `plots`, functions that return arrays compute the data, and the functions of
+the figures only draw it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from swift_jax.evaluation.report.plots import (
 )
 from swift_jax.evaluation.report.run_plots import run_label, run_style
 
-# Okabe and Ito's colours; the hatches do in grey.
+# Okabe and Ito's colours; in grey the hatches tell the phases apart.
 _PHASES = {
   'prefill': ('#999999', ''),
   'decode': ('#0072B2', ''),
@@ -32,13 +32,13 @@ _PHASES = {
 
 
 class Places(NamedTuple):
-  """Acceptance along the draft; N places.
+  """Acceptance at N places of the draft.
 
   Attributes:
-    places: of a token in its draft, the first being 1, int[N].
-    shares: of the passes that drafted so many, those that accepted as many,
-      float[N].
-    passes: that drafted so many, int[N].
+    places: places of a token in its draft, from 1, int[N].
+    shares: for each place n the passes that accepted at least n tokens, over
+      `passes`, float[N].
+    passes: for each place n the passes that drafted at least n tokens, int[N].
   """
 
   places: np.ndarray
@@ -47,7 +47,7 @@ class Places(NamedTuple):
 
 
 def places(report: Report) -> dict[str, Places]:
-  """Acceptance along the draft, of each run that has drafted."""
+  """Acceptance by place in the draft, of each run that has drafted."""
   found = {
     name: run['overall']['acceptance'] for name, run in report['runs'].items()
   }
@@ -64,10 +64,10 @@ def places(report: Report) -> dict[str, Places]:
 
 
 def pass_times(report: Report) -> dict[str, dict[str, float]]:
-  """Milliseconds of each phase for a pass of the target, by run.
+  """For each run the milliseconds of each phase, for one pass of the target.
 
-  Runs that do not say where their time went are left out, and so are phases that
-  a run does not have.
+  Runs without the seconds of phases are left out, and so are phases that a run does
+  not have.
   """
   overall = {name: run['overall'] for name, run in report['runs'].items()}
   return {
@@ -82,7 +82,7 @@ def pass_times(report: Report) -> dict[str, dict[str, float]]:
 
 
 def pictures(report: Report) -> dict[str, Figure]:
-  """Those figures that the runs have something for, by their file."""
+  """The figures for which the runs have data, by the names of their files."""
   figures = {}
   if places(report):
     figures['acceptance_by_position.png'] = acceptance_by_position(report)
@@ -92,12 +92,12 @@ def pictures(report: Report) -> dict[str, Figure]:
 
 
 def acceptance_by_position(report: Report) -> Figure:
-  """How far drafts are right, and how many passes say so."""
+  """Draws the acceptance by place in the draft, above the number of its passes."""
   figure = new_figure(8, 5)
   upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
   candidates = report['candidates']
   for name, found in places(report).items():
-    # As in the other figures, where the baseline has none.
+    # Candidates have their styles of the other figures, which lack the baseline.
     number = candidates.index(name) if name in candidates else -1
     color, _, marker = run_style(number)
     for axes, y in ((upper, found.shares), (lower, found.passes)):
@@ -116,7 +116,7 @@ def acceptance_by_position(report: Report) -> Figure:
 
 
 def time_budget(report: Report) -> Figure:
-  """What a pass of the target and its draft take, and the tokens they bring."""
+  """Draws the time of a pass of the target and its draft, and their tokens."""
   times = pass_times(report)
   rows = np.arange(len(times))
   figure = new_figure(8, 1.6 + 0.5 * len(times))

@@ -1,4 +1,4 @@
-"""Who ran what, where and how, as far as a run says it."""
+"""Facts of a run for reports: its model, machine and settings, as far as known."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from swift_jax.evaluation.runs import Run
 
-# What a report shows of run.json: at the top by its name, else at this place
-# there, where it says what was applied, or in the config that was asked for.
+# Facts that a report shows, with their places in run.json. A fact stands at the top
+# level under its name; or at the given place, which has the value that was applied;
+# or at that place in the config, which has the value that was asked for.
 _PLACES = {
   'fingerprint': (),
   'device': (),
@@ -25,7 +26,7 @@ _PLACES = {
   'dtype': ('model', 'dtype'),
   'max_new_tokens': ('sampling', 'max_new_tokens'),
 }
-# Where runs differ in one of these, their speeds or texts may differ by it.
+# If two runs differ in one of these facts, their speeds or texts may differ too.
 _COMPARED = (
   'fingerprint',
   'device',
@@ -36,11 +37,11 @@ _COMPARED = (
   'questions',
   'prompts',
 )
-_NEWER = ('prompts',)  # runs of older versions do not say
+_NEWER = ('prompts',)  # runs of older versions lack these facts
 
 
 def describe(run: Run) -> dict[str, Any]:
-  """What the head of a report shows; None where it is not known."""
+  """The facts at the head of a report; an unknown fact is None."""
   first = run.answers[0] if run.answers else None
   stamps = [answer.tstamp for answer in run.answers]
   return {
@@ -61,13 +62,13 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def fact(run: Run, name: str) -> Any:
-  """One fact; None where it is not known."""
+  """One fact; None if it is not known."""
   place = _PLACES[name]
   return _first(run, (name,), *([place, ('config', *place)] if place else []))
 
 
 def _first(run: Run, *places: tuple[str, ...]) -> Any:
-  """What stands at the first of these that there is."""
+  """The value at the first of these places that has one."""
   for place in places:
     value = _lookup(run.facts, place)
     if value is not None:
@@ -81,8 +82,8 @@ def differences(
   """A line for each setting in which two runs differ; both have a run.json.
 
   Args:
-    baseline, candidate: what to compare.
-    names: of both.
+    baseline, candidate: the runs to compare.
+    names: the names of both.
   """
   if baseline.facts is None or candidate.facts is None:
     return []
@@ -103,7 +104,7 @@ def differences(
 
 
 def samples(run: Run) -> bool:
-  """Whether it draws tokens; files of other methods do not say."""
+  """Whether a run draws tokens; False for other methods' files, which do not say."""
   do_sample, temperature = (
     _first(run, ('sampling', name), ('config', 'sampling', name))
     for name in ('do_sample', 'temperature')
@@ -114,15 +115,15 @@ def samples(run: Run) -> bool:
 
 
 def are_spec_bench(runs: Iterable[Run]) -> bool:
-  """No run is known to be of another task.
+  """Whether no run is known to be of a task other than spec_bench.
 
-  Then categories named `math` or `coding` are MT-Bench's, not some user's own.
+  Then categories named `math` or `coding` are MT-Bench's, and not a user's own.
   """
   return all(fact(run, 'task_name') in (None, 'spec_bench') for run in runs)
 
 
 def date(tstamp: float | None) -> str | None:
-  """Seconds since 1970 in ISO form, UTC; None for what is no date."""
+  """Seconds since 1970 as a date in ISO form, UTC; None if they are no date."""
   if tstamp is None:
     return None
   try:

@@ -1,7 +1,7 @@
 """Figures of evaluation runs.
 
-As in `plots`, what stands behind the axes comes from functions that return
-arrays; the figures only draw it.
+As in `plots`, functions that return arrays compute the data, and the functions of
+the figures only draw it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from swift_jax.evaluation.report.plots import (
   whole_numbers,
 )
 
-ROLLING = 20  # questions under the rolling speedup
-# Okabe and Ito's without black and yellow; hatches and markers do in grey.
+ROLLING = 20  # number of questions in the rolling speedup
+# Okabe and Ito's colours without black and yellow; in grey hatches and markers tell
+# the runs apart.
 _STYLES = (
   ('#0072B2', '', 'o'),
   ('#E69F00', '///', 's'),
@@ -41,9 +42,9 @@ class Bars(NamedTuple):
   """Speedups of one candidate.
 
   Attributes:
-    speedups: of each task and at the end of all together, float[N]; NaN where
-      there is none.
-    low, high: their intervals, likewise.
+    speedups: the speedup of each task, and at the end of all tasks together,
+      float[N]; NaN without a speedup.
+    low, high: the speedups' intervals, float[N]; NaN without an interval.
   """
 
   speedups: np.ndarray
@@ -52,12 +53,11 @@ class Bars(NamedTuple):
 
 
 class Stream(NamedTuple):
-  """A speedup as the questions go by.
+  """The speedup after each of N questions; NaN if it has no meaning.
 
   Attributes:
-    cumulative: over all questions up to each, float[N]; NaN where it has no
-      meaning.
-    rolling: over the last `ROLLING` of them, at first over fewer, likewise.
+    cumulative: over all questions up to each question, float[N].
+    rolling: over the last `ROLLING` questions, at first over fewer, float[N].
   """
 
   cumulative: np.ndarray
@@ -65,7 +65,7 @@ class Stream(NamedTuple):
 
 
 def bars(report: Report, candidate: str) -> Bars:
-  """The speedups of a candidate, tasks in the report's order."""
+  """The speedups of a candidate, with tasks in the report's order."""
   compared = report['comparisons'][candidate]
   tasks = [compared['tasks'].get(task, {}) for task in report['tasks']]
   # None becomes NaN.
@@ -78,18 +78,18 @@ def bars(report: Report, candidate: str) -> Bars:
 
 
 def length_shares(answers: Answers) -> tuple[np.ndarray, np.ndarray]:
-  """How many tokens passes returned, int[N], and their share of all passes."""
+  """The numbers of tokens that passes returned, int[N], and the shares of passes."""
   lengths = [n for answer in answers for n in answer.accept_lengths]
   values, counts = np.unique(np.array(lengths, int), return_counts=True)
   return values, counts / max(1, len(lengths))
 
 
 def stream(baseline: Answers, candidate: Answers, window: int) -> Stream:
-  """The speedup over the questions of both, as the candidate answered them.
+  """The speedup over the questions of both, in the order of the candidate's answers.
 
   Args:
-    baseline, candidate: answers.
-    window: questions under the rolling speedup.
+    baseline, candidate: their answers.
+    window: number of questions in the rolling speedup.
   """
   pairs = comparison.pairs(baseline, candidate)
   pairs.sort(key=lambda pair: pair[1].tstamp)
@@ -109,14 +109,14 @@ def stream(baseline: Answers, candidate: Answers, window: int) -> Stream:
 
 
 def _speedups(tokens: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-  """Of each row of baseline and candidate."""
+  """The speedup of each row of (baseline, candidate)."""
   with np.errstate(divide='ignore', invalid='ignore'):
     found = tokens[:, 1] / seconds[:, 1] / (tokens[:, 0] / seconds[:, 0])
   return np.where(np.isfinite(found), found, np.nan)
 
 
 def speedup_bars(report: Report) -> Figure:
-  """A bar a task and candidate, with its interval."""
+  """Draws a bar with its interval for each task and candidate."""
   names = [*report['tasks'], 'overall']
   places = np.arange(len(names))
   candidates = report['candidates']
@@ -141,7 +141,7 @@ def speedup_bars(report: Report) -> Figure:
 
 
 def accepted_lengths(runs: Mapping[str, Answers]) -> Figure:
-  """How many tokens a pass of the target returned, a colour a run."""
+  """Draws how many tokens a pass of the target returned, a colour for each run."""
   figure = new_figure(8, 4)
   axes = plain_axes(figure.subplots())
   width = 0.8 / len(runs)
@@ -159,7 +159,7 @@ def accepted_lengths(runs: Mapping[str, Answers]) -> Figure:
 def speedup_over_stream(
   baseline: Answers, runs: Mapping[str, Answers]
 ) -> Figure:
-  """How the speedup went, in the order in which each run answered."""
+  """Draws the speedup over the questions, in the order of each run's answers."""
   figure = new_figure(8, 4)
   axes = plain_axes(figure.subplots())
   for i, (name, answers) in enumerate(runs.items()):
@@ -167,7 +167,7 @@ def speedup_over_stream(
     color, _, marker = run_style(i)
     x = np.arange(1, len(found.cumulative) + 1)
     curves = [('so far', found.cumulative, '-')]
-    if len(x) > ROLLING:  # else they are the same
+    if len(x) > ROLLING:  # else both curves are the same
       curves.append((f'last {ROLLING}', found.rolling, ':'))
     for kind, y, style in curves:
       label = f'{run_label(name)}, {kind}'
@@ -190,7 +190,7 @@ def _draw_bars(
   number: int,
   name: str,
 ) -> None:
-  """The bars of one run."""
+  """Draws the bars of one run."""
   color, hatch, _ = run_style(number)
   axes.bar(
     x,
@@ -209,6 +209,6 @@ def run_style(number: int) -> tuple[str, str, str]:
 
 
 def run_label(name: str) -> str:
-  """Neither a formula, nor left out of a legend as `_name` is."""
+  """A run's name for matplotlib, which reads `$` as math and hides `_name`."""
   name = name.replace('$', r'\$')
   return f' {name}' if name.startswith('_') else name

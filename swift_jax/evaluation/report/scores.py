@@ -1,10 +1,10 @@
-"""How good texts are, by rules that are the same for every method.
+"""Scores of texts, by rules that are the same for every method.
 
   gsm8k, math_reasoning    the share of right final numbers
   cnn_dm, summarization    ROUGE-1, -2 and -L (F1), with the package rouge-score
 
-Where the texts are equal the scores are: they tell a broken run from a sound
-one. Code (humaneval, mbpp) is not scored, since that runs what a model wrote.
+Equal texts have equal scores: so scores tell a broken run from a sound one. Code
+(humaneval, mbpp) is not scored, since that would run code that a model wrote.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ NUMBERS = ('gsm8k', 'math_reasoning')
 SUMMARIES = ('cnn_dm', 'summarization')
 _ROUGE = ('rouge1', 'rouge2', 'rougeL')
 
-Rouge = Callable[[str, str], Mapping[str, float]]  # of a text and a reference
+Rouge = Callable[
+  [str, str], Mapping[str, float]
+]  # takes a text and a reference
 References = Mapping[Id, Sequence[str]]
 
-# A model without a chat template goes on with a question or article of its own.
+# A model without a chat template makes up a next question or article.
 _NEXT_QUESTION = '\nQuestion:'
 _NEXT_ARTICLE = '\nArticle:'
 _MARK = '####'
-_SAID = re.compile(re.escape(_MARK) + '|the answer is', re.IGNORECASE)
+_RESULT = re.compile(re.escape(_MARK) + '|the answer is', re.IGNORECASE)
 _NUMBER = re.compile(
   r'(?P<minus>(?<![\w)])[-\u2212])?\$?(?P<digits>'
   r'(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)'
@@ -35,9 +37,9 @@ _NUMBER = re.compile(
 
 
 def load_rouge() -> Rouge | None:
-  """ROUGE F1 with stemming, as summaries are usually scored.
+  """A function for ROUGE F1 with stemming, as summaries are usually scored.
 
-  None where the package rouge-score is not installed: the [eval] extra has it.
+  None if the package rouge-score is not installed: the [eval] extra has it.
   """
   try:
     from rouge_score.rouge_scorer import RougeScorer
@@ -53,11 +55,11 @@ def load_rouge() -> Rouge | None:
 
 
 def references(files: Sequence[Sequence[Answer]]) -> dict[Id, tuple[str, ...]]:
-  """What the texts of each question are scored against.
+  """For each question the references against which its texts are scored.
 
   Args:
-    files: the baseline's answers first. Files of other methods hold no
-      references: theirs are those of the first file that has some.
+    files: answers, the baseline's first. Files of other methods hold no references:
+      a question's references are those of the first file that has some.
   """
   found: dict[Id, tuple[str, ...]] = {}
   for answers in files:
@@ -81,13 +83,13 @@ def score(
   """The mean scores of each category that has a rule and references.
 
   Args:
-    answers: of one run.
-    found: see `references`; an answer's own count before them.
+    answers: answers of one run.
+    found: see `references`; an answer's own references go before them.
     rouge: see `load_rouge`; None leaves ROUGE out.
 
   Returns:
-    For each category `texts`, how many were scored, and `accuracy` or `rouge1`,
-    `rouge2` and `rougeL`, all between 0 and 1.
+    For each category `texts`, the number of scored texts, and `accuracy` or
+    `rouge1`, `rouge2` and `rougeL`, all between 0 and 1.
   """
   scored: dict[str, list[Mapping[str, float]]] = {}
   for answer in answers:
@@ -118,23 +120,23 @@ def _score(
 
 
 def reference_number(reference: str) -> decimal.Decimal | None:
-  """The last number behind the last `####`, as GSM8K writes its results."""
+  """The last number after the last `####`, where GSM8K writes its results."""
   _, mark, rest = reference.rpartition(_MARK)
   numbers = _numbers(rest) if mark else []
   return numbers[-1] if numbers else None
 
 
 def final_number(text: str) -> decimal.Decimal | None:
-  """What a text gives as its result; None where it has no number.
+  """The number that a text gives as its result; None if it has no number.
 
-  The first number on the line behind `####`, else behind `the answer is`, else
-  the last of all; a further question that the model made up is left out.
+  It is the first number on the line after `####`, else after `the answer is`, else
+  the last number of the text. A next question that the model made up is left out.
   """
   text = text.partition(_NEXT_QUESTION)[0]
-  said = sorted(
-    _SAID.finditer(text), key=lambda match: (match[0] != _MARK, match.start())
+  results = sorted(
+    _RESULT.finditer(text), key=lambda match: (match[0] != _MARK, match.start())
   )
-  for match in said:
+  for match in results:
     line = text[match.end() :].partition('\n')[0]
     if numbers := _numbers(line):
       return numbers[0]
@@ -143,7 +145,10 @@ def final_number(text: str) -> decimal.Decimal | None:
 
 
 def _numbers(text: str) -> list[decimal.Decimal]:
-  """All numbers; `$`, thousands' commas and a full stop behind do not count."""
+  """All numbers of a text.
+
+  A `$` before a number, commas of thousands and a full stop after it are ignored.
+  """
   return [
     decimal.Decimal(
       ('-' if match['minus'] else '') + match['digits'].replace(',', '')

@@ -1,4 +1,4 @@
-"""What a report says of a search: its figures, its table, its pictures."""
+"""The report of a search: its figures, its table and its pictures."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _COLUMNS = ('source', 'proposed', 'became incumbent', 'mean', 'best')
 
 
 def read(path: str) -> tuple[Header, list[PassRecord]]:
-  """A record with at least one pass.
+  """Reads a record of a search, which must have at least one pass.
 
   Raises:
-    InputError: names the file, and what is wrong with it.
+    InputError: the record is wrong; the error names the file and the reason.
   """
   header, passes = records.read(path, '--search')
   if not passes:
@@ -29,7 +29,7 @@ def read(path: str) -> tuple[Header, list[PassRecord]]:
 
 
 def summarize(header: Header, passes: Sequence[PassRecord]) -> dict[str, Any]:
-  """What search.json holds."""
+  """The content of search.json."""
   last = passes[-1]
   share = last.search_seconds / last.seconds if last.seconds else None
   return {
@@ -48,7 +48,7 @@ def summarize(header: Header, passes: Sequence[PassRecord]) -> dict[str, Any]:
 
 
 def table(summary: dict[str, Any]) -> str:
-  """The summary as it stands on the terminal."""
+  """The summary as text for the terminal."""
   rows = [
     (
       row['source'],
@@ -73,7 +73,7 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def pictures(header: Header, passes: Sequence[PassRecord]) -> dict[str, Figure]:
-  """Every figure, by its file."""
+  """All pictures, by the names of their files."""
   return {
     'matchness_over_evaluations.png': plots.matchness_over(
       passes, 'evaluations'

@@ -14,7 +14,7 @@ DRAFTS = ('length', 'acceptance')
 
 
 def terminal(report: Report) -> str:
-  """The table of speeds, whether texts are equal, and what to keep in mind."""
+  """The table of speeds, the equality of texts, warnings and notes."""
   rows = [(*SPEED, *DRAFTS)]
   for task, name, found, compared in groups(report):
     rows.append(speed_row(task, name, found, compared) + draft_cells(found))
@@ -27,31 +27,33 @@ def terminal(report: Report) -> str:
 
 
 def sentence(compared: Mapping[str, Any]) -> str:
-  """Whether a candidate's texts are the baseline's, in plain words."""
+  """A sentence that says whether a candidate's texts equal the baseline's."""
   same = compared['equality']
   texts = _number(same['texts'], 'text')
   if same['is_identical']:
-    said = f'identical: {texts}'
+    result = f'identical: {texts}'
   else:
-    said = f'{same["different"]} of {texts} differ'
+    result = f'{same["different"]} of {texts} differ'
     if same['missing']:
       verb = 'is' if same['missing'] == 1 else 'are'
-      said += f', {same["missing"]} {verb} missing'
+      result += f', {same["missing"]} {verb} missing'
     if same['turn_counts']:
       count = _number(len(same['turn_counts']), 'question')
-      said += f', {count} with another number of turns'
-    said = f'NOT identical: {said}' if not compared['is_sampled'] else said
+      result += f', {count} with another number of turns'
+    result = (
+      f'NOT identical: {result}' if not compared['is_sampled'] else result
+    )
     if same['differences']:
-      said += f'; first: {_where(same["differences"][0])}'
+      result += f'; first: {_where(same["differences"][0])}'
   if same['extra']:
-    said += f'; {_number(same["extra"], "text")} that the baseline lacks'
+    result += f'; {_number(same["extra"], "text")} that the baseline lacks'
   if compared['is_sampled']:
-    return f'sampled text, equal only by the same seed and program; {said}'
-  return said
+    return f'sampled text, equal only by the same seed and program; {result}'
+  return result
 
 
 def aligned(rows: Sequence[Row], num_left: int = 1) -> str:
-  """Rows under each other, all but the first columns to the right."""
+  """A table as text; all but the first `num_left` columns stand to the right."""
   widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
   lines = []
   for row in rows:
@@ -67,7 +69,10 @@ Group = tuple[str, str, Mapping[str, Any], Mapping[str, Any] | None]
 
 
 def groups(report: Report) -> Iterator[Group]:
-  """Task, run, its figures and how it compares; at the end all tasks as one."""
+  """For each task and run: task, run, its figures and its comparison.
+
+  At the end all tasks come as one, under the name `overall`.
+  """
   for task in (*report['tasks'], None):
     for name, run in report['runs'].items():
       found = run['overall'] if task is None else run['tasks'].get(task)
@@ -113,7 +118,7 @@ def _where(one: Mapping[str, Any]) -> str:
 
 
 def ended(value: int | str | None) -> str:
-  """A token or character of a text, or that there is none any more."""
+  """A token or character of a text, or a word for its end."""
   return 'the end' if value is None else repr(value)
 
 
@@ -122,15 +127,15 @@ def _number(count: int, noun: str) -> str:
 
 
 def show(value: float | None, digits: int) -> str:
-  """A figure, or a dash where it has no meaning."""
+  """A figure, or a dash for a figure without a meaning."""
   return '-' if value is None else f'{value:.{digits}f}'
 
 
 def percent(share: float | None) -> str:
-  """A share, or a dash where it has no meaning."""
+  """A share in percent, or a dash for a share without a meaning."""
   return '-' if share is None else f'{share:.1%}'
 
 
 def printable(text: str) -> str:
-  """A name out of a file that fits on a line."""
+  """A name from a file, escaped if it would not fit on one line."""
   return text if text.isprintable() else repr(text)
