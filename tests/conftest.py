@@ -87,7 +87,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-  """Leaves what is marked nightly to the nightly run."""
+  """Leaves what is marked nightly to the nightly run; the longest file is first."""
+  items.sort(key=lambda item: 'test_sharding' not in item.nodeid)
   if config.getoption('nightly'):
     return
   left = [item for item in items if item.get_closest_marker('nightly')]

@@ -58,7 +58,11 @@ def test_two_write_what_one_writes(tmp_path, asked):
   """One mesh over both, plain decoding; the nightly run has the rest."""
   model, _ = asked
   prompts = er.make_prompts(tmp_path / 'prompts.jsonl', 4)
-  plain = ('--config.decode.method=plain', '--config.sampling.max_new_tokens=8')
+  plain = (
+    '--config.decode.method=plain',
+    '--config.decode.batch_size=2',
+    '--config.sampling.max_new_tokens=8',
+  )
   one = er.command(model, prompts, tmp_path / 'one', *plain)
   status, _, err = er.finish(one)
   assert status == 0, err

@@ -128,6 +128,7 @@ def test_no_weight_is_gathered_when_it_is_put_in_place(reports, name):
     assert found['most'] < 28672 * 8192 * 2 * 2
 
 
+@pytest.mark.nightly
 def test_a_model_of_70b_splits_by_eight():
   """By shapes alone, and as BUILD.md prints it."""
   one, four = (layout_70b.layout(layout_70b.CFG, d, 8) for d in (1, 4))

@@ -52,12 +52,15 @@ def note(event: str, seconds: float, **facts) -> None:
 
 
 def report(
-  folder: pathlib.Path, mesh: jax.sharding.Mesh | None, searches: bool
+  folder: pathlib.Path,
+  mesh: jax.sharding.Mesh | None,
+  searches: bool,
+  search: SearchConfig,
 ) -> dict:
   """Texts on this mesh, and what lies on each device."""
   cfg = load.load_config(folder)
   graphdef, params = load.load_params(folder, cfg, mesh)
-  search = dataclasses.replace(SEARCH, enabled=searches)
+  search = dataclasses.replace(search, enabled=searches)
   engine = Engine(cfg, graphdef, params, draft=DRAFT, search=search, mesh=mesh)
   greedy = SamplingConfig(max_new_tokens=30, logprobs=2 if searches else None)
   drawn = SamplingConfig(max_new_tokens=30, temperature=0.8, seed=4)
@@ -143,11 +146,14 @@ def loading(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
 def main(folder: pathlib.Path, which: str = '') -> None:
   jax.config.update('jax_num_cpu_devices', 8)
   jax.monitoring.register_event_duration_secs_listener(note)
-  reports = {'one': report(folder, None, True)}
+  search = SEARCH
+  if which != 'all':  # a derivative and a process take long to compile
+    search = dataclasses.replace(SEARCH, importance=False, bayes_interval=0)
+  reports = {'one': report(folder, None, True, search)}
   for data, tensor in MESHES + MORE_MESHES * (which == 'all'):
     mesh = sharding.make_mesh(data, tensor)
     reports[f'{data}x{tensor}'] = report(
-      folder, mesh, (data, tensor) == SEARCHED
+      folder, mesh, (data, tensor) == SEARCHED, search
     )
   mesh = sharding.make_mesh(1, 8)
   for name, cfg in (('tiny', load.load_config(folder)), ('70b', CFG_70B)):
