@@ -163,7 +163,7 @@ def check_rounds(result):
 def test_rounds_in_halves_write_the_same(method):
   """Halves, which are timed apart, write what rounds in one program write."""
   wanted = None
-  for interval in (0, 1):
+  for interval in (0, 1, 3):
     engine = tiny_model.engine(HALF, confidence_threshold=0.0)
     results = engine.generate(
       PROMPTS, tiny_model.decode(method, phase_interval=interval)
@@ -281,7 +281,11 @@ def test_any_setting(
   assert got == wanted
 
 
-def test_bfloat16_differs_at_near_ties_only():
+@pytest.mark.parametrize(
+  'widths, has_tree',
+  [((8,), False), pytest.param((4, 8, 32), True, marks=pytest.mark.nightly)],
+)
+def test_bfloat16_differs_at_near_ties_only(widths, has_tree):
   """Blocks and single tokens round differently; a text may turn only where the
   target's two best logits are as close as that rounding."""
   cfg = dataclasses.replace(CFG, dtype='bfloat16')
@@ -289,10 +293,10 @@ def test_bfloat16_differs_at_near_ties_only():
   _, params = tiny_model.weights()
   params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
   draft = DraftConfig(
-    verify_widths=(8,),
-    max_draft_length=7,
+    verify_widths=widths,
+    max_draft_length=min(25, widths[-1] - 1),
     confidence_threshold=0.0,
-    tree=False,
+    tree=has_tree,
     adaptive=False,
   )
   engine = Engine(cfg, graphdef, params, draft=draft)

@@ -219,6 +219,15 @@ def totals(results):
   return {n: sum(getattr(r.metrics, n) for r in results) for n in names}
 
 
+@pytest.mark.parametrize(
+  'has_tree, temperature',
+  [
+    (True, 0.7),
+    pytest.param(False, 0.7, marks=pytest.mark.nightly),
+    pytest.param(True, 0.0, marks=pytest.mark.nightly),
+    pytest.param(False, 0.0, marks=pytest.mark.nightly),
+  ],
+)
 @given(
   seed=st.integers(0, 2**32 - 1),
   bits=st.lists(st.booleans(), min_size=6, max_size=6),
@@ -231,7 +240,7 @@ def totals(results):
   eos=st.lists(st.integers(0, CFG.vocab_size - 1), max_size=8),
 )
 def test_any_policy_writes_plain_decodings_text(
-  seed, bits, prompts, limit, eos
+  seed, bits, prompts, limit, eos, has_tree, temperature
 ):
   rng = np.random.default_rng(seed)
   price = PassCosts(
@@ -240,10 +249,10 @@ def test_any_policy_writes_plain_decodings_text(
     np.sort(rng.uniform(0.5, 3, 3)).tolist(),
   )
   mask = skip_masks.from_bits(np.array(bits))
-  engine = tiny_model.engine(mask, eos, adaptive=True)
+  engine = tiny_model.engine(mask, eos, adaptive=True, tree=has_tree)
   engine.model.clock = lambda *_: Still(price)
   engine.model.evidence = evidence(rng)
-  how = {'max_new_tokens': limit, 'temperature': 0.7}
+  how = {'max_new_tokens': limit, 'temperature': temperature}
   results = engine.generate(prompts, tiny_model.decode(**how))
   plain = engine.generate(prompts, tiny_model.decode('plain', **how))
   assert [r.tokens for r in results] == [r.tokens for r in plain]

@@ -99,7 +99,10 @@ def test_the_set_found_for_it_drafts_without_a_search():
   assert swift.metrics.search_s == 0
 
 
-def test_generate_writes_text_and_a_record(tmp_path):
+@pytest.mark.parametrize(
+  'method', ['plain', pytest.param('swift', marks=pytest.mark.nightly)]
+)
+def test_generate_writes_text_and_a_record(tmp_path, method):
   output = tmp_path / 'out.jsonl'
   done = subprocess.run(
     [
@@ -107,7 +110,7 @@ def test_generate_writes_text_and_a_record(tmp_path):
       ROOT / 'launch' / 'generate.py',
       f'--config={ROOT}/configs/tiny.py',
       f'--prompt={TEXT}',
-      '--config.decode.method=plain',  # the quickest to compile
+      f'--config.decode.method={method}',
       f'--output_json={output}',
       '--verbosity=-1',
     ],

@@ -64,18 +64,22 @@ def test_new_sampling_settings_compile_nothing():
   assert compilations.count == warm
 
 
-def test_shorter_prompts_and_limits_compile_nothing():
+@pytest.mark.parametrize(
+  'method', ['plain', pytest.param('swift', marks=pytest.mark.nightly)]
+)
+def test_shorter_prompts_and_limits_compile_nothing(method):
   """Prompts and limits that would fit a smaller cache use the warm one."""
   cfg = dataclasses.replace(CFG, max_position_embeddings=400)
   engine = Engine(cfg, *tiny_model.weights(cfg))
+  engine.set_skip_mask(skip_masks.uniform(CFG.num_hidden_layers, 0.4))
   compilations = Compilations()
-  longest = tiny_model.decode('plain', max_new_tokens=30)
+  longest = tiny_model.decode(method, max_new_tokens=30)
   engine.warmup(longest, 150)
   warm = compilations.count
   assert warm > 0
   for length in (150, 1, 40, 149):
     engine.generate([[3] * length], longest)
-  engine.generate([[3] * 20], tiny_model.decode('plain', max_new_tokens=2))
+  engine.generate([[3] * 20], tiny_model.decode(method, max_new_tokens=2))
   assert compilations.count == warm
   # The counter counts: what the warm cache cannot hold does compile.
   engine.generate([[3] * 300], longest)

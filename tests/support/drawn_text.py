@@ -1,9 +1,9 @@
 """Draws through the whole engine, weighed against the exact target.
 
-`python tests/support/drawn_text.py` draws 200,000 blocks for each setting (test_drawn_text
-draws fewer). For each place in a block (first token, second, ...), and there for
-each token before it too, the counts of tokens are compared with their expectation under the exact
-target: a full pass of the model over the finished text, no cache, no rounds, and a
+`python tests/support/drawn_text.py` draws 200,000 blocks for each setting;
+test_drawn_text draws fewer. For each place in a block (first token, second, ...),
+and there for each token before it too, the counts of tokens are compared with their
+expectation under the exact target: a full pass of the model over the finished text, no cache, no rounds, and a
 warp of its own that sorts, in float64. Given what precedes it, each token is a draw
 from its own distribution p, so over all tokens of a stratum the sum of
 (one-hot - p) has the covariance sum of (diag(p) - p p'), whatever the text: the
