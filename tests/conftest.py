@@ -83,7 +83,8 @@ def pytest_configure(config):
   if config.getoption('nightly'):
     settings.load_profile('nightly')
   else:
-    # A quarter less to compile, and as fast; the nightly run has what users have.
+    # LLVM takes most of the time, and half of that is to optimise programs that run
+    # a moment; the nightly run has what users have.
     given = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = (
       f'{given} --xla_backend_optimization_level={os.environ.get("LVL", "1")}'
