@@ -230,7 +230,7 @@ def write(engine, **decode):
 
 def other_model(search: SearchConfig) -> Engine:
   """Of the same shape, with other weights."""
-  draft = DraftConfig(verify_widths=(4, 8, 32))
+  draft = DraftConfig(verify_widths=(4, 8, 32), adaptive=False)
   return Engine(CFG, *tiny_model.weights(seed=1), draft=draft, search=search)
 
 
@@ -315,9 +315,7 @@ def test_a_set_of_another_model_is_refused_by_name(tmp_path):
   with pytest.raises(InputError, match=said):
     other_model(SearchConfig(cache=path))
   # Each model has its own of a name.
-  other = other_model(
-    SearchConfig(save=path, time_budget=1.0, bayes_interval=0, context_window=9)
-  )
+  other = other_model(engine.searcher.cfg)
   write(other)
   models = [s.model for s in cached_sets.read(path)]
   assert models == [engine.fingerprint, other.fingerprint]
