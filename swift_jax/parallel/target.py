@@ -41,7 +41,7 @@ class Target:
     self.mesh = mesh
     self.capacity = _MIN_CAPACITY
     full = skip_masks.none_skipped(cfg.num_hidden_layers)
-    self.gates_are_quick = jax.default_backend() == 'cpu'
+    self.gates_are_quick = sharding.platform(mesh) == 'cpu'
     self.full: skip_masks.Mask = (
       self.put(full) if self.gates_are_quick else skip_masks.KnownMask.of(full)
     )

@@ -28,7 +28,7 @@ FLOORS = (
   ('evaluation',),
   ('evaluation.report',),
   ('benchmark',),
-  ('benchmark.suites',),
+  ('benchmark.suites', 'compilation'),
 )
 FLOOR = {folder: i for i, floor in enumerate(FLOORS) for folder in floor}
 MOST_MODULES, MOST_LINES = 14, 400
