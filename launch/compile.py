@@ -135,13 +135,15 @@ def main(config: ConfigDict) -> int:
 
 
 def compiled(run: Run, names: Sequence[str]) -> list[Any]:
-  """What becomes of each program; a line for each as it begins."""
-  from swift_jax.compilation import child
+  """What becomes of each program; a line for each as it begins and ends."""
+  from swift_jax.compilation import child, report
 
   found, results = [], child.results(run, names)
   for number, name in enumerate(names, 1):
     say(f'compiles {name}, {number} of {len(names)}')
     found.append(next(results))
+    if name != child.COSTS:  # the table comes when all are there
+      say(report.line(found[-1]))
   return found
 
 

@@ -1,8 +1,8 @@
 """Compiles in a process of its own, since a compiler may end the process it runs in.
 
-  python -m swift_jax.compilation.child < JOB > RESULTS
+  python -m swift_jax.compilation.child NAME ... < RUN > RESULTS
 
-Both are pickles. What a compiler's crash takes along is one program: the next process
+Run and results are pickles. What a compiler's crash takes along is one program: the next process
 goes on behind it.
 """
 
@@ -63,8 +63,8 @@ def _started(run: Run, names: Sequence[str]) -> Iterator[Any]:
   """A process that compiles, and a function that gives what it complains of."""
   # Descriptions of devices cannot be sent: the other process finds its own.
   machine = dataclasses.replace(run.machine, devices=())
-  job = pickle.dumps((dataclasses.replace(run, machine=machine), list(names)))
-  command = [sys.executable, *_COMMAND]
+  job = pickle.dumps(dataclasses.replace(run, machine=machine))
+  command = [sys.executable, *_COMMAND, *names]
   with tempfile.TemporaryFile() as errors:
     process = subprocess.Popen(
       command,
@@ -107,10 +107,10 @@ def _reason(said: str, signal: int) -> str:
 
 
 def main() -> None:
-  """Reads a job, and writes a pickle for each name of it."""
+  """Reads a run, and writes a pickle for each name that is an argument."""
   results_to = os.fdopen(os.dup(1), 'wb')
   os.dup2(2, 1)  # what a library prints is no result
-  run, names = pickle.load(sys.stdin.buffer)
+  run, names = pickle.load(sys.stdin.buffer), sys.argv[1:]
   # What another run has compiled would take no time.
   jax.config.update('jax_enable_compilation_cache', False)
   machine = targets.find(run.machine.name)

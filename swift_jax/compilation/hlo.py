@@ -133,7 +133,8 @@ class Contents:
 
   Attributes:
     conditionals: branches that are chosen when it runs.
-    copies: see the module's text, by the instruction's name.
+    copies: see the module's text, by the instruction's name, and the number of the
+      part of its result where it has several.
     collectives: for each kind the number and the bytes that they give.
   """
 
@@ -277,26 +278,27 @@ class _Reader:
       for line in self._computations[name]:
         value = self._value(line, values, given, in_loop, is_fused)
         if not is_fused:
-          value = self._settled(line, line.shape, value, in_loop)
+          value = self._settled(line.name, line.shape, value, in_loop)
         values[line.name] = value
         root = value if line.is_root else root
       self._known[key] = root
     return self._known[key]
 
   def _settled(
-    self, line: Instruction, shape: Array | list, value: Value, in_loop: bool
+    self, name: str, shape: Array | list, value: Value, in_loop: bool
   ) -> Value:
     """Counts what has moved; from now on it is where it is."""
     if isinstance(value, list):
       shapes = shape if isinstance(shape, list) else [shape] * len(value)
-      pairs = zip(shapes, value, strict=False)
-      return [self._settled(line, s, v, in_loop) for s, v in pairs]
+      pairs = enumerate(zip(shapes, value, strict=False))
+      return [
+        self._settled(f'{name}[{i}]', *pair, in_loop) for i, pair in pairs
+      ]
     if not isinstance(value, Held) or not value.is_moved:
       return value
     if isinstance(shape, Array) and shape.is_main:
-      before = self.copies.get(line.name)
-      if shape.nbytes >= self._least and before is None:
-        self.copies[line.name] = Copy(value.kind, shape.nbytes, in_loop)
+      if shape.nbytes >= self._least:
+        self.copies.setdefault(name, Copy(value.kind, shape.nbytes, in_loop))
     return Held(value.kind)
 
   def _value(

@@ -39,6 +39,16 @@ def heading(shapes: Shapes) -> str:
   )
 
 
+def line(one: Compiled) -> str:
+  """What became of a program, in short."""
+  if one.refused:
+    return f'{one.name} is refused: {one.refused}'
+  return (
+    f'{one.name} took {one.seconds:.0f} s: arguments {size(one.arguments)},'
+    f' temporaries {size(one.temporaries)}'
+  )
+
+
 def programs_table(programs: Sequence[Compiled]) -> Table:
   """A line for each program."""
   rows = [

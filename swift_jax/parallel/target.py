@@ -26,7 +26,7 @@ class Target:
     capacity: cache slots a row. It grows when a batch needs more and never
       shrinks: programs are compiled for it.
     gates_are_quick: quicker than a program without them, and never the host's
-      business: on a CPU.
+      business: on a CPU, as the mesh's devices say.
     full: skips nothing; with gates only where they are quick.
   """
 

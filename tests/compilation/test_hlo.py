@@ -22,6 +22,15 @@ PROGRAM = """HloModule jit_steps, is_scheduled=true, entry_computation_layout={}
   ROOT %wide = bf16[512,512]{1,0:T(8,128)(2,1)} convert(%p0.1)
 }
 
+%both (p0.3: bf16[2,1024,128]) -> (bf16[2,1024,128], f32[2,1024], bf16[1,1024,128]) {
+  %p0.3 = bf16[2,1024,128]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %masked = bf16[2,1024,128]{2,1,0:T(8,128)(2,1)} negate(%p0.3)
+  %one = bf16[1,1024,128]{2,1,0:T(8,128)(2,1)} slice(%p0.3), slice={[0:1], [0:1024], [0:128]}
+  %zero.1 = f32[]{:T(128)} constant(0)
+  %total = f32[2,1024]{1,0:T(2,128)} reduce(%p0.3, %zero.1), dimensions={2}, to_apply=%add
+  ROOT %parts = (bf16[2,1024,128]{2,1,0:T(8,128)(2,1)}, f32[2,1024]{1,0:T(2,128)}, bf16[1,1024,128]{2,1,0:T(8,128)(2,1)}) tuple(%masked, %total, %one)
+}
+
 %scores (p0.2: bf16[2,1024,128]) -> f32[2,1024] {
   %p0.2 = bf16[2,1024,128]{2,1,0:T(8,128)(2,1)} parameter(0)
   %wide.1 = f32[2,1024,128]{2,1,0:T(8,128)} convert(%p0.2)
@@ -76,6 +85,7 @@ ENTRY %main (p.0: s8[512,512], p.1: bf16[2,1024,128], p.2: s32[], p.3: f32[512,5
   %p.3 = f32[512,512]{1,0:T(8,128)} parameter(3), metadata={op_name="state.tokens"}
   %other = f32[512,512]{0,1:T(8,128)} copy(%p.3)
   %turned = s8[512,512]{0,1:T(8,128)} transpose(%p.0), dimensions={1,0}
+  %several = (bf16[2,1024,128]{2,1,0:T(8,128)(2,1)}, f32[2,1024]{1,0:T(2,128)}, bf16[1,1024,128]{2,1,0:T(8,128)(2,1)}) fusion(%p.1), kind=kLoop, calls=%both
   %given = (s8[512,512]{1,0:T(8,128)}) tuple(%p.0)
   %chosen = bf16[512,512]{1,0:T(8,128)(2,1)} conditional(%p.2, %given, %given), branch_computations={%skipped, %kept}
   %init = (bf16[2,1024,128]{2,1,0:T(8,128)(2,1)}, s8[512,512]{1,0:T(8,128)}) tuple(%p.1, %p.0)
@@ -93,6 +103,8 @@ def test_what_a_program_copies():
   assert found.copies == {
     'turned': hlo.Copy('weights', N, False),
     'inner': hlo.Copy('weights', 2 * N, False),
+    'several[0]': hlo.Copy('cache', CACHE, False),
+    'several[2]': hlo.Copy('cache', CACHE // 2, False),
     'copy.1': hlo.Copy('cache', CACHE, True),
   }
   assert found.copied('weights') == 3 * N

@@ -77,6 +77,8 @@ def test_what_the_compiler_refuses_does_not_fit():
   verdict = report.verdict(shapes, memory, found)
   assert 'The compiler refuses score: Ran out of memory' in verdict
   assert 'mesh.tensor=2 on 2 devices' in verdict
+  assert report.line(found[-1]).startswith('score is refused: Ran out')
+  assert report.line(found[1]).startswith('rounds took 3 s: arguments')
   table = report.programs_table(found).text()
   assert table.splitlines()[-1].split()[0] == 'score' and 'no room' in table
 

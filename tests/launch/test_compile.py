@@ -105,8 +105,11 @@ def test_a_run_that_does_not_fit_ends_with_one(compile_, model, monkeypatch):
   from swift_jax.compilation import targets
 
   real = targets._this_machine
-  small = lambda: dataclasses.replace(real(), memory=2**20)
-  monkeypatch.setattr(targets, '_this_machine', small)
+  monkeypatch.setattr(
+    targets,
+    '_this_machine',
+    lambda: dataclasses.replace(real(), memory=2**20),
+  )
   status, out, _ = compile_(
     *SMALL, f'--config.model.path={model}', '--programs=start'
   )
