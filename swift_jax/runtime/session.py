@@ -22,7 +22,7 @@ from swift_jax.pacing.clock import Clock
 from swift_jax.pacing.governor import Governor
 from swift_jax.parallel import sharding
 from swift_jax.runtime.detokenizer import Bytes
-from swift_jax.runtime.metrics import LogProbs, Round
+from swift_jax.runtime.metrics import LogProbs
 from swift_jax.runtime.model import Model
 from swift_jax.runtime.rows import (
   Dispatch,
@@ -294,15 +294,22 @@ class Session:
 
   def _read(self, seen: Seen) -> list[Piece]:
     """Takes the rows' new tokens, and ends those that a stop string has ended."""
-    before = self.rows.verdict()
+    before = [len(row.rounds) for row in self.rows]
     pieces, stopped = self.rows.read(seen)
     if stopped and not self.rows.are_done:
       done = np.array(seen.done)
       done[stopped] = True
       self.state = self.state.replace(done=self.model.put_rows(done))
     if self._is_swift:
-      drafted, accepted = np.subtract(self.rows.verdict(), before).tolist()
-      self.searcher.watch(drafted, accepted)
+      new = [
+        one
+        for row, start in zip(self.rows, before, strict=True)
+        for one in row.rounds[start:]
+        if not one.is_copy
+      ]
+      self.searcher.watch(
+        sum(r.drafted for r in new), sum(r.accepted for r in new)
+      )
     return pieces
 
   def warm_up(self, scores: bool, specialises: bool) -> None:
@@ -320,19 +327,15 @@ class Session:
     if self.decode.method != 'plain' and self.decode.phase_interval:
       self.state = self.in_halves()
     Seen.of(self.state, self.model)
-    self.rounds()
+    self.keep_evidence()
     if self.decode.sampling.logprobs is not None:
       self.force(0)
     sharding.agreed(True, self.model.mesh)
 
-  def rounds(self) -> list[list[Round]]:
-    """What each pass of the target did for each row; they add up to its text."""
-    if self.decode.method == 'plain':
-      return [[Round(0, 0, 1)] * count for count in self.rows.written]
-    log, self.model.evidence = self.model.get(
-      (self.state.log, self.state.evidence)
-    )
-    return [row.rounds(log[b]) for b, row in enumerate(self.rows)]
+  def keep_evidence(self) -> None:
+    """Keeps what drafting brought, for the texts to come."""
+    if self.decode.method != 'plain':
+      self.model.evidence = self.model.get(self.state.evidence)
 
   def log_probs(self) -> list[LogProbs | None]:
     """How likely the target finds each row's text, where that is asked for.
