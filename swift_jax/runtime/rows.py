@@ -176,24 +176,28 @@ class Rows:
     done = seen.done[: len(prompts)]
     return int(new.max() if done.all() else new[~done].min())
 
-  def read(self, seen: Seen) -> tuple[list[Piece], list[int]]:
+  def read(self, seen: Seen) -> tuple[list[Piece], list[Round], list[int]]:
     """Takes each row's new tokens and looks for stop strings.
 
     Returns:
-      The pieces, and the rows that a stop string has ended.
+      The pieces, the rounds that wrote them, and the rows that a stop string
+      has ended.
     """
-    stopped, pieces = [], []
+    pieces: list[Piece] = []
+    rounds: list[Round] = []
+    stopped: list[int] = []
     for b, row in enumerate(self):
       if row.done:
         continue
-      before = len(row.text.tokens)
+      before, passes = len(row.text.tokens), len(row.rounds)
       new = slice(len(row.prompt) + before, seen.length[b])
       tokens, log = seen.tokens[b, new].tolist(), seen.log[b, :, new]
       piece = row.read(tokens, log, bool(seen.done[b]))
       pieces.append(Piece(b, piece, row.text.tokens[before:]))
+      rounds += row.rounds[passes:]
       if row.text.stopped:
         stopped.append(b)
-    return pieces, stopped
+    return pieces, rounds, stopped
 
 
 def not_finite(cfg: ModelConfig) -> InputError:

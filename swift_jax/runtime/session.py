@@ -294,21 +294,15 @@ class Session:
 
   def _read(self, seen: Seen) -> list[Piece]:
     """Takes the rows' new tokens, and ends those that a stop string has ended."""
-    before = [len(row.rounds) for row in self.rows]
-    pieces, stopped = self.rows.read(seen)
+    pieces, new, stopped = self.rows.read(seen)
     if stopped and not self.rows.are_done:
       done = np.array(seen.done)
       done[stopped] = True
       self.state = self.state.replace(done=self.model.put_rows(done))
     if self._is_swift:
-      new = [
-        one
-        for row, start in zip(self.rows, before, strict=True)
-        for one in row.rounds[start:]
-        if not one.is_copy
-      ]
+      by_layers = [r for r in new if not r.is_copy]
       self.searcher.watch(
-        sum(r.drafted for r in new), sum(r.accepted for r in new)
+        sum(r.drafted for r in by_layers), sum(r.accepted for r in by_layers)
       )
     return pieces
 
