@@ -12,7 +12,7 @@ import numpy as np
 
 from swift_jax.checkpoint import hub, load
 from swift_jax.config.checks import require
-from swift_jax.config.sampling import Resolved, SamplingConfig
+from swift_jax.config.sampling import SamplingConfig
 from swift_jax.config.settings import (
   WEIGHTS,
   DecodeConfig,
@@ -25,20 +25,20 @@ from swift_jax.model import quantised
 from swift_jax.model.llama import GraphDef, Params
 from swift_jax.model.skip_mask import SkipMask, num_free
 from swift_jax.parallel import sharding
-from swift_jax.runtime import results, search_files
-from swift_jax.runtime.chat_template import Arguments, Conversation
+from swift_jax.runtime import results, search_files, texts
+from swift_jax.runtime.chat_template import Arguments
 from swift_jax.runtime.model import Model
 from swift_jax.runtime.prompts import Prompt, as_list, check_indices, split
 from swift_jax.runtime.results import Result
 from swift_jax.runtime.rows import Piece
 from swift_jax.runtime.search_files import SearchFiles
 from swift_jax.runtime.session import Session
-from swift_jax.runtime.texts import Texts
+from swift_jax.runtime.texts import Texts, checked
 from swift_jax.search.paper import recipe as paper
 from swift_jax.search.searcher import Searcher
 
 
-class Engine:
+class Engine(Texts):
   """Generates text, plainly or with SWIFT: the same text, drawn or not.
 
   The search goes on from call to call: what it found drafts the next prompt.
@@ -72,6 +72,7 @@ class Engine:
       defaults: what the model's `generation_config.json` says of sampling.
       tokenizer, draft, search, mesh: see `from_pretrained`.
     """
+    super().__init__(cfg, tokenizer, defaults or SamplingConfig())
     search = search or SearchConfig()
     if search.context_window > cfg.max_position_embeddings:
       raise InputError(
@@ -79,8 +80,6 @@ class Engine:
         f' max_position_embeddings={cfg.max_position_embeddings}'
       )
     self.name = ''
-    self.cfg = cfg
-    self._texts = Texts(cfg, tokenizer, defaults or SamplingConfig())
     self.model = Model(cfg, graphdef, params, draft or DraftConfig(), mesh)
     search_files.check(search, mesh)
     self.searcher = paper.make_searcher(search, cfg.num_hidden_layers)
@@ -111,29 +110,6 @@ class Engine:
   def fingerprint(self) -> str:
     """A hash that ties skip sets and search states to this model."""
     return self._files.fingerprint
-
-  @property
-  def tokenizer(self) -> Any:
-    """A transformers tokenizer, or None."""
-    return self._texts.tokenizer
-
-  @tokenizer.setter
-  def tokenizer(self, tokenizer: Any) -> None:
-    self._texts.tokenizer = tokenizer
-
-  @property
-  def defaults(self) -> SamplingConfig:
-    """Sampling settings of the model's `generation_config.json`."""
-    return self._texts.defaults
-
-  @defaults.setter
-  def defaults(self, defaults: SamplingConfig) -> None:
-    self._texts.defaults = defaults
-
-  @property
-  def remarks(self) -> list[str]:
-    """A line for each thing that was done unasked."""
-    return self._texts.remarks
 
   @classmethod
   def from_pretrained(
@@ -179,15 +155,17 @@ class Engine:
     cfg = load.load_config(folder, dtype, remarks.append)
     if search is not None and search.cache:
       search_files.cached_mask(search, cfg)
-    texts = Texts.load(folder, cfg, require_tokenizer, remarks.append)
+    tokenizer, defaults, *faults = texts.load(
+      folder, cfg, require_tokenizer, remarks.append
+    )
     graphdef, params = load.load_params(folder, cfg, mesh)
     if weights:
       cfg, graphdef, params = quantised.quantise(cfg, params)
-    given = texts.tokenizer, texts.defaults, draft, search, mesh
+    given = tokenizer, defaults, draft, search, mesh
     made = cls(cfg, graphdef, params, *given)
-    made.name, made._texts = path, texts
+    made.name, (made._no_tokenizer, made._no_defaults) = path, faults
     for line in remarks:
-      texts.remark(line)
+      made._remark(line)
     return made
 
   @property
@@ -203,26 +181,6 @@ class Engine:
   def set_skip_mask(self, mask: SkipMask) -> None:
     """Drafts with `mask` from now on; the search rests."""
     self.searcher.start_from(mask)
-
-  def resolve(self, sampling: SamplingConfig | None = None) -> Resolved:
-    """The settings that `generate` applies, and where each comes from.
-
-    Raises:
-      InputError: settings that contradict each other, an end of text that is no
-        token of the model, more log-probabilities than it has tokens, or a file
-        that cannot be used and that they need.
-    """
-    return self._texts.resolve(sampling or SamplingConfig())
-
-  def for_chats(self, decode: DecodeConfig | None = None) -> DecodeConfig:
-    """The settings with which a conversation is answered.
-
-    They end an answer at the tokenizer's end of text too, as well as at those of
-    the model's files, unless the caller gives `eos_token_id`. `generate` does that
-    by itself for a conversation that it gets as messages; this is for one that is
-    token ids already.
-    """
-    return self._texts.for_chats(_checked(decode))
 
   def generate(
     self,
@@ -262,7 +220,7 @@ class Engine:
     """
     prompts = as_list(prompts)
     if on_text is not None:
-      self._texts.check_tokenizer()
+      self._check_tokenizer()
     if streamer is not None and not hasattr(streamer, 'put'):
       raise InputError(f'streamer={streamer!r:.80}: expected a BaseStreamer')
     if streamer is not None and len(prompts) != 1:
@@ -270,7 +228,7 @@ class Engine:
     results: list[Result] = []
     with contextlib.ExitStack() as stack:
       if streamer is not None:
-        self.resolve(_checked(decode).sampling)
+        self.resolve(checked(decode).sampling)
         encoded = self.encode(prompts, chat_template_kwargs)
         streamer.put(np.asarray(encoded))
         stack.callback(streamer.end)  # whoever reads it waits for that
@@ -313,42 +271,13 @@ class Engine:
       raise InputError(
         f'prompt={prompts!r:.80}: expected one prompt, not {len(prompts)}'
       )
-    self._texts.check_tokenizer()
-    decode = _checked(decode)
+    self._check_tokenizer()
+    decode = checked(decode)
     sampling = dataclasses.replace(decode.sampling, logprobs=None)
     decode = dataclasses.replace(decode, sampling=sampling)
     for step in self._write(prompts, decode, [index], chat_template_kwargs):
       if isinstance(step, Piece) and step.text:
         yield step.text
-
-  def encode_chat(
-    self,
-    messages: Conversation,
-    chat_template_kwargs: Arguments | None = None,
-  ) -> list[int]:
-    """Token ids of a conversation, up to where the model goes on.
-
-    However long it is: `encode` refuses one that the context does not hold.
-
-    Args:
-      messages: a last one of the assistant's is continued.
-      chat_template_kwargs: as for `generate`.
-
-    Raises:
-      InputError: the tokenizer has no template, or it refuses the messages.
-    """
-    return self._texts.encode_chat(messages, chat_template_kwargs)
-
-  def encode_text(self, text: str) -> list[int]:
-    """Token ids of a text to go on with.
-
-    With what the tokenizer sets before each text, once, and without an end of text.
-    However long it is: `encode` refuses one that the context does not hold.
-
-    Raises:
-      InputError: the text is empty, or there is no tokenizer.
-    """
-    return self._texts.encode_text(text)
 
   def _write(
     self,
@@ -358,7 +287,7 @@ class Engine:
     chat_template_kwargs: Arguments | None,
   ) -> Generator[Piece | Result, None, None]:
     """Batch by batch: pieces as they come, then a result a prompt."""
-    decode = _checked(decode)
+    decode = checked(decode)
     encoded = self.encode(prompts, chat_template_kwargs)
     indices = check_indices(indices, len(encoded))
     try:
@@ -428,7 +357,7 @@ class Engine:
       search: compile scoring too; else that is done beside the text, in a run that
         lasts.
     """
-    decode = _checked(decode)
+    decode = checked(decode)
     prompts = [[0] * prompt_length] * decode.batch_size
     # A searcher of its own: compiling must not move the search or its budget.
     layers, evidence = self.cfg.num_hidden_layers, self.model.evidence
@@ -450,39 +379,13 @@ class Engine:
     indices: Sequence[int] | None = None,
   ) -> Session:
     """A batch of token ids, its prompts in the cache; `generate` runs it."""
-    decode = self._texts.resolved(decode)
+    decode = self._resolved(decode)
     sharding.check_batch(decode.batch_size, self.model.mesh)
     return Session(
       self.model,
       searcher or self.searcher,
       prompts,
-      self._texts.token_bytes(decode.sampling.skip_special_tokens),
+      self._token_bytes(decode.sampling.skip_special_tokens),
       decode,
       indices,
     )
-
-  def encode(
-    self,
-    prompts: Prompt | Sequence[Prompt],
-    chat_template_kwargs: Arguments | None = None,
-  ) -> list[list[int]]:
-    """Token ids of each prompt.
-
-    Args:
-      chat_template_kwargs: as for `generate`.
-
-    Raises:
-      InputError: as `generate`; names the prompt by its index.
-    """
-    return self._texts.encode(prompts, chat_template_kwargs)
-
-
-def _checked(decode: DecodeConfig | None) -> DecodeConfig:
-  """The settings of a call; the default ones for None."""
-  if decode is None:
-    return DecodeConfig()
-  if not isinstance(decode, DecodeConfig):
-    raise InputError(
-      f'decode={decode!r:.80}: expected a DecodeConfig, which has `sampling`'
-    )
-  return decode
