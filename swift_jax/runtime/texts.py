@@ -1,4 +1,4 @@
-"""Between texts and token ids: the tokenizer of a model, and where its texts end."""
+"""Texts to token ids: the tokenizer of a model, and the ends of its texts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Texts:
     cfg: the model's shape.
     tokenizer: a transformers tokenizer, or None.
     defaults: sampling settings of the model's `generation_config.json`.
-    remarks: a line for each thing that was done unasked.
+    remarks: a line for each change that was made unasked.
   """
 
   def __init__(
@@ -49,13 +49,13 @@ class Texts:
     self._said: set[str] = set()  # settings that have been logged
 
   def _remark(self, line: str) -> None:
-    """Says it once."""
+    """Logs a line and keeps it among the remarks, once."""
     if line not in self.remarks:
       self.remarks.append(line)
       _LOGGER.warning(line)
 
   def _check_tokenizer(self) -> None:
-    """For who asks for text.
+    """Refuses a request for text if there is a tokenizer that cannot be read.
 
     Raises:
       InputError: the tokenizer could not be read.
@@ -133,7 +133,7 @@ class Texts:
       raise InputError('the engine has no tokenizer')
     return encode_text(text, self.tokenizer, self._remark)
 
-  # ---- settings, of which where a text ends is one that needs the tokenizer
+  # ---- settings; some ends of a text need the tokenizer
 
   def resolve(self, sampling: SamplingConfig | None = None) -> Resolved:
     """The settings that `generate` applies, and the source of each.
@@ -163,7 +163,7 @@ class Texts:
     return resolved
 
   def _resolved(self, decode: DecodeConfig) -> DecodeConfig:
-    """The settings without a gap; what is remarkable about them is logged once."""
+    """The settings with a value for each field; remarkable values are logged once."""
     resolved = self.resolve(decode.sampling)
     line = resolved.describe()
     if resolved.is_remarkable and line not in self._said:
@@ -176,8 +176,10 @@ class Texts:
   def _check_stop_strings(
     self, cfg: SamplingConfig, eos_token_ids: Sequence[int]
   ) -> None:
-    """Refuses a stop string that no text can hold, but not the name of a token that
-    ends the text in any case."""
+    """Refuses a stop string that no text can hold.
+
+    The name of a token that ends the text in any case is allowed.
+    """
     self._check_tokenizer()
     if self.tokenizer is None:
       raise InputError(
@@ -227,7 +229,7 @@ class Texts:
     return dataclasses.replace(decode, sampling=sampling)
 
   def _end_of_turn(self) -> int | None:
-    """The tokenizer's end of text, if the model can write it."""
+    """The tokenizer's end-of-text token, if the vocabulary has it."""
     token: int | None = getattr(self.tokenizer, 'eos_token_id', None)
     return None if token is None or token >= self.cfg.vocab_size else token
 
@@ -238,7 +240,9 @@ def load(
   require_tokenizer: bool,
   remark: Callable[[str], None],
 ) -> tuple[Any, SamplingConfig, InputError | None, InputError | None]:
-  """What a checkpoint says of texts; a fault is an error once the file is needed.
+  """Reads a checkpoint's tokenizer and sampling settings.
+
+  A fault in one of the files is returned: it is an error once the file is needed.
 
   Args:
     require_tokenizer: whether a tokenizer that cannot be read is an error at once.
