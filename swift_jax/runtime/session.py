@@ -18,6 +18,8 @@ from swift_jax.decoding import drafting, logprobs, policy, rounds, sampling
 from swift_jax.decoding.drafting import DraftSettings
 from swift_jax.decoding.state import DecodeState
 from swift_jax.model import skip_mask as skip_masks
+from swift_jax.pacing.clock import Clock
+from swift_jax.pacing.governor import Governor
 from swift_jax.parallel import sharding
 from swift_jax.runtime.detokenizer import Bytes
 from swift_jax.runtime.metrics import LogProbs, Round
@@ -70,7 +72,7 @@ class Session:
     # the device.
     self._drafting: tuple[skip_masks.SkipMask, float | None] | None = None
     self._mask: skip_masks.Mask | None = None
-    self._settings, self._told = model.settings, None
+    self._settings, self._costs = model.settings, None
     self._saved: float | None = None
     self.rows = Rows(prompts, token_bytes, decode.sampling.stop_strings)
     self._sampling = model.put(
@@ -82,22 +84,25 @@ class Session:
       model.cfg.max_position_embeddings,
     )
     self._reserve()
-    self._clock = None
-    if self._shapes.adaptive and self._is_swift:
-      self._clock = model.clock(
-        decode.batch_size, self._shapes, decode.sampling
-      )
+    # Other methods are no part of an engine's account.
+    is_swift = self._is_swift
+    self._governor = searcher.governor if is_swift else Governor(share=0)
+    self._governor.begin(self._what_passes_cost())
     self.seconds = Seconds()
-    self.turns = Turns(
-      model, searcher, self.rows, self.seconds, self._shapes, self._clock
-    )
+    self.turns = Turns(model, searcher, self.rows, self.seconds, self._shapes)
     # Of all dispatches so far.
     self._steps, self._work = 0, np.zeros((), np.int32)
     started = time.perf_counter()
     self.state = self._prefill()
     self.seconds.prefill = time.perf_counter() - started
-    if self._is_swift:
-      self.turns.pay(self.seconds.prefill)
+    self._governor.add(self.seconds.prefill)
+
+  def _what_passes_cost(self) -> Clock | None:
+    """None where no policy weighs costs."""
+    decode, shapes = self.decode, self._shapes
+    if not (self._is_swift and shapes.adaptive):
+      return None
+    return self.model.clock(decode.batch_size, shapes, decode.sampling)
 
   @property
   def eos_token_ids(self) -> tuple[int, ...]:
@@ -156,10 +161,8 @@ class Session:
     interval = self.decode.phase_interval
     model.dispatches += 1
     mask, settings = self._drafts_by()
-    clock = self._clock
-    if clock is not None and (clock.guard.is_closed or clock.wants_plain_steps):
-      settings = settings.replace(forced=model.number(policy.PLAIN))
-      count = count if clock.guard.is_closed else 1
+    if not self._governor.may_draft:
+      count = self._governor.rounds(count)
     elif interval and model.dispatches % interval == 0:
       self.state = self.in_halves()
       count -= 1
@@ -211,11 +214,11 @@ class Session:
         if saved is None
         else skip_masks.KnownMask.of(incumbent)
       )
-    if self._clock is not None:
-      its_costs = self._clock.for_policy(incumbent, saved or 0)
-      if self._told is None or not its_costs.is_near(self._told):
-        self._told = its_costs
-        self._settings = model.settings.replace(costs=model.put(its_costs))
+    costs = self._governor.for_policy(incumbent, saved or 0)
+    if costs is not None:
+      if self._costs is None or not costs.is_near(self._costs):
+        self._costs = costs
+        self._settings = model.settings.replace(costs=model.put(costs))
     return self._mask, self._settings
 
   def specialise(self, mask: skip_masks.SkipMask, waits: bool = False) -> None:
@@ -277,18 +280,17 @@ class Session:
     return new
 
   def _account(self, dispatch: Dispatch) -> None:
-    """Tells all that go by the time that it took."""
+    """Adds it to the times of the batch and to the governor's account."""
     self.seconds.decode += dispatch.seconds
-    if self._is_swift:
-      self.turns.pay(dispatch.seconds, dispatch.steps)
-    # The clock corrects what is believed; processes in step would differ.
-    if self._clock and not sharding.spans_processes(self.model.mesh):
-      mask, saved = self.searcher.incumbent, self._saved or 0
-      draft = self._clock.measured.draft(mask, saved)
-      self._clock.observe(
-        dispatch.work, draft, dispatch.steps, dispatch.seconds
-      )
-    self.turns.guess(dispatch.seconds / dispatch.rounds)
+    self._governor.record(
+      dispatch.seconds,
+      dispatch.rounds,
+      dispatch.steps,
+      # The clock of each process differs, but all must decide alike.
+      None if sharding.spans_processes(self.model.mesh) else dispatch.work,
+      self.searcher.incumbent,
+      self._saved or 0,
+    )
 
   def _read(self, seen: Seen) -> list[Piece]:
     """Takes the rows' new tokens, and ends those that a stop string has ended."""
@@ -350,8 +352,7 @@ class Session:
     ]
     taken = time.perf_counter() - started
     self.seconds.decode += taken
-    if self._is_swift:
-      self.turns.pay(taken)
+    self._governor.add(taken)
     return [
       log_probs_of(parts, b, count, self.model.cfg)
       for b, count in enumerate(written)
