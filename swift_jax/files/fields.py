@@ -22,7 +22,8 @@ Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 
 def bad(where: str, name: str, value: Any, wanted: str) -> InputError:
-  """The error for a field's wrong value."""
+  """The error for a field's wrong value, as the file has it."""
+  value = list(value) if isinstance(value, tuple) else value
   return InputError(f'{where}: {name}={value!r:.60}: expected {wanted}')
 
 
