@@ -1,8 +1,12 @@
-"""Which attention and MLP sublayers the draft skips."""
+"""Which attention and MLP sublayers the draft skips.
+
+On the host a mask is the bits of the free sublayers, attention first: bool[D]
+with D = 2(L-2), True = skipped. Users and the device have it as a `SkipMask`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import dataclasses
 
 import flax.struct
@@ -65,9 +69,9 @@ class SkipMask:
     }
 
   def bits(self) -> np.ndarray:
-    """The free sublayers as one vector, attention first: bool[..., 2(L-2)]."""
+    """The free sublayers as one vector, attention first: bool[2(L-2)]."""
     attn, mlp = np.asarray(self.attn), np.asarray(self.mlp)
-    return np.concatenate([attn[..., 1:-1], mlp[..., 1:-1]], axis=-1)
+    return np.concatenate([attn[1:-1], mlp[1:-1]])
 
   def blocks(self) -> str:
     """Two rows of blocks, one column a layer: full = runs, light = skipped."""
@@ -110,7 +114,7 @@ def num_to_skip(num_layers: int, skip_ratio: float) -> int:
 
 
 def from_bits(bits: np.ndarray) -> SkipMask:
-  """The inverse of `SkipMask.bits`: bool[..., 2(L-2)] to a mask of L layers."""
+  """The inverse of `SkipMask.bits`; leading axes stay: bool[..., 2(L-2)]."""
   attn, mlp = np.split(np.asarray(bits, bool), 2, axis=-1)
   edge = [(0, 0)] * (attn.ndim - 1) + [(1, 1)]
   return SkipMask(attn=np.pad(attn, edge), mlp=np.pad(mlp, edge))
@@ -138,26 +142,22 @@ def uniform(num_layers: int, skip_ratio: float) -> SkipMask:
   return from_bits(np.concatenate([in_order[0::2], in_order[1::2]]))
 
 
-def random(
-  rng: np.random.Generator, num_layers: int, skip_ratio: float
-) -> SkipMask:
-  """A mask drawn uniformly among those that skip `num_to_skip` sublayers."""
-  bits = np.zeros(num_free(num_layers), bool)
-  skipped = num_to_skip(num_layers, skip_ratio)
-  bits[rng.permutation(bits.size)[:skipped]] = True
-  return from_bits(bits)
+def random(rng: np.random.Generator, free: int, skipped: int) -> np.ndarray:
+  """Bits drawn uniformly among those that skip so many of the free sublayers."""
+  bits = np.zeros(free, bool)
+  bits[rng.permutation(free)[:skipped]] = True
+  return bits
 
 
-def neighbour(rng: np.random.Generator, mask: SkipMask) -> SkipMask:
-  """`mask` with one skipped and one kept sublayer exchanged.
+def neighbour(rng: np.random.Generator, bits: np.ndarray) -> np.ndarray:
+  """A copy of `bits` with one skipped and one kept sublayer exchanged.
 
   The free sublayers must include at least one of each kind.
   """
-  bits = mask.bits().copy()
-  skipped, kept = np.flatnonzero(bits), np.flatnonzero(~bits)
-  bits[rng.choice(skipped)] = False
-  bits[rng.choice(kept)] = True
-  return from_bits(bits)
+  changed = bits.copy()
+  changed[rng.choice(np.flatnonzero(bits))] = False
+  changed[rng.choice(np.flatnonzero(~bits))] = True
+  return changed
 
 
 def from_lists(
@@ -193,14 +193,12 @@ def from_lists(
   return mask
 
 
-def check(mask: SkipMask, num_layers: int) -> SkipMask:
-  """Returns `mask` with NumPy rows, and refuses one that does not fit the
-  model.
+def checked_bits(mask: SkipMask, num_layers: int) -> np.ndarray:
+  """The bits of a mask that fits the model.
 
   Raises:
     InputError: wrong length, or the first or last layer is skipped.
   """
-  rows = {}
   for name, row in (('attn', mask.attn), ('mlp', mask.mlp)):
     row = np.asarray(row)
     if row.dtype != bool or row.shape != (num_layers,):
@@ -214,11 +212,4 @@ def check(mask: SkipMask, num_layers: int) -> SkipMask:
         f'skip_mask.{name}: layer {layer} is the first or the last layer,'
         ' which is never skipped'
       )
-    rows[name] = row
-  return SkipMask(**rows)
-
-
-def stack(masks: Sequence[SkipMask]) -> SkipMask:
-  """The masks as one, with a leading candidate axis C."""
-  stacked: SkipMask = jax.tree.map(lambda *rows: np.stack(rows), *masks)
-  return stacked
+  return mask.bits()

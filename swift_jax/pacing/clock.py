@@ -10,7 +10,6 @@ import math
 import numpy as np
 
 from swift_jax.decoding import policy
-from swift_jax.model.skip_mask import SkipMask
 from swift_jax.pacing import costs
 
 # Errors are ratios of seconds to measured seconds, less 1: a common error of
@@ -68,17 +67,17 @@ class Clock:
     """
     return self._unseen >= _MAX_UNSEEN
 
-  def for_policy(self, skip_mask: SkipMask, saved_s: float) -> policy.Costs:
+  def for_policy(self, bits: np.ndarray, saved_s: float) -> policy.Costs:
     """The corrected costs for the policy, as host arrays.
 
     They are in plain steps as long as they are now.
 
     Args:
-      skip_mask: the mask that drafts.
+      bits: of the mask that drafts, bool[D].
       saved_s: as in `PassCosts.draft`.
     """
     step, draft, *_ = self.ratios
-    draft *= self.measured.draft(skip_mask, saved_s) / step
+    draft *= self.measured.draft(bits, saved_s) / step
     return policy.Costs(
       np.asarray(draft, np.float32),
       np.asarray(self.costs.verify, np.float32),

@@ -11,9 +11,11 @@ import logging
 import statistics
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
-from swift_jax.model.skip_mask import KnownMask, SkipMask
+from swift_jax.model.skip_mask import KnownMask, SkipMask, from_bits
 from swift_jax.pacing import costs
 from swift_jax.parallel import sharding
 from swift_jax.parallel.target import Target
@@ -48,7 +50,7 @@ class Specialised:
 
   def saves(
     self,
-    mask: SkipMask,
+    bits: np.ndarray,
     batch: int,
     capacity: int,
     shapes: DraftShapes,
@@ -61,7 +63,7 @@ class Specialised:
     The first call starts compiling, and one after its end takes the times.
 
     Args:
-      mask: drafts until further notice.
+      bits: of the mask that drafts until further notice.
       capacity: slots of the text's cache.
       settings: resolved.
       waits: for the program.
@@ -69,7 +71,7 @@ class Specialised:
     target = self._target
     if target.gates_are_quick or sharding.spans_processes(target.mesh):
       return None  # processes in step would not change over at once
-    known = KnownMask.of(mask)
+    known = KnownMask.of(from_bits(bits))
     work = costs.sampling_work(settings)
     key = _Key(known, batch, capacity, shapes, work)
     if key in self._saved:
@@ -88,7 +90,7 @@ class Specialised:
     del self._jobs[key]
     try:
       job.result()
-      saved = _measured(costs.Bench(*how), target.put(mask), known)
+      saved = _measured(costs.Bench(*how), target.put_mask(bits), known)
     except Exception as error:  # no room for it, say: the text goes on
       _LOGGER.warning('no program for the skip set alone: %s', error)
       saved = None

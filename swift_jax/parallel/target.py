@@ -63,6 +63,11 @@ class Target:
     """Arrays on the device, replicated over a mesh. Uploads go here."""
     return sharding.put(tree, self.mesh)
 
+  def put_mask(self, bits: np.ndarray) -> skip_masks.SkipMask:
+    """A mask, or several as bool[C, D], where it becomes a `SkipMask`."""
+    mask: skip_masks.SkipMask = self.put(skip_masks.from_bits(bits))
+    return mask
+
   def put_rows(self, tree: Any) -> Any:
     """Arrays of a line for each row, where the state has them."""
     return sharding.put(tree, self.mesh, sharding.rows(self.mesh))

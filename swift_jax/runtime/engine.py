@@ -23,7 +23,12 @@ from swift_jax.config.settings import (
 from swift_jax.errors import InputError
 from swift_jax.model import quantised
 from swift_jax.model.llama import GraphDef, Params
-from swift_jax.model.skip_mask import SkipMask, num_free
+from swift_jax.model.skip_mask import (
+  SkipMask,
+  checked_bits,
+  from_bits,
+  num_free,
+)
 from swift_jax.parallel import sharding
 from swift_jax.runtime import results, search_files
 from swift_jax.runtime.chat_template import Arguments, Conversation
@@ -193,7 +198,7 @@ class Engine:
   @property
   def skip_mask(self) -> SkipMask:
     """The mask that drafts at present."""
-    return self.searcher.incumbent
+    return from_bits(self.searcher.incumbent)
 
   @property
   def matchness(self) -> float | None:
@@ -202,7 +207,8 @@ class Engine:
 
   def set_skip_mask(self, mask: SkipMask) -> None:
     """Drafts with `mask` from now on; the search rests."""
-    self.searcher.start_from(mask)
+    bits = checked_bits(mask, self.cfg.num_hidden_layers)
+    self.searcher.start_from(bits)
 
   def resolve(self, sampling: SamplingConfig | None = None) -> Resolved:
     """The settings that `generate` applies, and where each comes from.

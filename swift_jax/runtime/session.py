@@ -68,7 +68,7 @@ class Session:
     self._is_swift = decode.method == 'swift'
     # The incumbent and what it saves as a known mask; that and what passes cost, on
     # the device.
-    self._drafting: tuple[skip_masks.SkipMask, float | None] | None = None
+    self._drafting: tuple[np.ndarray, float | None] | None = None
     self._mask: skip_masks.Mask | None = None
     self._settings, self._told = model.settings, None
     self._saved: float | None = None
@@ -183,7 +183,8 @@ class Session:
     Behind gates: nobody waits for a program of so few rounds.
     """
     model = self.model
-    mask, settings = model.put(self.searcher.incumbent), self._drafts_by()[1]
+    mask = model.put_mask(self.searcher.incumbent)
+    settings = self._drafts_by()[1]
     settings = settings, self._sampling, self._shapes
     started = time.perf_counter()
     draft, state = rounds.draft_half(
@@ -207,9 +208,9 @@ class Session:
     if before[0] is not incumbent or before[1] != saved:
       self._drafting = incumbent, saved
       self._mask = (
-        model.put(incumbent)
+        model.put_mask(incumbent)
         if saved is None
-        else skip_masks.KnownMask.of(incumbent)
+        else skip_masks.KnownMask.of(skip_masks.from_bits(incumbent))
       )
     if self._clock is not None:
       its_costs = self._clock.for_policy(incumbent, saved or 0)
@@ -218,17 +219,17 @@ class Session:
         self._settings = model.settings.replace(costs=model.put(its_costs))
     return self._mask, self._settings
 
-  def specialise(self, mask: skip_masks.SkipMask, waits: bool = False) -> None:
+  def specialise(self, bits: np.ndarray, waits: bool = False) -> None:
     """Drafts without gates once that is there, if it is cheaper.
 
     Args:
-      mask: that of a search at rest.
+      bits: of the mask of a search at rest.
       waits: for the program.
     """
     saves = self.model.specialised.saves
     batch, capacity = self.state.tokens.shape
     how = batch, capacity, self._shapes, self.decode.sampling
-    self._saved = saves(mask, *how, waits=waits)
+    self._saved = saves(bits, *how, waits=waits)
 
   def run(self) -> Iterator[Piece]:
     """Writes until every row has ended, and yields what has come.
@@ -283,8 +284,8 @@ class Session:
       self.turns.pay(dispatch.seconds, dispatch.steps)
     # The clock corrects what is believed; processes in step would differ.
     if self._clock and not sharding.spans_processes(self.model.mesh):
-      mask, saved = self.searcher.incumbent, self._saved or 0
-      draft = self._clock.measured.draft(mask, saved)
+      bits, saved = self.searcher.incumbent, self._saved or 0
+      draft = self._clock.measured.draft(bits, saved)
       self._clock.observe(
         dispatch.work, draft, dispatch.steps, dispatch.seconds
       )

@@ -13,7 +13,6 @@ import numpy as np
 
 from swift_jax.decoding.drafting import DraftShapes
 from swift_jax.decoding.state import DecodeState
-from swift_jax.model import skip_mask as skip_masks
 from swift_jax.pacing.clock import Clock
 from swift_jax.pacing.costs import PassCosts
 from swift_jax.parallel import sharding
@@ -78,7 +77,7 @@ class Turns:
       searcher.active
       and self._may_pay()
       and sharding.agreed(
-        searcher.budget.allows(self._pass_guess, saves=searcher.saves),
+        searcher.budget.allows(self._pass_guess, saves=searcher.keeps_reserve),
         self._model.mesh,
       )
     )
@@ -116,7 +115,7 @@ class Turns:
     if self.costs is None or searcher.budget.share >= 1:
       return True
     layers = self._model.cfg.num_hidden_layers
-    sizes = layers, searcher.incumbent.num_skipped()
+    sizes = layers, int(searcher.incumbent.sum())
     return self.costs.highest_speed(*sizes, self._shapes.verify_widths) > 1
 
   def pay(self, seconds: float, steps: int | None = None) -> None:
@@ -176,14 +175,14 @@ class Turns:
       with jax.transfer_guard('allow'):
         searcher.start_process()
     if searcher.wants_importance:
-      ratio = searcher.incumbent.skip_ratio()
+      ratio = searcher.skip_ratio
       searcher.take_importance(scorer.importance(text, window, ratio))
     scorer.choose(text, self._like_candidates(), window, searcher.cfg.scoring)
 
-  def _like_candidates(self) -> skip_masks.SkipMask:
+  def _like_candidates(self) -> np.ndarray:
     """As many masks as a pass scores."""
     searcher = self._searcher
-    return skip_masks.stack([searcher.incumbent] * searcher.num_candidates)
+    return np.stack([searcher.incumbent] * searcher.num_candidates)
 
   def _is_compiled(self, state: DecodeState) -> bool:
     """Whether the search's programs are there.
@@ -208,7 +207,7 @@ class Turns:
     )
 
   def score(
-    self, state: DecodeState, candidates: skip_masks.SkipMask
+    self, state: DecodeState, candidates: np.ndarray
   ) -> matchness.Scores:
     """What each candidate makes of the batch's newest text, on the host."""
     cfg, text = self._searcher.cfg, self._text(state)
