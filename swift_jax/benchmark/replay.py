@@ -106,7 +106,7 @@ def replay(
   first: int,
   points: Sequence[int],
   importance_masks: int,
-) -> dict[int, np.ndarray]:
+) -> dict[int, skip_masks.Bits]:
   """For each point the bits of the set that drafts after so many evaluated masks.
 
   Args:
@@ -120,7 +120,7 @@ def replay(
   """
   masks = searcher.num_candidates
   extra = 0
-  found: dict[int, np.ndarray] = {}
+  found: dict[int, skip_masks.Bits] = {}
   last, before = -1, 0
   if pace.window > pace.new_tokens or not searcher.active:
     raise ValueError('a search with nothing to score')

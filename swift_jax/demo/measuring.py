@@ -73,7 +73,7 @@ def find_skip_set(
   matchness = make_matchness(graphdef)
   full = skip_mask.none_skipped(num_layers)
 
-  def score(bits: np.ndarray) -> float:
+  def score(bits: skip_mask.Bits) -> float:
     return float(matchness(params, rows, skip_mask.from_bits(bits), full))
 
   best = skip_mask.uniform(num_layers, skip_ratio).bits()

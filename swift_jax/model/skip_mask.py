@@ -16,6 +16,9 @@ import numpy as np
 from swift_jax.errors import InputError
 from swift_jax.typing import Array, Bool
 
+Bits = Bool[np.ndarray, ' d']  # of one mask
+Candidates = Bool[np.ndarray, 'c d']  # the bits of several
+
 
 @flax.struct.dataclass
 class SkipMask:
@@ -68,7 +71,7 @@ class SkipMask:
       'mlp': np.flatnonzero(np.asarray(self.mlp)).tolist(),
     }
 
-  def bits(self) -> np.ndarray:
+  def bits(self) -> Bits:
     """The free sublayers as one vector, attention first: bool[2(L-2)]."""
     attn, mlp = np.asarray(self.attn), np.asarray(self.mlp)
     return np.concatenate([attn[1:-1], mlp[1:-1]])
@@ -113,7 +116,7 @@ def num_to_skip(num_layers: int, skip_ratio: float) -> int:
   return int(num_free(num_layers) * skip_ratio)
 
 
-def from_bits(bits: np.ndarray) -> SkipMask:
+def from_bits(bits: Bool[np.ndarray, '*c d']) -> SkipMask:
   """The inverse of `SkipMask.bits`; leading axes stay: bool[..., 2(L-2)]."""
   attn, mlp = np.split(np.asarray(bits, bool), 2, axis=-1)
   edge = [(0, 0)] * (attn.ndim - 1) + [(1, 1)]
@@ -142,14 +145,14 @@ def uniform(num_layers: int, skip_ratio: float) -> SkipMask:
   return from_bits(np.concatenate([in_order[0::2], in_order[1::2]]))
 
 
-def random(rng: np.random.Generator, free: int, skipped: int) -> np.ndarray:
+def random(rng: np.random.Generator, free: int, skipped: int) -> Bits:
   """Bits drawn uniformly among those that skip so many of the free sublayers."""
   bits = np.zeros(free, bool)
   bits[rng.permutation(free)[:skipped]] = True
   return bits
 
 
-def neighbour(rng: np.random.Generator, bits: np.ndarray) -> np.ndarray:
+def neighbour(rng: np.random.Generator, bits: Bits) -> Bits:
   """A copy of `bits` with one skipped and one kept sublayer exchanged.
 
   The free sublayers must include at least one of each kind.
@@ -193,7 +196,7 @@ def from_lists(
   return mask
 
 
-def checked_bits(mask: SkipMask, num_layers: int) -> np.ndarray:
+def checked_bits(mask: SkipMask, num_layers: int) -> Bits:
   """The bits of a mask that fits the model.
 
   Raises:

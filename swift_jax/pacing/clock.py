@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from swift_jax.decoding import policy
+from swift_jax.model.skip_mask import Bits
 from swift_jax.pacing import costs
 
 # Errors are ratios of seconds to measured seconds, less 1: a common error of
@@ -67,13 +68,13 @@ class Clock:
     """
     return self._unseen >= _MAX_UNSEEN
 
-  def for_policy(self, bits: np.ndarray, saved_s: float) -> policy.Costs:
+  def for_policy(self, bits: Bits, saved_s: float) -> policy.Costs:
     """The corrected costs for the policy, as host arrays.
 
     They are in plain steps as long as they are now.
 
     Args:
-      bits: of the mask that drafts, bool[D].
+      bits: those of the mask that drafts.
       saved_s: as in `PassCosts.draft`.
     """
     step, draft, *_ = self.ratios

@@ -11,11 +11,9 @@ import logging
 import statistics
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
-from swift_jax.model.skip_mask import KnownMask, SkipMask, from_bits
+from swift_jax.model.skip_mask import Bits, KnownMask, SkipMask, from_bits
 from swift_jax.pacing import costs
 from swift_jax.parallel import sharding
 from swift_jax.parallel.target import Target
@@ -50,7 +48,7 @@ class Specialised:
 
   def saves(
     self,
-    bits: np.ndarray,
+    bits: Bits,
     batch: int,
     capacity: int,
     shapes: DraftShapes,
@@ -63,7 +61,7 @@ class Specialised:
     The first call starts compiling, and one after its end takes the times.
 
     Args:
-      bits: of the mask that drafts until further notice.
+      bits: those of the mask that drafts until further notice.
       capacity: slots of the text's cache.
       settings: resolved.
       waits: for the program.

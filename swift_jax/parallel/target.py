@@ -63,8 +63,10 @@ class Target:
     """Arrays on the device, replicated over a mesh. Uploads go here."""
     return sharding.put(tree, self.mesh)
 
-  def put_mask(self, bits: np.ndarray) -> skip_masks.SkipMask:
-    """A mask, or several as bool[C, D], where it becomes a `SkipMask`."""
+  def put_mask(
+    self, bits: skip_masks.Bits | skip_masks.Candidates
+  ) -> skip_masks.SkipMask:
+    """One mask or several, which become a `SkipMask` here."""
     mask: skip_masks.SkipMask = self.put(skip_masks.from_bits(bits))
     return mask
 

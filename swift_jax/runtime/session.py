@@ -68,7 +68,7 @@ class Session:
     self._is_swift = decode.method == 'swift'
     # The incumbent and what it saves as a known mask; that and what passes cost, on
     # the device.
-    self._drafting: tuple[np.ndarray, float | None] | None = None
+    self._drafting: tuple[skip_masks.Bits, float | None] | None = None
     self._mask: skip_masks.Mask | None = None
     self._settings, self._told = model.settings, None
     self._saved: float | None = None
@@ -219,11 +219,11 @@ class Session:
         self._settings = model.settings.replace(costs=model.put(its_costs))
     return self._mask, self._settings
 
-  def specialise(self, bits: np.ndarray, waits: bool = False) -> None:
+  def specialise(self, bits: skip_masks.Bits, waits: bool = False) -> None:
     """Drafts without gates once that is there, if it is cheaper.
 
     Args:
-      bits: of the mask of a search at rest.
+      bits: those of the mask of a search at rest.
       waits: for the program.
     """
     saves = self.model.specialised.saves

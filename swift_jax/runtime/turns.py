@@ -13,6 +13,7 @@ import numpy as np
 
 from swift_jax.decoding.drafting import DraftShapes
 from swift_jax.decoding.state import DecodeState
+from swift_jax.model.skip_mask import Candidates
 from swift_jax.pacing.clock import Clock
 from swift_jax.pacing.costs import PassCosts
 from swift_jax.parallel import sharding
@@ -179,7 +180,7 @@ class Turns:
       searcher.take_importance(scorer.importance(text, window, ratio))
     scorer.choose(text, self._like_candidates(), window, searcher.cfg.scoring)
 
-  def _like_candidates(self) -> np.ndarray:
+  def _like_candidates(self) -> Candidates:
     """As many masks as a pass scores."""
     searcher = self._searcher
     return np.stack([searcher.incumbent] * searcher.num_candidates)
@@ -207,7 +208,7 @@ class Turns:
     )
 
   def score(
-    self, state: DecodeState, candidates: np.ndarray
+    self, state: DecodeState, candidates: Candidates
   ) -> matchness.Scores:
     """What each candidate makes of the batch's newest text, on the host."""
     cfg, text = self._searcher.cfg, self._text(state)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from swift_jax.model import skip_mask as skip_masks
-from swift_jax.typing import Bool, Float
+from swift_jax.model.skip_mask import Bits
+from swift_jax.typing import Float
 
 # Draws in a row without a new mask after which a source is taken to have none
 # left: small models have few masks.
@@ -21,14 +22,14 @@ _BLURS = (0.0, 0.5, 1.0)
 class Proposal(NamedTuple):
   """The bits of a mask to score, and its source (see `record_forms.SOURCES`)."""
 
-  bits: Bool[np.ndarray, ' d']
+  bits: Bits
   source: str
 
 
 Stream = Iterator[Proposal]
 
 
-def given(masks: Iterable[np.ndarray], source: str) -> Stream:
+def given(masks: Iterable[Bits], source: str) -> Stream:
   """Masks that were chosen elsewhere."""
   return (Proposal(bits, source) for bits in masks)
 
@@ -39,9 +40,7 @@ def random(rng: np.random.Generator, free: int, skipped: int) -> Stream:
     yield Proposal(skip_masks.random(rng, free, skipped), 'random')
 
 
-def neighbours(
-  rng: np.random.Generator, bits: Bool[np.ndarray, ' d']
-) -> Stream:
+def neighbours(rng: np.random.Generator, bits: Bits) -> Stream:
   """Masks that are one exchange of two sublayers from `bits`, without end."""
   while True:
     yield Proposal(skip_masks.neighbour(rng, bits), 'neighbour')

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from swift_jax.model.skip_mask import Candidates
 from swift_jax.parallel import sharding
 from swift_jax.parallel.target import Target
 from swift_jax.search import matchness
 from swift_jax.search.matchness import Scores, Text
-from swift_jax.typing import Bool, Float
+from swift_jax.typing import Float
 
 _REPEATS = 3  # timed passes of each way; the quickest counts
 
@@ -51,11 +52,7 @@ class Scorer:
     self.seconds: dict[tuple[int, ...], dict[str, float]] = {}
 
   def score(
-    self,
-    text: Text,
-    candidates: Bool[np.ndarray, 'c d'],
-    window: int,
-    scoring: str,
+    self, text: Text, candidates: Candidates, window: int, scoring: str
   ) -> Scores:
     """The scores of `matchness.score`, on the host."""
     way = self.choose(text, candidates, window, scoring)
@@ -64,7 +61,7 @@ class Scorer:
   def is_ready(
     self,
     text: Text,
-    candidates: Bool[np.ndarray, 'c d'],
+    candidates: Candidates,
     window: int,
     scoring: str,
     importance: bool,
@@ -92,7 +89,7 @@ class Scorer:
     )
 
   def _begin(
-    self, program: Program, text: Text, candidates: Bool[np.ndarray, 'c d']
+    self, program: Program, text: Text, candidates: Candidates
   ) -> futures.Future[Any]:
     """Starts compiling a program in the other thread.
 
@@ -115,11 +112,7 @@ class Scorer:
     return self._compiler.submit(compile_)
 
   def choose(
-    self,
-    text: Text,
-    candidates: Bool[np.ndarray, 'c d'],
-    window: int,
-    scoring: str,
+    self, text: Text, candidates: Candidates, window: int, scoring: str
   ) -> str:
     """The way to score such masks, `vmap` or `map`.
 
@@ -151,11 +144,7 @@ class Scorer:
     return slopes
 
   def _seconds(
-    self,
-    text: Text,
-    candidates: Bool[np.ndarray, 'c d'],
-    window: int,
-    way: str,
+    self, text: Text, candidates: Candidates, window: int, way: str
   ) -> float:
     """Seconds of the quickest pass; a first pass, which compiles, is left out."""
     taken = []
@@ -166,11 +155,7 @@ class Scorer:
     return min(taken[1:])
 
   def _run(
-    self,
-    text: Text,
-    candidates: Bool[np.ndarray, 'c d'],
-    window: int,
-    way: str,
+    self, text: Text, candidates: Candidates, window: int, way: str
   ) -> Scores:
     """Makes a scoring pass in this way."""
     program = _program(way, text, window, len(candidates))

@@ -10,6 +10,7 @@ import numpy as np
 
 from swift_jax.config.settings import SearchConfig
 from swift_jax.errors import InputError
+from swift_jax.model.skip_mask import Bits, Candidates
 from swift_jax.search import proposals
 from swift_jax.search.budget import Estimate
 from swift_jax.search.drift import Drift
@@ -17,7 +18,7 @@ from swift_jax.search.files.record_forms import PassRecord
 from swift_jax.search.matchness import Scores
 from swift_jax.search.proposals import Proposal
 from swift_jax.search.search_state import SearchState
-from swift_jax.typing import Bool, Float
+from swift_jax.typing import Float
 
 # Lead that a mask needs to become the incumbent, in its standard deviations.
 _MARGIN = 0.5
@@ -90,9 +91,7 @@ class Searcher(SearchState):
     """Whether the search is active, or a drift may wake it."""
     return self.active or self._watches
 
-  def start_from(
-    self, bits: Bool[np.ndarray, ' d'], may_restart: bool = False
-  ) -> None:
+  def start_from(self, bits: Bits, may_restart: bool = False) -> None:
     """Takes a given set as the incumbent; the search rests.
 
     These are SWIFT's cached layer sets. A later search skips as many sublayers
@@ -179,7 +178,7 @@ class Searcher(SearchState):
       self._surrogate.start(self.incumbent)
     self._history = []
 
-  def candidates(self) -> Bool[np.ndarray, 'c d']:
+  def candidates(self) -> Candidates:
     """Masks to score next: the incumbent, then proposals, all distinct.
 
     In every `bayes_interval`-th pass the proposals are the Gaussian process's.
@@ -212,10 +211,7 @@ class Searcher(SearchState):
     return plan
 
   def observe(
-    self,
-    candidates: Bool[np.ndarray, 'c d'],
-    scores: Scores,
-    fresh: float = math.inf,
+    self, candidates: Candidates, scores: Scores, fresh: float = math.inf
   ) -> None:
     """Learns from a scoring pass over the masks of `candidates()`.
 
@@ -277,7 +273,7 @@ class Searcher(SearchState):
     is_known = estimate.passes >= _MIN_PASSES
     return is_known and estimate.low > self.cfg.target_matchness
 
-  def _replace(self, bits: np.ndarray) -> None:
+  def _replace(self, bits: Bits) -> None:
     """Makes a scored mask the incumbent."""
     self.incumbent = bits
     # The process may remember masks for longer than `_scored` does.
@@ -290,10 +286,10 @@ class Searcher(SearchState):
     self._since_improved = 0
 
   def _remember(
-    self, bits: np.ndarray, hits: np.ndarray, positions: int
+    self, candidates: Candidates, hits: np.ndarray, positions: int
   ) -> None:
     """Keeps each mask's last score, with the source that proposed it first."""
-    for row, source, count in zip(bits, self._sources, hits, strict=True):
+    for row, source, count in zip(candidates, self._sources, hits, strict=True):
       source = self.source if source == 'incumbent' else source
       source = self._scored.pop(digits(row), [source])[0]
       self._scored[digits(row)] = [source, int(count), positions]
@@ -315,7 +311,7 @@ class Searcher(SearchState):
     if (best != self.incumbent).any():
       self._replace(best)
 
-  def _record(self, candidates: np.ndarray, scores: Scores) -> None:
+  def _record(self, candidates: Candidates, scores: Scores) -> None:
     """Hands a record of the pass to `on_pass`."""
     event, self._event = self._event, ''
     if self.on_pass is None:
@@ -344,7 +340,7 @@ class Searcher(SearchState):
     return super().state()
 
 
-def digits(bits: np.ndarray) -> str:
+def digits(bits: Bits) -> str:
   """A mask as a string of 0 and 1 (skipped)."""
   return ''.join('01'[int(bit)] for bit in bits)
 

@@ -72,15 +72,15 @@ class Fresh:
     self._draft = draft
     self._known: dict[bytes, tuple[float, float]] = {}
 
-  def matchness(self, bits: np.ndarray) -> float:
+  def matchness(self, bits: skip_masks.Bits) -> float:
     """The share of positions that the draft hits."""
     return self._figures(bits)[0]
 
-  def accepted_length(self, bits: np.ndarray) -> float:
+  def accepted_length(self, bits: skip_masks.Bits) -> float:
     """Tokens of a round on the chain, under the draft's settings."""
     return self._figures(bits)[1]
 
-  def _figures(self, bits: np.ndarray) -> tuple[float, float]:
+  def _figures(self, bits: skip_masks.Bits) -> tuple[float, float]:
     name = bits.tobytes()
     if name not in self._known:
       hits = positions = rounds = 0

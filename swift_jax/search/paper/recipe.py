@@ -20,9 +20,9 @@ import numpy as np
 
 from swift_jax.config.settings import SearchConfig
 from swift_jax.model import skip_mask as skip_masks
+from swift_jax.model.skip_mask import Bits, Candidates
 from swift_jax.search.matchness import Scores
 from swift_jax.search.searcher import Searcher, needs_gpjax
-from swift_jax.typing import Bool
 
 BAYES_INTERVAL = 25
 
@@ -52,9 +52,7 @@ class PaperSearcher(Searcher):
   def _history_form(self) -> list[Any]:
     return [np.zeros(self._free, bool), 0.0]
 
-  def start_from(
-    self, bits: Bool[np.ndarray, ' d'], may_restart: bool = False
-  ) -> None:
+  def start_from(self, bits: Bits, may_restart: bool = False) -> None:
     del may_restart
     super().start_from(bits)
 
@@ -75,7 +73,7 @@ class PaperSearcher(Searcher):
   def rest(self) -> None:
     self.active = False
 
-  def candidates(self) -> Bool[np.ndarray, '1 d']:
+  def candidates(self) -> Candidates:
     is_due = (self.iterations + 1) % BAYES_INTERVAL == 0
     if self._surrogate is not None and is_due:
       self._sources = ['paper']
@@ -84,10 +82,7 @@ class PaperSearcher(Searcher):
     return skip_masks.random(self._rng, self._free, self._skipped)[None]
 
   def observe(
-    self,
-    candidates: Bool[np.ndarray, '1 d'],
-    scores: Scores,
-    fresh: float = 0.0,
+    self, candidates: Candidates, scores: Scores, fresh: float = 0.0
   ) -> None:
     del fresh
     positions = scores.positions
