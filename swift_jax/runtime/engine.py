@@ -375,11 +375,12 @@ class Engine:
         for piece in session.run():
           yield piece._replace(row=rows.start + piece.row)
         self._files.save_set()
-        told = session.rounds(), session.log_probs()
-        parts = zip(prompts[rows], session.rows, *told, strict=True)
+        session.keep_evidence()
+        told = session.log_probs()
+        parts = zip(prompts[rows], session.rows, told, strict=True)
         del session.state  # its cache makes room for the next batch's
-        for prompt, row, passes, log_probs in parts:
-          yield results.of_row(prompt, row, session, passes, log_probs)
+        for prompt, row, log_probs in parts:
+          yield results.of_row(prompt, row, session, log_probs)
     except BaseException as error:  # what was found is kept, whatever ends it
       with contextlib.suppress(InputError):
         self._files.save_set()

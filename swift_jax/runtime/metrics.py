@@ -14,11 +14,56 @@ class Round(NamedTuple):
     drafted: tokens of the chain that it verified; 0 for a plain step.
     accepted: those that were returned.
     returned: tokens returned, the target's own among them.
+    leaf_hits: 1 if a leaf beside the chain is among them.
+    is_copy: whether the chain was copied from the text.
   """
 
   drafted: int
   accepted: int
   returned: int
+  leaf_hits: int = 0
+  is_copy: bool = False
+
+  def cut(self, returned: int) -> Round:
+    """The round of a text that ends after so many of its tokens.
+
+    What was drafted and verified stays; the rest counts if it was returned.
+    """
+    accepted = min(self.accepted, returned)
+    leaf_hits = min(self.leaf_hits, returned - accepted)
+    return self._replace(
+      accepted=accepted,
+      returned=min(self.returned, returned),
+      leaf_hits=leaf_hits,
+    )
+
+  @property
+  def own(self) -> int:
+    """The target's own tokens among those returned: 0 or 1."""
+    return self.returned - self.accepted - self.leaf_hits
+
+  @property
+  def is_right(self) -> bool:
+    """Whether the target accepted a path to its end, leaf or chain."""
+    return self.leaf_hits > 0 or self.accepted == self.drafted
+
+
+PLAIN_STEP = Round(0, 0, 1)
+
+
+def totals(rounds: Sequence[Round]) -> dict[str, int]:
+  """What the rounds of a text add up to, by the names of `Metrics`."""
+  copies = [r for r in rounds if r.is_copy]
+  return {
+    'verify_passes': len(rounds),
+    'drafted': sum(r.drafted for r in rounds),
+    'accepted': sum(r.accepted for r in rounds),
+    'copied': sum(r.drafted for r in copies),
+    'copies_accepted': sum(r.accepted for r in copies),
+    'leaf_hits': sum(r.leaf_hits for r in rounds),
+    'bonus_tokens': sum(r.own for r in rounds if r.is_right),
+    'corrected_tokens': sum(r.own for r in rounds if not r.is_right),
+  }
 
 
 @dataclasses.dataclass(frozen=True)

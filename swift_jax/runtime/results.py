@@ -5,7 +5,13 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 
-from swift_jax.runtime.metrics import LogProbs, Metrics, Round, ratio
+from swift_jax.runtime.metrics import (
+  LogProbs,
+  Metrics,
+  Round,
+  ratio,
+  totals,
+)
 from swift_jax.runtime.prompts import Prompt
 from swift_jax.runtime.rows import Row
 from swift_jax.runtime.session import Session
@@ -50,11 +56,13 @@ def of_row(
   prompt: Prompt,
   row: Row,
   session: Session,
-  passes: list[Round],
   log_probs: LogProbs | None,
 ) -> Result:
   """Of a row that has ended, in a batch that has."""
-  tokens, counts, seconds = row.text.tokens, row.counts, session.seconds
+  tokens, seconds = row.text.tokens, session.seconds
+  counts = totals(row.rounds)
+  if session.decode.method == 'plain':
+    counts['bonus_tokens'] = 0  # there is no draft to go beyond
   finish_reason = 'length'
   if row.text.stopped:
     finish_reason = 'stop'
@@ -67,7 +75,7 @@ def of_row(
     text=row.text.text,
     tokens=tokens,
     finish_reason=finish_reason,
-    rounds=passes,
+    rounds=row.rounds,
     logprobs=log_probs,
     metrics=Metrics(
       method=session.decode.method,

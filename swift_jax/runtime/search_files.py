@@ -17,7 +17,7 @@ from swift_jax.files import atomic
 from swift_jax.model.skip_mask import SkipMask, from_bits
 from swift_jax.parallel import sharding
 from swift_jax.parallel.target import Target
-from swift_jax.search.budget import Estimate
+from swift_jax.search.estimate import Estimate
 from swift_jax.search.files import cached_sets, records
 from swift_jax.search.files.cached_sets import CachedSet
 from swift_jax.search.searcher import Searcher

@@ -18,9 +18,11 @@ from swift_jax.decoding import drafting, logprobs, policy, rounds, sampling
 from swift_jax.decoding.drafting import DraftSettings
 from swift_jax.decoding.state import DecodeState
 from swift_jax.model import skip_mask as skip_masks
+from swift_jax.pacing.clock import Clock
+from swift_jax.pacing.governor import Governor
 from swift_jax.parallel import sharding
 from swift_jax.runtime.detokenizer import Bytes
-from swift_jax.runtime.metrics import LogProbs, Round
+from swift_jax.runtime.metrics import LogProbs
 from swift_jax.runtime.model import Model
 from swift_jax.runtime.rows import (
   Dispatch,
@@ -70,7 +72,7 @@ class Session:
     # the device.
     self._drafting: tuple[skip_masks.Bits, float | None] | None = None
     self._mask: skip_masks.Mask | None = None
-    self._settings, self._told = model.settings, None
+    self._settings, self._costs = model.settings, None
     self._saved: float | None = None
     self.rows = Rows(prompts, token_bytes, decode.sampling.stop_strings)
     self._sampling = model.put(
@@ -82,22 +84,25 @@ class Session:
       model.cfg.max_position_embeddings,
     )
     self._reserve()
-    self._clock = None
-    if self._shapes.adaptive and self._is_swift:
-      self._clock = model.clock(
-        decode.batch_size, self._shapes, decode.sampling
-      )
+    # Other methods are no part of an engine's account.
+    is_swift = self._is_swift
+    self._governor = searcher.governor if is_swift else Governor(share=0)
+    self._governor.begin(self._what_passes_cost())
     self.seconds = Seconds()
-    self.turns = Turns(
-      model, searcher, self.rows, self.seconds, self._shapes, self._clock
-    )
+    self.turns = Turns(model, searcher, self.rows, self.seconds, self._shapes)
     # Of all dispatches so far.
     self._steps, self._work = 0, np.zeros((), np.int32)
     started = time.perf_counter()
     self.state = self._prefill()
     self.seconds.prefill = time.perf_counter() - started
-    if self._is_swift:
-      self.turns.pay(self.seconds.prefill)
+    self._governor.add(self.seconds.prefill)
+
+  def _what_passes_cost(self) -> Clock | None:
+    """None where no policy weighs costs."""
+    decode, shapes = self.decode, self._shapes
+    if not (self._is_swift and shapes.adaptive):
+      return None
+    return self.model.clock(decode.batch_size, shapes, decode.sampling)
 
   @property
   def eos_token_ids(self) -> tuple[int, ...]:
@@ -156,10 +161,8 @@ class Session:
     interval = self.decode.phase_interval
     model.dispatches += 1
     mask, settings = self._drafts_by()
-    clock = self._clock
-    if clock is not None and (clock.guard.is_closed or clock.wants_plain_steps):
-      settings = settings.replace(forced=model.number(policy.PLAIN))
-      count = count if clock.guard.is_closed else 1
+    if not self._governor.may_draft:
+      count = self._governor.rounds(count)
     elif interval and model.dispatches % interval == 0:
       self.state = self.in_halves()
       count -= 1
@@ -212,11 +215,11 @@ class Session:
         if saved is None
         else skip_masks.KnownMask.of(skip_masks.from_bits(incumbent))
       )
-    if self._clock is not None:
-      its_costs = self._clock.for_policy(incumbent, saved or 0)
-      if self._told is None or not its_costs.is_near(self._told):
-        self._told = its_costs
-        self._settings = model.settings.replace(costs=model.put(its_costs))
+    costs = self._governor.for_policy(incumbent, saved or 0)
+    if costs is not None:
+      if self._costs is None or not costs.is_near(self._costs):
+        self._costs = costs
+        self._settings = model.settings.replace(costs=model.put(costs))
     return self._mask, self._settings
 
   def specialise(self, bits: skip_masks.Bits, waits: bool = False) -> None:
@@ -278,30 +281,30 @@ class Session:
     return new
 
   def _account(self, dispatch: Dispatch) -> None:
-    """Tells all that go by the time that it took."""
+    """Adds it to the times of the batch and to the governor's account."""
     self.seconds.decode += dispatch.seconds
-    if self._is_swift:
-      self.turns.pay(dispatch.seconds, dispatch.steps)
-    # The clock corrects what is believed; processes in step would differ.
-    if self._clock and not sharding.spans_processes(self.model.mesh):
-      bits, saved = self.searcher.incumbent, self._saved or 0
-      draft = self._clock.measured.draft(bits, saved)
-      self._clock.observe(
-        dispatch.work, draft, dispatch.steps, dispatch.seconds
-      )
-    self.turns.guess(dispatch.seconds / dispatch.rounds)
+    self._governor.record(
+      dispatch.seconds,
+      dispatch.rounds,
+      dispatch.steps,
+      # The clock of each process differs, but all must decide alike.
+      None if sharding.spans_processes(self.model.mesh) else dispatch.work,
+      self.searcher.incumbent,
+      self._saved or 0,
+    )
 
   def _read(self, seen: Seen) -> list[Piece]:
     """Takes the rows' new tokens, and ends those that a stop string has ended."""
-    before = self.rows.verdict()
-    pieces, stopped = self.rows.read(seen)
+    pieces, new, stopped = self.rows.read(seen)
     if stopped and not self.rows.are_done:
       done = np.array(seen.done)
       done[stopped] = True
       self.state = self.state.replace(done=self.model.put_rows(done))
     if self._is_swift:
-      drafted, accepted = np.subtract(self.rows.verdict(), before).tolist()
-      self.searcher.watch(drafted, accepted)
+      by_layers = [r for r in new if not r.is_copy]
+      self.searcher.watch(
+        sum(r.drafted for r in by_layers), sum(r.accepted for r in by_layers)
+      )
     return pieces
 
   def warm_up(self, scores: bool, specialises: bool) -> None:
@@ -319,19 +322,15 @@ class Session:
     if self.decode.method != 'plain' and self.decode.phase_interval:
       self.state = self.in_halves()
     Seen.of(self.state, self.model)
-    self.rounds()
+    self.keep_evidence()
     if self.decode.sampling.logprobs is not None:
       self.force(0)
     sharding.agreed(True, self.model.mesh)
 
-  def rounds(self) -> list[list[Round]]:
-    """What each pass of the target did for each row; they add up to its text."""
-    if self.decode.method == 'plain':
-      return [[Round(0, 0, 1)] * count for count in self.rows.written]
-    log, self.model.evidence = self.model.get(
-      (self.state.log, self.state.evidence)
-    )
-    return [row.rounds(log[b]) for b, row in enumerate(self.rows)]
+  def keep_evidence(self) -> None:
+    """Keeps what drafting brought, for the texts to come."""
+    if self.decode.method != 'plain':
+      self.model.evidence = self.model.get(self.state.evidence)
 
   def log_probs(self) -> list[LogProbs | None]:
     """How likely the target finds each row's text, where that is asked for.
@@ -351,8 +350,7 @@ class Session:
     ]
     taken = time.perf_counter() - started
     self.seconds.decode += taken
-    if self._is_swift:
-      self.turns.pay(taken)
+    self._governor.add(taken)
     return [
       log_probs_of(parts, b, count, self.model.cfg)
       for b, count in enumerate(written)

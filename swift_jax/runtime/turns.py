@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import math
 import time
 
 import jax
@@ -14,8 +13,6 @@ import numpy as np
 from swift_jax.decoding.drafting import DraftShapes
 from swift_jax.decoding.state import DecodeState
 from swift_jax.model.skip_mask import Candidates
-from swift_jax.pacing.clock import Clock
-from swift_jax.pacing.costs import PassCosts
 from swift_jax.parallel import sharding
 from swift_jax.runtime.model import Model
 from swift_jax.runtime.rows import Rows
@@ -51,37 +48,34 @@ class Turns:
     rows: Rows,
     seconds: Seconds,
     shapes: DraftShapes,
-    clock: Clock | None,
   ):
     """The batch is another text than what was scored before.
 
     Args:
       seconds: the batch's; those of the search are added there.
-      clock: None where the policy does not weigh costs.
     """
     self._model, self._searcher, self._rows = model, searcher, rows
-    self._seconds, self._shapes, self._clock = seconds, shapes, clock
+    self._seconds, self._shapes = seconds, shapes
     self.scored_at = [0] * len(rows)
     self._due = searcher.cfg.opt_interval  # rounds until the next turn
-    self._pass_guess = math.inf
     searcher.new_text()
-
-  @property
-  def costs(self) -> PassCosts | None:
-    """What passes cost by now, where the policy weighs it."""
-    return self._clock.costs if self._clock else None
 
   def may_come(self) -> bool:
     """Whether the search goes on, may win anything and can afford a pass."""
-    searcher = self._searcher
-    return (
-      searcher.active
-      and self._may_pay()
-      and sharding.agreed(
-        searcher.budget.allows(self._pass_guess, saves=searcher.keeps_reserve),
-        self._model.mesh,
-      )
+    searcher, widths = self._searcher, self._shapes.verify_widths
+    governor, cfg = searcher.governor, searcher.cfg
+    layers = self._model.cfg.num_hidden_layers
+    if not searcher.active or not governor.may_win(
+      layers, int(searcher.incumbent.sum()), widths
+    ):
+      return False
+    may_score = governor.may_score(
+      searcher.num_candidates,
+      cfg.context_window,
+      widths,
+      searcher.keeps_reserve,
     )
+    return sharding.agreed(may_score, self._model.mesh)
 
   def rounds_left(self, most: int) -> int:
     """Rounds of the next dispatch, so that a turn comes when it is due."""
@@ -99,37 +93,6 @@ class Turns:
       self.search(state)
       self._due = self._searcher.cfg.opt_interval
 
-  def guess(self, per_round: float) -> None:
-    """Takes the seconds of a round: a guess of a pass's before there was one."""
-    guess = per_round  # a mask takes about a round
-    if self.costs is not None:  # or as many wide ones as make a window
-      windows = self._searcher.cfg.context_window / self._shapes.max_width
-      guess = max(guess, windows * self.costs.verify[-1] * self.costs.step_s)
-    self._pass_guess = self._searcher.num_candidates * guess
-
-  def _may_pay(self) -> bool:
-    """Whether a better set of this ratio could make anything faster.
-
-    True where nobody knows, and where the search may have all the time.
-    """
-    searcher = self._searcher
-    if self.costs is None or searcher.budget.share >= 1:
-      return True
-    layers = self._model.cfg.num_hidden_layers
-    sizes = layers, int(searcher.incumbent.sum())
-    return self.costs.highest_speed(*sizes, self._shapes.verify_widths) > 1
-
-  def pay(self, seconds: float, steps: int | None = None) -> None:
-    """Time of the text, which the search's share is taken of.
-
-    Args:
-      steps: plain steps that would have written the same; None: no text was.
-    """
-    plain = None
-    if self.costs is not None:
-      plain = seconds if steps is None else steps * self.costs.step_s
-    self._searcher.budget.add(seconds, plain)
-
   @contextlib.contextmanager
   def timed(self, is_pass: bool = False) -> Iterator[None]:
     """Time of the search."""
@@ -137,7 +100,7 @@ class Turns:
     yield
     taken = time.perf_counter() - started
     self._seconds.search += taken
-    self._searcher.budget.pay(taken, is_pass)
+    self._searcher.governor.pay(taken, is_pass)
 
   def search(self, state: DecodeState) -> None:
     """One scoring pass, if the batch has written a window of text and more."""
@@ -170,7 +133,7 @@ class Turns:
     searcher, text = self._searcher, self._text(state)
     scorer, window = self._model.scorer, searcher.cfg.context_window
     if searcher.wants_process and sharding.agreed(
-      searcher.budget.affords(STARTING_SECONDS), self._model.mesh
+      searcher.governor.affords(STARTING_SECONDS), self._model.mesh
     ):
       # gpjax makes arrays of its own when it is imported.
       with jax.transfer_guard('allow'):
@@ -192,19 +155,18 @@ class Turns:
     takes: a run may end at any moment.
     """
     searcher, mesh = self._searcher, self._model.mesh
-    budget = searcher.budget
+    governor = searcher.governor
     # Nothing may go by the clock, or two threads might start programs on several
     # devices in two orders: compiled where they are called.
-    if budget.share >= 1 or (mesh is not None and mesh.size > 1):
+    if governor.is_unlimited or (mesh is not None and mesh.size > 1):
       return True
-    written = budget.elapsed if budget.plain is None else budget.plain
     return self._model.scorer.is_ready(
       self._text(state),
       self._like_candidates(),
       searcher.cfg.context_window,
       searcher.cfg.scoring,
       searcher.wants_importance,
-      begins=written >= _COMPILING_S,
+      begins=governor.has_written_for(_COMPILING_S),
     )
 
   def score(

@@ -10,8 +10,9 @@ import numpy as np
 from swift_jax.config.settings import SearchConfig
 from swift_jax.errors import InputError
 from swift_jax.model import skip_mask as skip_masks
-from swift_jax.search.budget import Budget, Estimate
+from swift_jax.pacing.governor import Governor
 from swift_jax.search.drift import Drift
+from swift_jax.search.estimate import Estimate
 from swift_jax.search.files import codec
 from swift_jax.search.files.record_forms import EVENTS, SOURCES, PassRecord
 
@@ -31,7 +32,7 @@ class SearchState:
     evaluations: masks scored in these passes, counted each time.
     restarts: how often the stream drifted.
     active: whether the search goes on.
-    budget: the time that the search may take, over all texts.
+    governor: the account of the time, over all texts.
     on_pass: called with a record of each pass; it is not part of the state.
   """
 
@@ -62,7 +63,7 @@ class SearchState:
     self._skipped = skip_masks.num_to_skip(num_layers, cfg.skip_ratio)
     self._free = skip_masks.num_free(num_layers)
     self.active = self._may_score
-    self.budget = Budget(cfg.time_budget)
+    self.governor = Governor(cfg.time_budget)
     self.on_pass: Callable[[PassRecord], None] | None = None
     self._rng = np.random.default_rng(cfg.seed)
     self._since_improved = self._since_start = 0
@@ -109,7 +110,7 @@ class SearchState:
         'learnt': learnt,
         'incumbent': self.incumbent,
         'estimate': vars(self.estimate),
-        'budget': vars(self.budget),
+        'budget': self.governor.account(),
         'drift': vars(self._drift),
         'rng': self._rng.bit_generator.state,
         'surrogate': None if surrogate is None else surrogate.state(),
@@ -144,7 +145,10 @@ class SearchState:
       raise InputError(
         f'search state: damaged: {type(error).__name__}: {error}'
       ) from error
-    other.on_pass, other.budget.share = self.on_pass, self.budget.share
+    # The batch that is being written goes on with the same governor.
+    account = other.governor.account() | {'share': self.governor.share}
+    vars(self.governor).update(account)
+    other.on_pass, other.governor = self.on_pass, self.governor
     vars(self).update(vars(other))
 
   def _sizes(self) -> dict[str, Any]:
@@ -166,10 +170,10 @@ class SearchState:
     # The settings of this run count, not those of the run that saved the state.
     self.active &= self._may_score
     self._watches &= self._may_score and self.cfg.restart
-    for name in ('estimate', 'budget', '_drift'):
-      target = getattr(self, name)
-      fields = tuple(vars(target))
-      codec.replace_fields(target, fields, state[name.lstrip('_')])
+    account = tuple(self.governor.account())
+    codec.replace_fields(self.governor, account, state['budget'])
+    for name, target in ('estimate', self.estimate), ('drift', self._drift):
+      codec.replace_fields(target, tuple(vars(target)), state[name])
     self._check_learnt()
     self._rng.bit_generator.state = state['rng']
     if state['surrogate'] is not None and self.cfg.bayes_interval:
@@ -181,8 +185,8 @@ class SearchState:
     bits = np.zeros(self._free, bool)
     learnt = {
       'importance': ([self._importance], bits.astype(np.float32)),
-      'per_pass': ([self.budget.per_pass], 0.0),
-      'plain': ([self.budget.plain], 0.0),
+      'per_pass': ([self.governor.per_pass], 0.0),
+      'plain': ([self.governor.plain], 0.0),
       'suggested': (self._suggested, bits),
       'history': (self._history, self._history_form()),
       'scored': (self._scored.values(), ['', 0, 0]),

@@ -12,8 +12,8 @@ from swift_jax.config.settings import SearchConfig
 from swift_jax.errors import InputError
 from swift_jax.model.skip_mask import Bits, Candidates
 from swift_jax.search import proposals
-from swift_jax.search.budget import Estimate
 from swift_jax.search.drift import Drift
+from swift_jax.search.estimate import Estimate
 from swift_jax.search.files.record_forms import PassRecord
 from swift_jax.search.matchness import Scores
 from swift_jax.search.proposals import Proposal
@@ -132,7 +132,7 @@ class Searcher(SearchState):
     self.restarts += 1
     self._event = 'restart'
     self.estimate = Estimate()
-    self.budget.forfeit()  # one answer must not pay for a long rest
+    self.governor.forfeit()  # one answer must not pay for a long rest
     self._since_improved = self._since_start = 0
     self._importance = None
     self._history, self._suggested = [], []
@@ -320,8 +320,8 @@ class Searcher(SearchState):
       PassRecord(
         number=self.iterations,
         evaluations=self.evaluations,
-        seconds=self.budget.elapsed,
-        search_seconds=self.budget.spent,
+        seconds=self.governor.elapsed,
+        search_seconds=self.governor.spent,
         positions=scores.positions,
         sources=tuple(self._sources),
         hits=tuple(scores.num_hits().tolist()),

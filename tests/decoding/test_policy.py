@@ -203,7 +203,7 @@ class Still(Clock):
   """Costs that stay fixed, whatever the clock measures."""
 
   def observe(self, *_):
-    pass
+    return 0.0
 
 
 def adaptive(price=None, mask=HALF, **draft):

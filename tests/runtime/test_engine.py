@@ -355,7 +355,7 @@ def test_the_record_is_what_the_search_did(tmp_path):
     searcher.estimate.stddev,
   )
   assert [record.event for record in passes] == ['start', None, None, 'stopped']
-  assert last.search_seconds <= searcher.budget.spent
+  assert last.search_seconds <= searcher.governor.spent
 
 
 def test_a_search_is_saved_and_goes_on_in_the_next_engine(tmp_path):

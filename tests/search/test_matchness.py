@@ -249,11 +249,11 @@ def test_accepted_lengths_are_those_of_the_engine(threshold, most):
     matchness.score(model.graphdef, model.params, text, masks, 40)
   )
   assert scores.positions == sum(len(r.text.tokens) for r in session.rows)
-  rounds = sum(row.counts['verify_passes'] for row in session.rows)
-  accepted = sum(row.counts['accepted'] for row in session.rows)
-  assert 0 < accepted < sum(row.counts['drafted'] for row in session.rows)
+  rounds = [one for row in session.rows for one in row.rounds]
+  accepted = sum(one.accepted for one in rounds)
+  assert 0 < accepted < sum(one.drafted for one in rounds)
   (length,) = scores.accepted_lengths(threshold, most)
-  assert length == scores.positions / rounds > 1
+  assert length == scores.positions / len(rounds) > 1
 
 
 # ---- shares of a sublayer

@@ -445,12 +445,12 @@ def test_a_cached_start_knows_nothing_of_a_search_before_it():
 def test_a_long_rest_does_not_pay_for_the_search_after_it():
   search = synthetic.searcher(time_budget=0.1, max_iterations=1)
   synthetic.run(search, 99)
-  search.budget.add(3600.0)
-  assert search.budget.affords(300.0)
+  search.governor.add(3600.0)
+  assert search.governor.affords(300.0)
   fall(search)
-  assert search.active and not search.budget.affords(0.1)
-  search.budget.add(10.0)
-  assert search.budget.affords(0.9) and not search.budget.affords(1.1)
+  assert search.active and not search.governor.affords(0.1)
+  search.governor.add(10.0)
+  assert search.governor.affords(0.9) and not search.governor.affords(1.1)
 
 
 @pytest.mark.parametrize('recipe', ['default', 'paper'])
@@ -501,7 +501,7 @@ def test_a_search_goes_on_from_its_state_as_if_it_had_not_ended(name, passes):
   unbroken, first = started(**settings), started(**settings)
   records = {True: [], False: []}
   for search in (unbroken, first):
-    search.budget.add(7.0)
+    search.governor.add(7.0)
     search.take_importance(importance)
   unbroken.on_pass = records[False].append
   synthetic.run(unbroken, 12)
