@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from swift_jax.decoding import policy
-from swift_jax.model.skip_mask import SkipMask
+from swift_jax.model.skip_mask import Bits
 from swift_jax.pacing import costs
 
 _RATE = 0.4  # share of a dispatch's error that is corrected
@@ -38,17 +38,17 @@ class Clock:
     self._logs = np.zeros(2 + len(measured.verify))  # of the ratios
     self.ratios, self.costs = np.exp(self._logs), measured
 
-  def for_policy(self, skip_mask: SkipMask, saved_s: float) -> policy.Costs:
+  def for_policy(self, bits: Bits, saved_s: float) -> policy.Costs:
     """The corrected costs for the policy, as host arrays.
 
     They are in plain steps as long as they are now.
 
     Args:
-      skip_mask: the mask that drafts.
+      bits: those of the mask that drafts.
       saved_s: as in `PassCosts.draft`.
     """
     step, draft, *_ = self.ratios
-    draft *= self.measured.draft(skip_mask, saved_s) / step
+    draft *= self.measured.draft(bits, saved_s) / step
     return policy.Costs(
       np.asarray(draft, np.float32),
       np.asarray(self.costs.verify, np.float32),

@@ -31,7 +31,7 @@ from swift_jax.decoding.state import DecodeState
 from swift_jax.errors import InputError
 from swift_jax.files import atomic
 from swift_jax.model import skip_mask as skip_masks
-from swift_jax.model.skip_mask import Mask, SkipMask
+from swift_jax.model.skip_mask import Bits, Mask, SkipMask
 from swift_jax.parallel import distributed, sharding
 from swift_jax.parallel.target import Target
 from swift_jax.version import __version__
@@ -71,14 +71,14 @@ class PassCosts:
     for cost in self.verify:
       require_number('verify', cost, 0, float('inf'))
 
-  def draft(self, skip_mask: SkipMask, saved_s: float = 0.0) -> float:
-    """Cost of one token drafted with this mask.
+  def draft(self, bits: Bits, saved_s: float = 0.0) -> float:
+    """Cost of one token drafted with a mask.
 
     Args:
+      bits: those of the mask.
       saved_s: seconds that a program without gates saves; see `specialised`.
     """
-    attn = (~np.asarray(skip_mask.attn)).sum()
-    mlp = (~np.asarray(skip_mask.mlp)).sum()
+    attn, mlp = 2 + (~bits).reshape(2, -1).sum(1)  # that run
     gated = float(self.head + attn * self.attn + mlp * self.mlp)
     return max(gated - saved_s / self.step_s, _SMALLEST)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from swift_jax.decoding import policy
-from swift_jax.model.skip_mask import SkipMask
+from swift_jax.model.skip_mask import Bits
 from swift_jax.pacing.clock import Clock
 from swift_jax.pacing.costs import PassCosts
 
@@ -97,7 +97,7 @@ class Governor:
     rounds: int,
     steps: int,
     work: np.ndarray | None,
-    mask: SkipMask,
+    bits: Bits,
     saved_s: float,
   ) -> None:
     """Adds a dispatch.
@@ -108,12 +108,12 @@ class Governor:
       steps: plain steps that would have brought the batch as far.
       work: its passes; see `DecodeState`. None: they are not judged by the
         clock, which differs between processes that must decide alike.
-      mask: the mask that drafted.
+      bits: those of the mask that drafted.
       saved_s: as in `PassCosts.draft`.
     """
     self._per_round = seconds / rounds
     if self._clock is not None and work is not None:
-      draft = self._clock.measured.draft(mask, saved_s)
+      draft = self._clock.measured.draft(bits, saved_s)
       cost = self._clock.observe(work, draft, seconds)
       self._judge_drafts(steps, cost, has_plain_steps=bool(work[0]))
     step_s = self.costs.step_s if self.costs else 0.0
@@ -175,16 +175,16 @@ class Governor:
     """Rounds of the next dispatch: one, if it is only to see plain steps."""
     return most if self.may_draft or self._rest_left > 0 else 1
 
-  def for_policy(self, mask: SkipMask, saved_s: float) -> policy.Costs | None:
+  def for_policy(self, bits: Bits, saved_s: float) -> policy.Costs | None:
     """What the policy decides by; None where it does not weigh costs.
 
     Args:
-      mask: the mask that drafts.
+      bits: those of the mask that drafts.
       saved_s: as in `PassCosts.draft`.
     """
     if self._clock is None:
       return None
-    costs = self._clock.for_policy(mask, saved_s)
+    costs = self._clock.for_policy(bits, saved_s)
     return costs if self.may_draft else costs.never()
 
   @property

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
-from swift_jax.model.skip_mask import KnownMask, SkipMask
+from swift_jax.model.skip_mask import Bits, KnownMask, SkipMask, from_bits
 from swift_jax.pacing import costs
 from swift_jax.parallel import sharding
 from swift_jax.parallel.target import Target
@@ -48,7 +48,7 @@ class Specialised:
 
   def saves(
     self,
-    mask: SkipMask,
+    bits: Bits,
     batch: int,
     capacity: int,
     shapes: DraftShapes,
@@ -61,7 +61,7 @@ class Specialised:
     the times.
 
     Args:
-      mask: the mask that drafts until further notice.
+      bits: those of the mask that drafts until further notice.
       capacity: slots of the text's cache.
       settings: the resolved sampling settings.
       waits: wait for the program.
@@ -73,7 +73,7 @@ class Specialised:
     target = self._target
     if target.gates_are_quick or sharding.spans_processes(target.mesh):
       return None  # processes in step would not switch at the same time
-    known = KnownMask.of(mask)
+    known = KnownMask.of(from_bits(bits))
     work = costs.sampling_work(settings)
     key = _Key(known, batch, capacity, shapes, work)
     if key in self._saved:
@@ -94,7 +94,7 @@ class Specialised:
     del self._jobs[key]
     try:
       job.result()
-      saved = _measured(costs.Bench(*how), target.put(mask), known)
+      saved = _measured(costs.Bench(*how), target.put_mask(bits), known)
     except Exception as error:  # for instance no memory: the text goes on
       _LOGGER.warning('no program for the skip set alone: %s', error)
       saved = None

@@ -23,7 +23,12 @@ from swift_jax.config.settings import (
 from swift_jax.errors import InputError
 from swift_jax.model import quantised
 from swift_jax.model.llama import GraphDef, Params
-from swift_jax.model.skip_mask import SkipMask, num_free
+from swift_jax.model.skip_mask import (
+  SkipMask,
+  checked_bits,
+  from_bits,
+  num_free,
+)
 from swift_jax.parallel import sharding
 from swift_jax.runtime import results, search_files, texts
 from swift_jax.runtime.chat_template import Arguments
@@ -171,7 +176,7 @@ class Engine(Texts):
   @property
   def skip_mask(self) -> SkipMask:
     """The mask that drafts at present."""
-    return self.searcher.incumbent
+    return from_bits(self.searcher.incumbent)
 
   @property
   def matchness(self) -> float | None:
@@ -180,7 +185,8 @@ class Engine(Texts):
 
   def set_skip_mask(self, mask: SkipMask) -> None:
     """Drafts with `mask` from now on; the search rests."""
-    self.searcher.start_from(mask)
+    bits = checked_bits(mask, self.cfg.num_hidden_layers)
+    self.searcher.start_from(bits)
 
   def generate(
     self,

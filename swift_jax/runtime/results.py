@@ -88,7 +88,7 @@ def of_row(
       **counts,
       acceptance_rate=ratio(counts['accepted'], counts['drafted']),
       mean_accepted_length=ratio(len(tokens), counts['verify_passes']),
-      skip_ratio=searcher.incumbent.skip_ratio() if searcher else None,
+      skip_ratio=searcher.skip_ratio if searcher else None,
       matchness=searcher.matchness if searcher else None,
       tokens_per_second=ratio(len(tokens), total),
     ),

@@ -14,7 +14,7 @@ from swift_jax.checkpoint import load
 from swift_jax.config.settings import ModelConfig, SearchConfig
 from swift_jax.errors import InputError
 from swift_jax.files import atomic
-from swift_jax.model.skip_mask import SkipMask
+from swift_jax.model.skip_mask import SkipMask, from_bits
 from swift_jax.parallel import sharding
 from swift_jax.parallel.target import Target
 from swift_jax.search.estimate import Estimate
@@ -78,7 +78,7 @@ class SearchFiles:
     search, cfg = searcher.cfg, target.cfg
     if search.cache:
       mask = cached_mask(search, cfg, self.fingerprint)
-      searcher.start_from(mask, may_restart=True)
+      searcher.start_from(mask.bits(), may_restart=True)
     if search.record and sharding.is_first(target.mesh):
       settings = dataclasses.asdict(search)
       header = records.Header(cfg.num_hidden_layers, self.fingerprint, settings)
@@ -103,13 +103,13 @@ class SearchFiles:
       return
     if searcher.estimate.mean is None:  # just chosen, not yet scored
       return
-    lists = searcher.incumbent.to_lists()
+    lists = from_bits(searcher.incumbent).to_lists()
     found = CachedSet(
       name=search.cache_name or _DEFAULT_NAME,
       model=self.fingerprint,
       matchness=searcher.estimate.mean,
       positions=round(searcher.estimate.positions),
-      skip_ratio=searcher.incumbent.skip_ratio(),
+      skip_ratio=searcher.skip_ratio,
       context_window=search.context_window,
       date=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
       version=__version__,

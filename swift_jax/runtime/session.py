@@ -70,7 +70,7 @@ class Session:
     self._is_swift = decode.method == 'swift'
     # The incumbent and what it saves as a known mask; that and what passes cost, on
     # the device.
-    self._drafting: tuple[skip_masks.SkipMask, float | None] | None = None
+    self._drafting: tuple[skip_masks.Bits, float | None] | None = None
     self._mask: skip_masks.Mask | None = None
     self._settings, self._costs = model.settings, None
     self._saved: float | None = None
@@ -186,7 +186,8 @@ class Session:
     Behind gates: nobody waits for a program of so few rounds.
     """
     model = self.model
-    mask, settings = model.put(self.searcher.incumbent), self._drafts_by()[1]
+    mask = model.put_mask(self.searcher.incumbent)
+    settings = self._drafts_by()[1]
     settings = settings, self._sampling, self._shapes
     started = time.perf_counter()
     draft, state = rounds.draft_half(
@@ -210,9 +211,9 @@ class Session:
     if before[0] is not incumbent or before[1] != saved:
       self._drafting = incumbent, saved
       self._mask = (
-        model.put(incumbent)
+        model.put_mask(incumbent)
         if saved is None
-        else skip_masks.KnownMask.of(incumbent)
+        else skip_masks.KnownMask.of(skip_masks.from_bits(incumbent))
       )
     costs = self._governor.for_policy(incumbent, saved or 0)
     if costs is not None:
@@ -221,17 +222,17 @@ class Session:
         self._settings = model.settings.replace(costs=model.put(costs))
     return self._mask, self._settings
 
-  def specialise(self, mask: skip_masks.SkipMask, waits: bool = False) -> None:
+  def specialise(self, bits: skip_masks.Bits, waits: bool = False) -> None:
     """Drafts without gates once that is there, if it is cheaper.
 
     Args:
-      mask: that of a search at rest.
+      bits: those of the mask of a search at rest.
       waits: for the program.
     """
     saves = self.model.specialised.saves
     batch, capacity = self.state.tokens.shape
     how = batch, capacity, self._shapes, self.decode.sampling
-    self._saved = saves(mask, *how, waits=waits)
+    self._saved = saves(bits, *how, waits=waits)
 
   def run(self) -> Iterator[Piece]:
     """Writes until every row has ended, and yields what has come.

@@ -12,7 +12,7 @@ import numpy as np
 
 from swift_jax.decoding.drafting import DraftShapes
 from swift_jax.decoding.state import DecodeState
-from swift_jax.model import skip_mask as skip_masks
+from swift_jax.model.skip_mask import Candidates
 from swift_jax.parallel import sharding
 from swift_jax.runtime.model import Model
 from swift_jax.runtime.rows import Rows
@@ -66,11 +66,14 @@ class Turns:
     governor, cfg = searcher.governor, searcher.cfg
     layers = self._model.cfg.num_hidden_layers
     if not searcher.active or not governor.may_win(
-      layers, searcher.incumbent.num_skipped(), widths
+      layers, int(searcher.incumbent.sum()), widths
     ):
       return False
     may_score = governor.may_score(
-      searcher.num_candidates, cfg.context_window, widths, searcher.saves
+      searcher.num_candidates,
+      cfg.context_window,
+      widths,
+      searcher.keeps_reserve,
     )
     return sharding.agreed(may_score, self._model.mesh)
 
@@ -136,14 +139,14 @@ class Turns:
       with jax.transfer_guard('allow'):
         searcher.start_process()
     if searcher.wants_importance:
-      ratio = searcher.incumbent.skip_ratio()
+      ratio = searcher.skip_ratio
       searcher.take_importance(scorer.importance(text, window, ratio))
     scorer.choose(text, self._like_candidates(), window, searcher.cfg.scoring)
 
-  def _like_candidates(self) -> skip_masks.SkipMask:
+  def _like_candidates(self) -> Candidates:
     """As many masks as a pass scores."""
     searcher = self._searcher
-    return skip_masks.stack([searcher.incumbent] * searcher.num_candidates)
+    return np.stack([searcher.incumbent] * searcher.num_candidates)
 
   def _is_compiled(self, state: DecodeState) -> bool:
     """Whether the search's programs are there.
@@ -167,7 +170,7 @@ class Turns:
     )
 
   def score(
-    self, state: DecodeState, candidates: skip_masks.SkipMask
+    self, state: DecodeState, candidates: Candidates
   ) -> matchness.Scores:
     """What each candidate makes of the batch's newest text, on the host."""
     cfg, text = self._searcher.cfg, self._text(state)

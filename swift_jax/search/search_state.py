@@ -24,7 +24,8 @@ class SearchState:
   `_learnt`.
 
   Attributes:
-    incumbent: the mask that drafts.
+    incumbent: the bits of the mask that drafts, bool[D]. They are replaced as
+      a whole, never changed.
     source: the source that proposed the incumbent.
     estimate: the incumbent's share of hits, over the windows of its passes.
     iterations: scoring passes so far.
@@ -55,7 +56,7 @@ class SearchState:
   def __init__(self, cfg: SearchConfig, num_layers: int):
     self.cfg = cfg
     self.num_layers = num_layers
-    self.incumbent = skip_masks.uniform(num_layers, cfg.skip_ratio)
+    self.incumbent = skip_masks.uniform(num_layers, cfg.skip_ratio).bits()
     self.source = 'start'
     self.estimate = Estimate()
     self.iterations = self.evaluations = self.restarts = 0
@@ -82,6 +83,11 @@ class SearchState:
     return self.cfg.num_candidates
 
   @property
+  def skip_ratio(self) -> float:
+    """The incumbent's skipped sublayers over the free sublayers."""
+    return float(self.incumbent.mean()) if self._free else 0.0
+
+  @property
   def _may_score(self) -> bool:
     """Whether there are masks to choose among, and they may be scored."""
     has_choice = 0 < self._skipped < self._free
@@ -102,7 +108,7 @@ class SearchState:
       {
         'sizes': self._sizes(),
         'learnt': learnt,
-        'incumbent': self.incumbent.bits(),
+        'incumbent': self.incumbent,
         'estimate': vars(self.estimate),
         'budget': self.governor.account(),
         'drift': vars(self._drift),
@@ -159,7 +165,7 @@ class SearchState:
     bits = state['incumbent']
     if bits.shape != (self._free,) or bits.sum() != self._skipped:
       raise ValueError(f'incumbent has {bits.shape} sublayers')
-    self.incumbent = skip_masks.from_bits(bits)
+    self.incumbent = bits.astype(bool)
     codec.replace_fields(self, self._learnt, state['learnt'])
     # The settings of this run count, not those of the run that saved the state.
     self.active &= self._may_score

@@ -26,7 +26,7 @@ PROMPTS = [
 ]
 NOTHING = skip_masks.none_skipped(CFG.num_hidden_layers)
 EVERYTHING = skip_masks.uniform(CFG.num_hidden_layers, 1.0)
-HALF = skip_masks.random(RNG, CFG.num_hidden_layers, 0.5)
+HALF = skip_masks.from_bits(tiny_model.random_bits(RNG, 0.5))
 MASKS = {'nothing': NOTHING, 'everything': EVERYTHING, 'half': HALF}
 
 

@@ -12,10 +12,10 @@ from swift_jax.pacing.clock import Clock
 from swift_jax.pacing.costs import PassCosts
 from swift_jax.pacing.governor import Governor
 
-MASK = skip_masks.uniform(4, 0.5)
+BITS = skip_masks.uniform(4, 0.5).bits()
 # A drafted token costs .4 plain steps.
 MEASURED = PassCosts(1e-3, 0.1, 0.05, 0.05, (1.5, 2.0))
-DRAFT = MEASURED.draft(MASK)
+DRAFT = MEASURED.draft(BITS)
 PLAIN = np.array([16, 0, 0, 0])
 LAYERS = np.array([0, 12, 2, 0])
 
@@ -37,7 +37,7 @@ def governor(share=0.0, clock=None):
 
 
 def record(one, seconds, steps=0, work=LAYERS, rounds=1):
-  one.record(seconds, rounds, steps, work, MASK, 0.0)
+  one.record(seconds, rounds, steps, work, BITS, 0.0)
 
 
 def may_score(one, **how):
@@ -249,12 +249,12 @@ def test_another_clock_is_another_trial():
 
 def test_while_drafts_rest_no_rate_is_high_enough():
   one = governor(clock=Clock(MEASURED))
-  assert governor().for_policy(MASK, 0) is None  # no policy weighs costs
-  before = one.for_policy(MASK, 0)
+  assert governor().for_policy(BITS, 0) is None  # no policy weighs costs
+  before = one.for_policy(BITS, 0)
   assert before.min_rate == np.float32(policy.MIN_RATE)
   record(one, 1e3 * seconds(LAYERS))
   assert not one.may_draft
-  after = one.for_policy(MASK, 0)
+  after = one.for_policy(BITS, 0)
   assert after.min_rate == np.inf and not after.is_near(before)
 
 
