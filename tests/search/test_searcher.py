@@ -531,11 +531,13 @@ def test_a_search_at_rest_is_restored_with_what_it_watches():
 
 def test_a_state_keeps_its_budget_and_takes_the_share_of_the_settings():
   one = synthetic.searcher(time_budget=0.5)
-  one.budget.add(3.0)
-  one.budget.pay(2.0, is_pass=True)
+  one.governor.add(3.0)
+  one.governor.pay(2.0, is_pass=True)
   two = synthetic.searcher(time_budget=0.25)
+  governor = two.governor  # a batch that is being written has it
   two.restore(saved(one))
-  assert vars(two.budget) == {**vars(one.budget), 'share': 0.25}
+  assert two.governor is governor
+  assert governor.account() == {**one.governor.account(), 'share': 0.25}
 
 
 def test_the_settings_count_that_a_state_is_restored_with():
