@@ -1,4 +1,4 @@
-"""The rows of a batch: what each has written, and what that took."""
+"""The rows of a batch: the text of each, and the passes that wrote it."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class Seen(NamedTuple):
 
 
 class Dispatch(NamedTuple):
-  """What a dispatch did: clock, budget, search and rows go by this alone.
+  """What a dispatch did; governor and rows read nothing else.
 
   Attributes:
-    rounds: as many as were asked for.
-    seconds: what it took, with the transfer to the host.
+    rounds: rounds that the dispatch was asked for.
+    seconds: its wall time, with the transfer to the host.
     steps: plain steps that would have brought the batch as far.
-    work: what was done; see `DecodeState`.
+    work: its passes; see `DecodeState`.
     seen: the batch after it.
   """
 
@@ -70,7 +70,7 @@ class Dispatch(NamedTuple):
 
 
 class Piece(NamedTuple):
-  """What a row has got: tokens, and the text that has become certain."""
+  """A row's new tokens, and the text that has become certain."""
 
   row: int
   text: str
@@ -94,10 +94,10 @@ class Row:
   done: bool = False
 
   def read(self, tokens: list[int], log: np.ndarray, done: bool) -> str:
-    """Takes what a dispatch brought and returns the text that has become certain.
+    """Takes a dispatch's tokens and returns the text that has become certain.
 
     Args:
-      tokens: all new ones, those behind a stop string too.
+      tokens: all new tokens, also those after a stop string.
       log: the row's lines at the places of these tokens, [5, n]; see
         `DecodeState`.
       done: the row has ended on the device.
@@ -122,7 +122,7 @@ def _round(line: np.ndarray) -> Round:
 
 
 class Rows:
-  """The prompts of a batch, in order; spare rows of the device are not here."""
+  """The prompts of a batch, in order, without the device's spare rows."""
 
   def __init__(
     self,
@@ -167,9 +167,9 @@ class Rows:
     return lengths, limits
 
   def plain_steps(self, seen: Seen) -> int:
-    """Those that would have brought the batch as far.
+    """Plain steps that would have brought the batch as far.
 
-    Rows that are ahead bring its end no nearer.
+    Tokens of rows that are ahead bring the batch's end no nearer.
     """
     prompts = np.array([len(row.prompt) for row in self])
     new = seen.length[: len(prompts)] - prompts
@@ -210,7 +210,10 @@ def not_finite(cfg: ModelConfig) -> InputError:
 def log_probs_of(
   parts: Sequence[logprobs.Places], row: int, count: int, cfg: ModelConfig
 ) -> LogProbs:
-  """Those of a row's first `count` tokens, from all passes over the text.
+  """The log-probabilities of a row's first `count` tokens.
+
+  Args:
+    parts: the passes over the text, in order.
 
   Raises:
     InputError: they are not finite.

@@ -60,7 +60,7 @@ class Session:
     Args:
       token_bytes: the bytes that a token adds to a text.
       decode: its sampling is resolved.
-      indices: of the prompts in the run; 0, 1, ... if None.
+      indices: indices of the prompts in the run; None means 0, 1, ...
     """
     self.model, self.searcher, self.decode = model, searcher, decode
     self._indices = range(len(prompts)) if indices is None else indices
@@ -68,8 +68,8 @@ class Session:
     is_lookup = decode.method == 'prompt_lookup'
     self._shapes = drafting.for_lookup(shapes) if is_lookup else shapes
     self._is_swift = decode.method == 'swift'
-    # The incumbent and what it saves as a known mask; that and what passes cost, on
-    # the device.
+    # The mask on the host and the seconds that it saves as a known mask, as they
+    # were when mask and settings were last uploaded.
     self._drafting: tuple[skip_masks.Bits, float | None] | None = None
     self._mask: skip_masks.Mask | None = None
     self._settings, self._costs = model.settings, None
@@ -111,11 +111,14 @@ class Session:
 
   @property
   def _prefill_chunks(self) -> int:
-    """Of all prompts but their last tokens, which the first round begins with."""
+    """Chunks that hold all prompts without their last tokens.
+
+    The first round begins with the last tokens.
+    """
     return -(-(int(self._lengths.max()) - 1) // self.decode.prefill_chunk)
 
   def _reserve(self) -> None:
-    """Sees to it that the cache holds what this batch may write."""
+    """Makes the cache large enough for all that this batch may write."""
     chunks = self._prefill_chunks * self.decode.prefill_chunk
     # A pass may write a whole tree behind the last token that counts.
     longest = int((self._lengths + self._limits).max())
@@ -183,7 +186,7 @@ class Session:
   def in_halves(self) -> DecodeState:
     """One round, with the time of drafting and that of verifying.
 
-    Behind gates: nobody waits for a program of so few rounds.
+    It runs behind gates: a program without gates would be compiled for few rounds.
     """
     model = self.model
     mask = model.put_mask(self.searcher.incumbent)
@@ -204,8 +207,10 @@ class Session:
     return state
 
   def _drafts_by(self) -> tuple[skip_masks.Mask, DraftSettings]:
-    """The incumbent on the device, and settings that know what it costs; each is
-    uploaded when it changes."""
+    """The incumbent and the settings with its costs, on the device.
+
+    Each is uploaded when it changes.
+    """
     incumbent, model, saved = self.searcher.incumbent, self.model, self._saved
     before = self._drafting or (None, None)
     if before[0] is not incumbent or before[1] != saved:
@@ -223,11 +228,11 @@ class Session:
     return self._mask, self._settings
 
   def specialise(self, bits: skip_masks.Bits, waits: bool = False) -> None:
-    """Drafts without gates once that is there, if it is cheaper.
+    """Drafts without gates as soon as such a program is ready and cheaper.
 
     Args:
-      bits: those of the mask of a search at rest.
-      waits: for the program.
+      bits: the mask of a search at rest.
+      waits: wait for the program.
     """
     saves = self.model.specialised.saves
     batch, capacity = self.state.tokens.shape
@@ -235,7 +240,7 @@ class Session:
     self._saved = saves(bits, *how, waits=waits)
 
   def run(self) -> Iterator[Piece]:
-    """Writes until every row has ended, and yields what has come.
+    """Writes until every row has ended, and yields each row's new text.
 
     Raises:
       InputError: the logits are not finite.
@@ -252,15 +257,15 @@ class Session:
       turns.take(self.state, dispatch.rounds, may_search)
 
   def _most_rounds(self) -> int:
-    """Of one dispatch."""
-    # One with stop strings, so that counts end where the text does.
+    """Most rounds of one dispatch."""
+    # One where there are stop strings, so that no round runs after a stop.
     stops = self.decode.sampling.stop_strings
     most = 1 if stops else self.decode.rounds_per_dispatch
     # Plain decoding goes to the host no more often than SWIFT does.
     return most * policy.STRETCH if self.decode.method == 'plain' else most
 
   def _choose_program(self) -> None:
-    """With gates or without, for the dispatch that comes."""
+    """Chooses a program with gates or without, for the next dispatch."""
     self._saved = None
     is_at_rest = self._is_swift and not self.searcher.active
     if is_at_rest and not self.model.gates_are_quick:
@@ -268,7 +273,7 @@ class Session:
         self.specialise(self.searcher.incumbent)
 
   def _dispatch(self, count: int) -> Dispatch:
-    """Rounds on the device, and what came of them."""
+    """Runs rounds on the device and reads what they did."""
     started = time.perf_counter()
     self.state = self.advance(count)
     seen = Seen.of(self.state, self.model)
@@ -308,11 +313,11 @@ class Session:
     return pieces
 
   def warm_up(self, scores: bool, specialises: bool) -> None:
-    """Compiles what `run` and those after it run; the batch is then spent.
+    """Compiles all programs of `run`; the batch cannot be used afterwards.
 
     Args:
-      scores: the search's passes too.
-      specialises: the program without gates too, where it is used.
+      scores: compile the search's passes too.
+      specialises: compile the program without gates too, where it is used.
     """
     if scores:
       self.turns.warm_up(self.state)
@@ -328,15 +333,15 @@ class Session:
     sharding.agreed(True, self.model.mesh)
 
   def keep_evidence(self) -> None:
-    """Keeps what drafting brought, for the texts to come."""
+    """Keeps what was learnt of drafting, for the next texts."""
     if self.decode.method != 'plain':
       self.model.evidence = self.model.get(self.state.evidence)
 
   def log_probs(self) -> list[LogProbs | None]:
-    """How likely the target finds each row's text, where that is asked for.
+    """The log-probabilities of each row's text, if the call asks for them.
 
-    By passes of the target over the text as it was returned, so that what it is has
-    nothing to do with the method that wrote it. Their time is part of decoding's.
+    They come from passes of the target over the returned text. So they do not
+    depend on the method that wrote the text. Their time is part of decoding's.
 
     Raises:
       InputError: they are not finite.
@@ -358,7 +363,7 @@ class Session:
 
   @property
   def _forced_width(self) -> int:
-    """Tokens of each row that a pass over the finished text takes."""
+    """Tokens of each row that one pass over the finished text reads."""
     wanted = min(self.decode.prefill_chunk, logprobs.WIDEST)
     return min(wanted, self.model.capacity)
 

@@ -1,4 +1,4 @@
-"""The search's turns while a batch is written: when one comes, and what it does."""
+"""The search's turns while a batch is written: when one is due, and its work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Seconds:
 
   prefill: float = 0.0
   decode: float = 0.0
-  draft: float = 0.0  # a sample of decode's, as is
+  # A sample of `decode`: only rounds in two halves are timed so.
+  draft: float = 0.0
   verify: float = 0.0
   search: float = 0.0
 
@@ -38,7 +39,7 @@ class Turns:
   """The search's turns in one batch.
 
   Attributes:
-    scored_at: tokens of each row the last time that it was scored.
+    scored_at: tokens of each row when it was last scored.
   """
 
   def __init__(
@@ -49,10 +50,10 @@ class Turns:
     seconds: Seconds,
     shapes: DraftShapes,
   ):
-    """The batch is another text than what was scored before.
+    """Tells the search that another text begins.
 
     Args:
-      seconds: the batch's; those of the search are added there.
+      seconds: times of the batch; the search's time is added to them.
     """
     self._model, self._searcher, self._rows = model, searcher, rows
     self._seconds, self._shapes = seconds, shapes
@@ -85,17 +86,17 @@ class Turns:
     """Counts the rounds of a dispatch, and scores if a turn is due.
 
     Args:
-      may_come: what `may_come` said before it.
+      may_come: the answer of `may_come` before the dispatch.
     """
     self._due -= rounds
-    # Whoever read the text may have ended the search.
+    # The reader of the text may have ended the search.
     if may_come and self._searcher.active and self._due <= 0:
       self.search(state)
       self._due = self._searcher.cfg.opt_interval
 
   @contextlib.contextmanager
   def timed(self, is_pass: bool = False) -> Iterator[None]:
-    """Time of the search."""
+    """Counts the time within it as the search's."""
     started = time.perf_counter()
     yield
     taken = time.perf_counter() - started
@@ -119,7 +120,7 @@ class Turns:
     self.scored_at = written
 
   def warm_up(self, state: DecodeState) -> None:
-    """Compiles a scoring pass, before there is a text to weigh."""
+    """Compiles a scoring pass before any text is written."""
     self.prepare(state)
     candidates = self._searcher.candidates()
     scores = self.score(state, candidates)
@@ -129,13 +130,16 @@ class Turns:
     self._searcher.state()  # waits for the Gaussian process, where there is one
 
   def prepare(self, state: DecodeState) -> None:
-    """What the search asks for beside scores, once: not in a pass's time."""
+    """Computes, once, what the search needs beside scores.
+
+    This time is not counted as a pass's.
+    """
     searcher, text = self._searcher, self._text(state)
     scorer, window = self._model.scorer, searcher.cfg.context_window
     if searcher.wants_process and sharding.agreed(
       searcher.governor.affords(STARTING_SECONDS), self._model.mesh
     ):
-      # gpjax makes arrays of its own when it is imported.
+      # The import of gpjax makes arrays.
       with jax.transfer_guard('allow'):
         searcher.start_process()
     if searcher.wants_importance:
@@ -144,20 +148,21 @@ class Turns:
     scorer.choose(text, self._like_candidates(), window, searcher.cfg.scoring)
 
   def _like_candidates(self) -> Candidates:
-    """As many masks as a pass scores."""
+    """As many masks as a pass scores, to choose and compile by."""
     searcher = self._searcher
     return np.stack([searcher.incumbent] * searcher.num_candidates)
 
   def _is_compiled(self, state: DecodeState) -> bool:
     """Whether the search's programs are there.
 
-    They are compiled beside the text, once that has been written for as long as it
-    takes: a run may end at any moment.
+    They are compiled beside the text. This begins when the text has been written
+    for as long as the compilation takes, since a run may end at any moment.
     """
     searcher, mesh = self._searcher, self._model.mesh
     governor = searcher.governor
-    # Nothing may go by the clock, or two threads might start programs on several
-    # devices in two orders: compiled where they are called.
+    # On several devices two threads might start programs in two orders, so the
+    # programs are compiled where they are called. So they are where nothing may
+    # depend on the clock.
     if governor.is_unlimited or (mesh is not None and mesh.size > 1):
       return True
     return self._model.scorer.is_ready(
@@ -172,14 +177,14 @@ class Turns:
   def score(
     self, state: DecodeState, candidates: Candidates
   ) -> matchness.Scores:
-    """What each candidate makes of the batch's newest text, on the host."""
+    """The candidates' scores on the batch's newest text, on the host."""
     cfg, text = self._searcher.cfg, self._text(state)
     return self._model.scorer.score(
       text, candidates, cfg.context_window, cfg.scoring
     )
 
   def _text(self, state: DecodeState) -> matchness.Text:
-    """What is new: a row that has written nothing since has been scored."""
+    """The text to score, without rows that wrote nothing since their last score."""
     prompts = np.full(len(state.done), _NO_TEXT, np.int32)
     for b, row in enumerate(self._rows):
       if len(row.text.tokens) > self.scored_at[b]:
