@@ -98,13 +98,8 @@ def _plain_step(
   at_end = jnp.zeros(logits.shape[:2], jnp.int32)
   context = state.context(nothing, nothing.astype(bool), at_end)
   best, block = samplings.choose(logits, context, sampling, samples)
-  counts = state.counts.replace(
-    verify_passes=state.counts.verify_passes + ~state.done
-  )
   state = state.replace(
-    cache=state.cache.write(updates),
-    finite=state.finite & finite.all(),
-    counts=counts,
+    cache=state.cache.write(updates), finite=state.finite & finite.all()
   )
   one = jnp.ones_like(state.end)
   return commit(state, block, best, one, sampling.eos_token_ids)[0]
@@ -257,7 +252,10 @@ def _verify(
       drafted.short_stretch, policy.SHORT_STRETCH, policy.STRETCH * rounds
     )
     steps = jnp.where(wanted, 0, steps)
-    state = _stretch(model, state, full, sampling, shapes, steps)
+    plain = functools.partial(
+      _plain_step, model, full, sampling, shapes.samples
+    )
+    state = _repeat(lambda state, _: (plain(state), 1), state, steps)
   with jax.named_scope('verify'):
     live = ~state.done
     weight = policy.weights(state.end - state.length, live)
@@ -274,6 +272,7 @@ def _verify(
       cache=state.cache.write(updates),
       finite=state.finite & (verified.finite | ~active).all(),
     )
+    before = state
     state, kept = commit(
       state,
       verified.block,
@@ -281,31 +280,13 @@ def _verify(
       verified.block_length,
       sampling.eos_token_ids,
     )
-    state = bookkeeping.count(state, drafted, verified, kept, active)
+    log = bookkeeping.record(before, drafted, verified, kept, active)
+    state = state.replace(log=log)
     if shapes.adaptive:
       state = bookkeeping.learn(
         start, state, drafted, verified, nodes, settings, shapes
       )
   return state
-
-
-def _stretch(
-  model: Llama,
-  state: DecodeState,
-  full: Mask,
-  sampling: Sampling,
-  shapes: DraftShapes,
-  steps: Int[Array, ''],
-) -> DecodeState:
-  """Up to `steps` plain steps, each logged as a round that drafted nothing."""
-  before, max_steps = state, 2 * policy.STRETCH
-  step = functools.partial(_plain_step, model, full, sampling, shapes.samples)
-  state = _repeat(lambda state, _: (step(state), 1), state, steps)
-  own = state.length - before.length  # [B], tokens written
-  counts = state.counts.replace(bonus_tokens=before.counts.bonus_tokens + own)
-  lines = jnp.broadcast_to(jnp.array([0, 0, 1]), (len(own), max_steps, 3))
-  log = bookkeeping.log(before, lines, own)
-  return state.replace(counts=counts, log=log)
 
 
 def _repeat(

@@ -30,8 +30,6 @@ class Verified(NamedTuple):
     leaf_hit: whether an accepted leaf follows the accepted chain, bool[B].
     leaf: the node of that leaf; without one, the chain's node at that depth,
       int32[B].
-    is_bonus: whether the path was accepted to its end, so that the target's own
-      token replaces no drafted token, bool[B].
     finite: all logits of the row's live nodes are finite, bool[B].
   """
 
@@ -41,7 +39,6 @@ class Verified(NamedTuple):
   num_accepted: Int[Array, ' b']
   leaf_hit: Bool[Array, ' b']
   leaf: Int[Array, ' b']
-  is_bonus: Bool[Array, ' b']
   finite: Bool[Array, ' b']
 
 
@@ -161,7 +158,6 @@ def _verdict(
     num_accepted=num_accepted,
     leaf_hit=leaf_hit,
     leaf=leaf,
-    is_bonus=leaf_hit | (num_accepted + 1 == tree.num_chain),
     finite=finite,
   )
 

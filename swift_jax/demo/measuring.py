@@ -73,14 +73,14 @@ def find_skip_set(
   matchness = make_matchness(graphdef)
   full = skip_mask.none_skipped(num_layers)
 
-  def score(mask: SkipMask) -> float:
-    return float(matchness(params, rows, mask, full))
+  def score(bits: skip_mask.Bits) -> float:
+    return float(matchness(params, rows, skip_mask.from_bits(bits), full))
 
-  best = skip_mask.uniform(num_layers, skip_ratio)
+  best = skip_mask.uniform(num_layers, skip_ratio).bits()
   best_score = score(best)
   for _ in progress.bar(range(evaluations), unit='mask'):
-    mask = skip_mask.neighbour(rng, best)
-    new_score = score(mask)
+    bits = skip_mask.neighbour(rng, best)
+    new_score = score(bits)
     if new_score > best_score:
-      best, best_score = mask, new_score
-  return best
+      best, best_score = bits, new_score
+  return skip_mask.from_bits(best)

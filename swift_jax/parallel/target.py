@@ -63,6 +63,13 @@ class Target:
     """Arrays on the device, replicated over a mesh. Uploads go here."""
     return sharding.put(tree, self.mesh)
 
+  def put_mask(
+    self, bits: skip_masks.Bits | skip_masks.Candidates
+  ) -> skip_masks.SkipMask:
+    """One mask or several, which become a `SkipMask` here."""
+    mask: skip_masks.SkipMask = self.put(skip_masks.from_bits(bits))
+    return mask
+
   def put_rows(self, tree: Any) -> Any:
     """Arrays of a line for each row, where the state has them."""
     return sharding.put(tree, self.mesh, sharding.rows(self.mesh))

@@ -104,7 +104,7 @@ def test_the_policy_weighs_what_is_saved(drafted_by, clock):
   passes = engine.model.clock(*how).measured
   tokens = 7  # of the drafts that are timed, with a verify of 8
   saved = (GATED_S - 0.2) / tokens / STEP_S
-  wanted = max(passes.draft(MASK) - saved, 0.001)
+  wanted = max(passes.draft(MASK.bits()) - saved, 0.001)
   assert drafted_by[0][1] == pytest.approx(wanted, rel=1e-5)
 
 
@@ -197,7 +197,7 @@ def test_real_programs_by_the_real_clock(said):
   model = engine.model
   how = 3, model.capacity, model.shapes, engine.resolve().config
   compilations = Compilations()
-  saved = model.specialised.saves(MASK, *how, waits=True)
+  saved = model.specialised.saves(MASK.bits(), *how, waits=True)
   assert compilations.count == 0  # it is there
   assert saved is None or 0 < saved < 1
   assert not said
