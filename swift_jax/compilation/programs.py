@@ -243,8 +243,9 @@ class Shapes:
     text = matchness.Text(
       state.cache, state.tokens, state.target, state.prompt_length
     )
-    mask = skip_masks.none_skipped(self.run.cfg.num_hidden_layers)
-    masks = self.whole(skip_masks.stack([mask] * count))
+    free = skip_masks.num_free(self.run.cfg.num_hidden_layers)
+    bits = np.zeros((count, free), bool)
+    masks = self.whole(skip_masks.from_bits(bits))
     score = functools.partial(
       matchness.score.lower, *model, text, masks, window
     )

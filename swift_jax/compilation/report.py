@@ -215,7 +215,7 @@ def speeds(shapes: Shapes, costs: PassCosts) -> dict[str, Any]:
   longest = shapes.run.draft.max_draft_length
   drafts, gains = {}, {}
   for ratio in estimate.RATIOS:
-    cost = costs.draft(skip_masks.uniform(layers, ratio))
+    cost = costs.draft(skip_masks.uniform(layers, ratio).bits())
     drafts[str(ratio)] = cost
     gains[str(ratio)] = {
       str(acceptance): estimate.gain(

@@ -61,7 +61,7 @@ def test_a_described_bandwidth_gives_a_plain_step_its_bytes():
   full = skip_masks.none_skipped(CFG.num_hidden_layers)
   bytes_of = estimate.moved(shapes, 1).of(full)
   assert costs.step_s == pytest.approx(bytes_of / 1e9)
-  assert costs.draft(full) == pytest.approx(1)
+  assert costs.draft(full.bits()) == pytest.approx(1)
   assert 1 <= costs.verify[0] < costs.verify[1]
   # Where products take longest, every token of a pass costs as much.
   shapes = Shapes(small_run(bandwidth=1e30, flops=1.0))
