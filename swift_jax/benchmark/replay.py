@@ -31,8 +31,8 @@ from swift_jax.search.searcher import Searcher
 def _filled(graphdef: GraphDef, params: Params, cache: Any, tokens: Any) -> Any:
   """Fills the cache with the target's keys and values of all tokens but the last."""
   model = nnx.merge(graphdef, params)
-  full = skip_masks.none_skipped(model.cfg.num_hidden_layers)
-  _, updates = model(tokens[:, :-1], full, cache=cache)
+  none_skipped = skip_masks.none_skipped(model.cfg.num_hidden_layers)
+  _, updates = model(tokens[:, :-1], none_skipped, cache=cache)
   return cache.write(updates)
 
 

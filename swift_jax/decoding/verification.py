@@ -55,7 +55,7 @@ def verify(
   model: Llama,
   tree: Tree,
   state: DecodeState,
-  full: Mask,
+  none_skipped: Mask,
   sampling: Sampling,
   shapes: DraftShapes,
   wanted: Bool[Array, ''] | bool = True,
@@ -68,7 +68,7 @@ def verify(
   return the cache, which the switch would copy.
 
   Args:
-    full: the mask that skips nothing.
+    none_skipped: the mask that skips nothing.
 
   Returns:
     The verdict and the pass's keys and values [B, K, W, H].
@@ -79,7 +79,7 @@ def verify(
     nodes = tree.first(width)
     hidden, updates = model(
       nodes.tokens,
-      full,
+      none_skipped,
       positions=state.cache.length[:, None] + nodes.depth,
       attn_mask=nodes.attn_mask(),
       cache=state.cache,

@@ -319,7 +319,12 @@ class Bench:
   def plain(self) -> float:
     """Seconds of a plain step."""
     target = self._target
-    arguments = target.graphdef, target.params, self._fresh(), target.full
+    arguments = (
+      target.graphdef,
+      target.params,
+      self._fresh(),
+      target.none_skipped,
+    )
     count = target.number(_STEPS)
     started = time.perf_counter()
     self._state = jax.block_until_ready(
@@ -359,7 +364,7 @@ class Bench:
         target.params,
         state,
         self._none if mask is None else mask,
-        target.full,
+        target.none_skipped,
         settings,
         self._sampling,
         count,

@@ -27,7 +27,7 @@ class Target:
       shrinks: programs are compiled for it.
     gates_are_quick: quicker than a program without them, and never the host's
       business: on a CPU, as the mesh's devices say.
-    full: skips nothing; with gates only where they are quick.
+    none_skipped: skips nothing; with gates only where they are quick.
   """
 
   def __init__(
@@ -40,10 +40,12 @@ class Target:
     self.cfg, self.graphdef, self.params = cfg, graphdef, params
     self.mesh = mesh
     self.capacity = _MIN_CAPACITY
-    full = skip_masks.none_skipped(cfg.num_hidden_layers)
+    none_skipped = skip_masks.none_skipped(cfg.num_hidden_layers)
     self.gates_are_quick = sharding.platform(mesh) == 'cpu'
-    self.full: skip_masks.Mask = (
-      self.put(full) if self.gates_are_quick else skip_masks.KnownMask.of(full)
+    self.none_skipped: skip_masks.Mask = (
+      self.put(none_skipped)
+      if self.gates_are_quick
+      else skip_masks.KnownMask.of(none_skipped)
     )
     self._numbers: dict[int, jax.Array] = {}
 

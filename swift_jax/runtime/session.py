@@ -144,7 +144,7 @@ class Session:
     for i in range(self._prefill_chunks):
       at = model.number(i * chunk)
       state = rounds.prefill(
-        model.graphdef, model.params, state, model.full, at, chunk
+        model.graphdef, model.params, state, model.none_skipped, at, chunk
       )
     return jax.block_until_ready(state)
 
@@ -156,7 +156,7 @@ class Session:
         model.graphdef,
         model.params,
         self.state,
-        model.full,
+        model.none_skipped,
         self._sampling,
         model.number(count),
         self._shapes.samples,
@@ -176,7 +176,7 @@ class Session:
       model.params,
       self.state,
       mask,
-      model.full,
+      model.none_skipped,
       settings,
       self._sampling,
       model.number(count),
@@ -199,7 +199,7 @@ class Session:
     jax.block_until_ready(draft)
     drafted = time.perf_counter()
     state = rounds.verify_half(
-      model.graphdef, model.params, state, draft, model.full, *settings
+      model.graphdef, model.params, state, draft, model.none_skipped, *settings
     )
     jax.block_until_ready(state)
     self.seconds.draft += drafted - started
@@ -376,7 +376,7 @@ class Session:
       state.cache,
       state.tokens,
       state.prompt_length,
-      model.full,
+      model.none_skipped,
       model.number(start),
       self._forced_width,
       self.decode.sampling.logprobs,

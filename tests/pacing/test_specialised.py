@@ -25,10 +25,10 @@ def drafted_by(monkeypatch):
   seen = []
   real = rounds.speculative_rounds
 
-  def spied(graphdef, params, state, mask, full, settings, *rest):
+  def spied(graphdef, params, state, mask, none_skipped, settings, *rest):
     seen.append((mask, float(settings.costs.draft)))
-    assert isinstance(full, KnownMask)
-    return real(graphdef, params, state, mask, full, settings, *rest)
+    assert isinstance(none_skipped, KnownMask)
+    return real(graphdef, params, state, mask, none_skipped, settings, *rest)
 
   monkeypatch.setattr(rounds, 'speculative_rounds', spied)
   return seen
@@ -62,7 +62,7 @@ def make_engine(mask=MASK, **changes):
   engine = tiny_model.engine(mask, **changes)
   engine.model.keeps_costs = False
   engine.model.gates_are_quick = False
-  engine.model.full = KnownMask.of(skip_mask.none_skipped(LAYERS))
+  engine.model.none_skipped = KnownMask.of(skip_mask.none_skipped(LAYERS))
   return engine
 
 
