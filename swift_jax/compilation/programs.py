@@ -186,7 +186,10 @@ class Shapes:
       mesh=self.mesh,
     )
     state = self._state(begin)
-    model, full = (target.graphdef, self.params), self.whole(target.none_skipped)
+    model, full = (
+      (target.graphdef, self.params),
+      self.whole(target.none_skipped),
+    )
     settings = self.whole(self._settings)
     drawn = self.whole(sampling.from_config(run.decode.sampling, ()))
     layers, chunk = run.cfg.num_hidden_layers, run.decode.prefill_chunk
