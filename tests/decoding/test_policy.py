@@ -350,12 +350,12 @@ def test_costs_are_measured_once_a_machine_and_model(cache, monkeypatch):
   monkeypatch.setattr(
     costs_module, 'measure', lambda *a: made.append(a) or measure(*a)
   )
-  decode = tiny_model.decode(batch_size=2)
+  decode = tiny_model.decode()
   engine = adaptive()
   engine.generate([[5]], decode)
   (file,) = cache.iterdir()
   found = PassCosts(**json.loads(file.read_text()))
-  clock = engine.model.clock(2, engine.model.shapes, SETTINGS)
+  clock = engine.model.clock(3, engine.model.shapes, SETTINGS)
   assert clock.measured == found
   assert len(found.verify) == 3 and list(found.verify) == sorted(found.verify)
   assert found.step_s > 0 and found.head > 0

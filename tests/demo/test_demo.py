@@ -168,7 +168,13 @@ def test_the_demo_ends_with_identical_yes(monkeypatch, capsys):
 
 def test_the_demo_says_where_text_differs(monkeypatch, capsys):
   resting = SearchConfig(enabled=False)
-  engine = Engine.from_pretrained('demo', dtype='float32', search=resting)
+  # Sixteen layers take long to compile; how they are drafted is not asked here.
+  draft = DraftConfig(
+    tree=False, adaptive=False, max_draft_length=7, verify_widths=(8,)
+  )
+  engine = Engine.from_pretrained(
+    'demo', dtype='float32', draft=draft, search=resting
+  )
 
   class Wrong(Engine):
     """SWIFT's fourth token is another."""

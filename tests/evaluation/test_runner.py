@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from swift_jax.config.sampling import SamplingConfig
-from swift_jax.config.settings import DecodeConfig, SearchConfig
+from swift_jax.config.settings import DecodeConfig, DraftConfig, SearchConfig
 from swift_jax.errors import InputError
 from swift_jax.evaluation import answers, runner
 from swift_jax.evaluation.runner import Runner
@@ -32,9 +32,16 @@ from swift_jax.runtime.engine import Engine
 
 MODEL = 'small'
 CONTEXT = er.CFG.max_position_embeddings
+# Few programs: they are what takes the time.
 SEARCH = SearchConfig(
-  bayes_interval=0, context_window=12, skip_ratio=0.5, time_budget=1.0
+  bayes_interval=0,
+  context_window=12,
+  importance=False,
+  scoring='map',
+  skip_ratio=0.5,
+  time_budget=1.0,
 )
+DRAFT = DraftConfig(max_draft_length=7, verify_widths=(8,))
 TEMPLATE = (
   "{% for m in messages %}{% if m.content == 'no' %}"
   "{{ raise_exception('not that') }}{% endif %}"
@@ -65,8 +72,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def made(folder):
-  """Compiled once for all tests."""
-  return Engine.from_pretrained(str(folder), search=SEARCH)
+  """Compiled once for all tests, since the cache has its full size at once."""
+  engine = Engine.from_pretrained(str(folder), draft=DRAFT, search=SEARCH)
+  engine.model.reserve(CONTEXT + engine.model.shapes.max_width + 1)
+  return engine
 
 
 @pytest.fixture
@@ -638,7 +647,7 @@ def test_what_the_search_learnt_is_saved_with_each_batch(
 def test_nothing_that_is_asked_compiles(tmp_path, folder):
   """Not even for a last turn behind all answers before it."""
   jax.clear_caches()  # other tests may have compiled the same
-  engine = Engine.from_pretrained(str(folder), search=SEARCH)
+  engine = Engine.from_pretrained(str(folder), draft=DRAFT, search=SEARCH)
   decode = decoding(batch_size=2, max_new_tokens=60)
   with contextlib.closing(Workdir(str(tmp_path), 0, 1)) as workdir:
     workdir.open(FACTS, IDS)

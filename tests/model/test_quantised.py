@@ -75,7 +75,8 @@ def test_an_output_of_zeros_stays_zero():
 
 def test_swift_writes_what_plain_decoding_writes():
   made = []
-  for draft in (DraftConfig(adaptive=False), DraftConfig(adaptive=False)):
+  draft = DraftConfig(adaptive=False, max_draft_length=7, verify_widths=(8,))
+  for _ in range(2):
     graphdef, params = floats()
     cfg, graphdef, params = quantised.quantise(CFG, params)
     engine = Engine(cfg, graphdef, params, draft=draft)

@@ -67,7 +67,9 @@ def test_eight_devices_write_what_one_writes(reports, data, tensor):
   assert one['drawn'] == eight['drawn'] != one['plain']
   searches = (data, tensor) == on_eight_devices.SEARCHED
   assert eight['passes_scored'] == one['passes_scored'] * searches
-  assert one['chosen'] == one['drawn'] == eight.get('chosen', one['chosen'])
+  # What the policy chooses, on one device in the nightly run alone.
+  for found in (one, eight):
+    assert found.get('chosen', one['drawn']) == one['drawn']
   assert ('chosen' in eight) == searches
   assert one['passes_scored'] > 0
   # The text must have something to get wrong.
@@ -102,7 +104,8 @@ def test_a_mesh_compiles_no_more_than_a_device(reports, data, tensor):
   # Of log-probabilities one, whichever method they follow.
   wanted['force'] = int(searches)
   assert reports[f'{data}x{tensor}']['programs'] == wanted
-  one = {**wanted, 'speculative_rounds': 2, 'force': 1}
+  rounds = 1 + ('chosen' in reports['one'])
+  one = {**wanted, 'speculative_rounds': rounds, 'force': 1}
   assert reports['one']['programs'] == one
 
 

@@ -439,7 +439,7 @@ def chained(make, names, eos='<|im_end|>', **how):
 
 def settings_of(method, max_new_tokens=12, **sampling):
   sampling = SamplingConfig(max_new_tokens=max_new_tokens, **sampling)
-  return DecodeConfig(method=method, batch_size=2, sampling=sampling)
+  return DecodeConfig(method=method, sampling=sampling)
 
 
 @pytest.mark.parametrize('method', ['plain', 'swift'])

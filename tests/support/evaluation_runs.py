@@ -35,6 +35,7 @@ CFG = ModelConfig(
   head_dim=8,
   max_position_embeddings=256,
 )
+# Few programs: they are what takes the time.
 SETTINGS = (
   '--config.task.name=jsonl',
   '--config.sampling.max_new_tokens=24',
@@ -43,6 +44,9 @@ SETTINGS = (
   '--config.search.time_budget=1',
   '--config.search.skip_ratio=0.5',
   '--config.decode.prefill_chunk=32',
+  '--config.search.importance=False',
+  '--config.search.scoring=map',
+  '--config.draft.verify_widths=(8,)',
 )
 
 

@@ -55,13 +55,15 @@ def report(
   folder: pathlib.Path,
   mesh: jax.sharding.Mesh | None,
   searches: bool,
+  chooses: bool,
   search: SearchConfig,
+  draft: DraftConfig,
 ) -> dict:
   """Texts on this mesh, and what lies on each device."""
   cfg = load.load_config(folder)
   graphdef, params = load.load_params(folder, cfg, mesh)
   search = dataclasses.replace(search, enabled=searches)
-  engine = Engine(cfg, graphdef, params, draft=DRAFT, search=search, mesh=mesh)
+  engine = Engine(cfg, graphdef, params, draft=draft, search=search, mesh=mesh)
   greedy = SamplingConfig(max_new_tokens=30, logprobs=2 if searches else None)
   drawn = SamplingConfig(max_new_tokens=30, temperature=0.8, seed=4)
   texts, logs = {}, {}
@@ -79,8 +81,8 @@ def report(
     logs[name] = [
       r.logprobs and dataclasses.asdict(r.logprobs) for r in results
     ]
-  if searches:  # the policy too takes long: its costs are measured
-    texts['chosen'] = chosen(cfg, graphdef, params, mesh, drawn)
+  if chooses:  # the policy too takes long: its costs are measured
+    texts['chosen'] = chosen(cfg, graphdef, params, mesh, draft, drawn)
   programs = {name: compiled[f'jit({name})'] for name in PROGRAMS}
   with tempfile.TemporaryDirectory() as name:
     export.export_hf(pathlib.Path(name), cfg, params)
@@ -101,9 +103,9 @@ def report(
   }
 
 
-def chosen(cfg, graphdef, params, mesh, drawn) -> list[list[int]]:
+def chosen(cfg, graphdef, params, mesh, draft, drawn) -> list[list[int]]:
   """Drawn texts where the policy chooses what drafts."""
-  draft = dataclasses.replace(DRAFT, adaptive=True)
+  draft = dataclasses.replace(draft, adaptive=True)
   rest = dataclasses.replace(SEARCH, enabled=False)
   engine = Engine(cfg, graphdef, params, draft=draft, search=rest, mesh=mesh)
   decode = DecodeConfig(batch_size=4, prefill_chunk=8, sampling=drawn)
@@ -146,14 +148,17 @@ def loading(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
 def main(folder: pathlib.Path, which: str = '') -> None:
   jax.config.update('jax_num_cpu_devices', 8)
   jax.monitoring.register_event_duration_secs_listener(note)
-  search = SEARCH
-  if which != 'all':  # a derivative and a process take long to compile
+  search, draft, every = SEARCH, DRAFT, which == 'all'
+  if not every:  # a derivative, a process, a second width take long to compile
     search = dataclasses.replace(SEARCH, importance=False, bayes_interval=0)
-  reports = {'one': report(folder, None, True, search)}
-  for data, tensor in MESHES + MORE_MESHES * (which == 'all'):
+    draft = dataclasses.replace(DRAFT, verify_widths=(8,))
+  # What the policy chooses is the drawn text, so one device need not say it.
+  reports = {'one': report(folder, None, True, every, search, draft)}
+  for data, tensor in MESHES + MORE_MESHES * every:
     mesh = sharding.make_mesh(data, tensor)
+    has_all = (data, tensor) == SEARCHED
     reports[f'{data}x{tensor}'] = report(
-      folder, mesh, (data, tensor) == SEARCHED, search
+      folder, mesh, has_all, has_all, search, draft
     )
   mesh = sharding.make_mesh(1, 8)
   for name, cfg in (('tiny', load.load_config(folder)), ('70b', CFG_70B)):
