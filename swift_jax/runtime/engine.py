@@ -266,8 +266,10 @@ class Engine(Texts):
     comes: log-probabilities are not computed, whatever `decode` says.
 
     Args:
-      prompt, decode, chat_template_kwargs: as for `generate`.
+      prompt: a prompt, as for `generate`.
+      decode: as for `generate`.
       index: the prompt's index in the run, as in `indices` of `generate`.
+      chat_template_kwargs: as for `generate`.
 
     Raises:
       InputError: as for `generate`, when the first piece is asked for.
