@@ -44,7 +44,7 @@ def record(
 ) -> Int[Array, 'b 5 s']:
   """The log with a line for the round that began at `start`.
 
-  Whatever is told of rounds later is computed from these lines.
+  All later figures of rounds are computed from these lines.
 
   Args:
     kept: tokens of the round that each row committed.
@@ -52,8 +52,8 @@ def record(
   """
   accepted = jnp.minimum(verified.num_accepted, kept)
   has_leaf = verified.leaf_hit & (kept > verified.num_accepted)
-  is_copy = jnp.broadcast_to(drafted.source == policy.COPY, kept.shape)
-  line = drafted.draft.length, accepted, kept, has_leaf, is_copy
+  source = jnp.broadcast_to(drafted.source, kept.shape)
+  line = drafted.draft.length, accepted, kept, has_leaf, source
   lines = jnp.stack([value.astype(LOG_DTYPE) for value in line], axis=1)
   at = jnp.where(active, start.length, start.log.shape[2])
   rows = jnp.arange(len(at))

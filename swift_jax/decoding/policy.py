@@ -20,6 +20,7 @@ from swift_jax.typing import Array, Bool, Float, Int
 
 # A rate is tokens a row and plain step. A prior stands in for missing evidence.
 PLAIN, LAYERS, COPY = range(3)  # of equal rates the first is chosen
+SOURCES = 'plain', 'layers', 'copy'  # their names
 STRETCH = 8  # plain steps of a round that drafts nothing
 SHORT_STRETCH = 4  # the same, where something to copy may come any moment
 # Rate from which a draft is chosen: not 1, since rate and cost are estimates.

@@ -35,8 +35,8 @@ class DecodeState:
     keys: the random keys of the rows' draws, uint32[B, 2].
     log: what each round did, int16[B, 5, S], at the place of the first token
       that it committed: tokens of the chain that were verified, those that were
-      committed, all tokens committed, whether a leaf is among them, and whether
-      the chain was copied from the text. Where a pass is due and the line is all
+      committed, all tokens committed, whether a leaf is among them, and who
+      drafted, by `policy`'s numbers. Where a pass is due and the line is all
       zeros, it was a plain step.
     evidence: how much of the drafts was accepted lately; see `policy`.
     work: the passes so far, where the policy decides: plain steps, tokens

@@ -31,6 +31,23 @@ _REST, _LONGEST_REST = 64.0, 16384.0  # the first rest, and the longest
 
 
 @dataclasses.dataclass
+class _Drafts:
+  """What is known of drafts at the costs of one clock; in plain steps.
+
+  Attributes:
+    lead: plain decoding's time for the text so far, less the time it took.
+    rest_left: time for which drafts still rest.
+    next_rest: length of the next rest.
+    unseen: time since the last plain step.
+  """
+
+  lead: float = 0.0
+  rest_left: float = 0.0
+  next_rest: float = _REST
+  unseen: float = _MAX_UNSEEN - _FIRST_UNSEEN
+
+
+@dataclasses.dataclass
 class Governor:
   """The account of an engine; times are in seconds unless they say otherwise.
 
@@ -56,14 +73,9 @@ class Governor:
   written: float = 0.0
 
   def __post_init__(self) -> None:
-    self._clock: Clock | None = None
     self._per_round = math.inf  # seconds of a round of the last dispatch
-    self._forget_drafts()
-
-  def _forget_drafts(self) -> None:
-    # In plain steps.
-    self._lead, self._rest_left, self._next_rest = 0.0, 0.0, _REST
-    self._unseen = _MAX_UNSEEN - _FIRST_UNSEEN
+    self._all_drafts: dict[Clock | None, _Drafts] = {}
+    self.begin(None)
 
   def account(self) -> dict[str, Any]:
     """The account, as a saved search keeps it."""
@@ -74,11 +86,10 @@ class Governor:
 
     Args:
       clock: what its passes cost; None where the policy does not weigh costs.
-        What is known of drafts does not hold for another clock.
+        Drafts are judged apart for each clock.
     """
-    if clock is not self._clock:
-      self._clock = clock
-      self._forget_drafts()
+    self._clock = clock
+    self._drafts = self._all_drafts.setdefault(clock, _Drafts())
 
   @property
   def costs(self) -> PassCosts | None:
@@ -145,19 +156,27 @@ class Governor:
     Whatever the policy expects of drafts, the tokens count that came, and the
     time that they took.
     """
-    self._unseen = 0.0 if has_plain_steps else self._unseen + cost
-    if self._rest_left > 0:
-      self._rest_left -= cost
+    known = self._drafts
+    known.unseen = 0.0 if has_plain_steps else known.unseen + cost
+    if known.rest_left > 0:
+      known.rest_left -= cost
       return
-    kept = self._lead * math.exp(-cost / _MEMORY)
-    self._lead = min(kept + steps - cost, _MAX_LEAD)
-    if self._lead > 0:
-      self._next_rest = _REST
-    if self._lead < -_MAX_LAG:
-      # After the rest half of the allowance is left for another try. Each rest
-      # is longer than the one before.
-      self._lead, self._rest_left = -_MAX_LAG / 2, self._next_rest
-      self._next_rest = min(2 * self._next_rest, _LONGEST_REST)
+    kept = known.lead * math.exp(-cost / _MEMORY)
+    known.lead = min(kept + steps - cost, _MAX_LEAD)
+    if known.lead > 0:
+      known.next_rest = _REST
+    if known.lead >= -_MAX_LAG:
+      return
+    # Half of the allowance is left for another try.
+    known.lead = -_MAX_LAG / 2
+    if known.unseen > _FIRST_UNSEEN:
+      # A machine that got slower looks like drafts that got dearer, until plain
+      # steps are seen. So they are seen before drafts rest.
+      known.unseen = _MAX_UNSEEN
+      return
+    # Each rest is longer than the one before.
+    known.rest_left = known.next_rest
+    known.next_rest = min(2 * known.next_rest, _LONGEST_REST)
 
   # What may be done.
 
@@ -166,14 +185,13 @@ class Governor:
     """Whether the next dispatch may draft; else all its rounds are plain.
 
     Drafts rest where they lost time. Beside that, some plain steps are made
-    now and then: without any, a machine on which drafts got dearer looks like a
-    machine that got slower as a whole.
+    now and then: without any, nobody knows what a plain step costs by now.
     """
-    return self._rest_left <= 0 and self._unseen < _MAX_UNSEEN
+    return self._drafts.rest_left <= 0 and self._drafts.unseen < _MAX_UNSEEN
 
   def rounds(self, most: int) -> int:
     """Rounds of the next dispatch: one, if it is only to see plain steps."""
-    return most if self.may_draft or self._rest_left > 0 else 1
+    return most if self.may_draft or self._drafts.rest_left > 0 else 1
 
   def for_policy(self, bits: Bits, saved_s: float) -> policy.Costs | None:
     """What the policy decides by; None where it does not weigh costs.
@@ -226,7 +244,7 @@ class Governor:
   ) -> bool:
     """Whether a better mask of so many skipped sublayers could win time.
 
-    True where nobody knows, and where the search may have all the time.
+    True where costs are not measured, and where the search may have all the time.
     """
     if self.costs is None or self.is_unlimited:
       return True
@@ -250,6 +268,6 @@ class Governor:
     return used <= allowed and seconds <= within_lead
 
   def has_written_for(self, seconds: float) -> bool:
-    """Whether plain decoding would have written the text for so long."""
+    """Whether plain decoding would have taken so long for the text so far."""
     written = self.elapsed if self.plain is None else self.plain
     return written >= seconds

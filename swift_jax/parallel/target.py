@@ -25,8 +25,8 @@ class Target:
     mesh: its devices; None is the one default device.
     capacity: cache slots a row. It grows when a batch needs more and never
       shrinks: programs are compiled for it.
-    gates_are_quick: quicker than a program without them, and never the host's
-      business: on a CPU, as the mesh's devices say.
+    gates_are_quick: whether gates are quicker than a program without them: true
+      on a CPU.
     none_skipped: skips nothing; with gates only where they are quick.
   """
 

@@ -15,14 +15,14 @@ class Round(NamedTuple):
     accepted: drafted tokens that were returned.
     returned: tokens returned, with the target's own.
     leaf_hits: 1 if a leaf beside the chain is among them.
-    is_copy: whether the chain was copied from the text.
+    source: who drafted the chain: `layers`, `copy`, or `plain` for nobody.
   """
 
   drafted: int
   accepted: int
   returned: int
   leaf_hits: int = 0
-  is_copy: bool = False
+  source: str = 'plain'
 
   def cut(self, returned: int) -> Round:
     """The round of a text that ends after so many of its tokens.
@@ -53,7 +53,7 @@ PLAIN_STEP = Round(0, 0, 1)
 
 def totals(rounds: Sequence[Round]) -> dict[str, int]:
   """What the rounds of a text add up to, by the names of `Metrics`."""
-  copies = [r for r in rounds if r.is_copy]
+  copies = [r for r in rounds if r.source == 'copy']
   return {
     'verify_passes': len(rounds),
     'drafted': sum(r.drafted for r in rounds),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from swift_jax.config.settings import ModelConfig
-from swift_jax.decoding import logprobs
+from swift_jax.decoding import logprobs, policy
 from swift_jax.decoding.state import DecodeState
 from swift_jax.errors import InputError
 from swift_jax.parallel.target import Target
@@ -115,10 +115,11 @@ class Row:
 
 def _round(line: np.ndarray) -> Round:
   """The round of a line of the log."""
-  drafted, accepted, returned, leaf_hits, is_copy = line.tolist()
+  drafted, accepted, returned, leaf_hits, source = line.tolist()
   if not returned:
     return PLAIN_STEP
-  return Round(drafted, accepted, returned, leaf_hits, bool(is_copy))
+  name = policy.SOURCES[source]
+  return Round(drafted, accepted, returned, leaf_hits, name)
 
 
 class Rows:

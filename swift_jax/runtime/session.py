@@ -164,9 +164,8 @@ class Session:
     interval = self.decode.phase_interval
     model.dispatches += 1
     mask, settings = self._drafts_by()
-    if not self._governor.may_draft:
-      count = self._governor.rounds(count)
-    elif interval and model.dispatches % interval == 0:
+    is_sampled = interval and model.dispatches % interval == 0
+    if is_sampled and self._governor.may_draft:
       self.state = self.in_halves()
       count -= 1
     if not count:
@@ -274,6 +273,7 @@ class Session:
 
   def _dispatch(self, count: int) -> Dispatch:
     """Runs rounds on the device and reads what they did."""
+    count = self._governor.rounds(count)
     started = time.perf_counter()
     self.state = self.advance(count)
     seen = Seen.of(self.state, self.model)
@@ -306,7 +306,7 @@ class Session:
       done[stopped] = True
       self.state = self.state.replace(done=self.model.put_rows(done))
     if self._is_swift:
-      by_layers = [r for r in new if not r.is_copy]
+      by_layers = [r for r in new if r.source == 'layers']
       self.searcher.watch(
         sum(r.drafted for r in by_layers), sum(r.accepted for r in by_layers)
       )

@@ -29,7 +29,7 @@ _LOGGER = logging.getLogger('swift_jax')
 
 
 class Texts:
-  """The part of an engine that knows its texts: an `Engine` is one.
+  """The base class of `Engine`: tokenizer, prompts and ends of texts.
 
   Attributes:
     cfg: the model's shape.

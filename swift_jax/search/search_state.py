@@ -110,7 +110,7 @@ class SearchState:
         'learnt': learnt,
         'incumbent': self.incumbent,
         'estimate': vars(self.estimate),
-        'budget': self.governor.account(),
+        'budget': self.governor.account(),  # the name of older files
         'drift': vars(self._drift),
         'rng': self._rng.bit_generator.state,
         'surrogate': None if surrogate is None else surrogate.state(),

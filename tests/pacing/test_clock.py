@@ -44,7 +44,7 @@ def test_wrong_costs_are_corrected():
   clock = observed(40, step=1.2, draft=0.9, verify=(1.2, 1.5))
   step, draft, narrow, wide = clock.ratios
   # Drafted tokens and their verify are only observed together.
-  assert step == pytest.approx(1.2, abs=0.02)
+  assert step == pytest.approx(1.2, abs=0.03)
   assert wide == pytest.approx(1.5, abs=0.12)
   made = seconds(LAYERS, step, draft, (narrow, wide))
   assert made == pytest.approx(seconds(LAYERS, 1, 0.9, (1.2, 1)), rel=0.02)
@@ -71,13 +71,13 @@ def test_a_machine_that_is_slower_as_a_whole_changes_little():
 
   clock = observed(40, **slower)
   for work in (PLAIN, LAYERS, COPIES):
-    assert found(clock, work) == pytest.approx(1, abs=0.03)
+    assert found(clock, work) == pytest.approx(1, abs=0.07)
   clock = observed(40, (PLAIN,), **slower)
   assert found(clock, PLAIN) == pytest.approx(1, abs=0.03)
   assert found(clock, LAYERS) == 0.5
-  for _ in range(8):
+  for _ in range(20):
     observed(1, (LAYERS,), clock, **slower)
-  assert found(clock, LAYERS) > 0.75
+  assert found(clock, LAYERS) > 0.9
 
 
 def test_one_dispatch_that_was_disturbed_decides_little():
@@ -101,6 +101,16 @@ def test_what_is_not_seen_again_is_as_measured_again():
 def test_nothing_is_learnt_from_no_work():
   clock = observed(3, (np.array([0, 0, 0, 0]),))
   np.testing.assert_array_equal(clock.ratios, 1)
+
+
+def test_costs_that_were_far_too_dear_are_forgotten_soon():
+  """As where other work ran while they were measured; then the machine slows."""
+  clock = Clock(MEASURED)
+  for _ in range(3000):
+    clock.observe(PLAIN, DRAFT, seconds(PLAIN) / 20)
+  for _ in range(99):
+    clock.observe(PLAIN, DRAFT, seconds(PLAIN))
+  assert clock.ratios[0] == pytest.approx(1, rel=0.05)
 
 
 def test_costs_stay_costs():

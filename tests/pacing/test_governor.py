@@ -203,8 +203,8 @@ def seconds(work, dear=1.0):
   [(0.6, True), (0.8, True), (0.9, True), (1.05, False), (1.6, False)],
 )
 def test_drafts_that_were_thought_cheaper_are_found_out(dear, speed, rests):
-  """Where the policy chooses no plain step, some are made all the same: else
-  dear drafts would look like a machine that is slower as a whole."""
+  """Where the policy chooses no plain step, some are made all the same, to know
+  what they cost by now."""
   one, rested = governor(clock=Clock(MEASURED)), 0
   brought = speed * 1e3 * seconds(LAYERS, dear)  # plain steps
   for _ in range(600):
@@ -236,15 +236,28 @@ def test_drafts_go_on_for_good_once_they_pay():
   assert not any(dispatches(one, 200, 16, 8)[60:])
 
 
-def test_another_clock_is_another_trial():
-  one, clock = governor(clock=Fixed()), Fixed()
+def test_drafts_are_judged_apart_for_each_clock():
+  first, second = Fixed(), Fixed()
+  one = governor(clock=first)
   dispatches(one, 3, 8, 80)
-  assert not one.may_draft
-  one.begin(one._clock)
-  assert not one.may_draft
-  one.begin(clock)
-  assert one.may_draft
-  assert one.elapsed > 80  # the time of the text before stays
+  for clock, may_draft in ((first, False), (second, True), (first, False)):
+    one.begin(clock)
+    assert one.may_draft == may_draft
+  assert one.elapsed > 80  # the time is of all texts
+
+
+def test_a_slower_machine_is_no_reason_for_drafts_to_rest():
+  """Plain steps are looked at before, where they were not seen for long."""
+  one, rested = governor(clock=Clock(MEASURED)), 0
+  brought = 1.2 * 1e3 * seconds(LAYERS)  # plain steps: drafts pay
+  for number in range(400):
+    slow = 2 if number > 100 else 1
+    if one.may_draft:
+      record(one, slow * seconds(LAYERS), brought)
+    else:
+      rested += one.rounds(8) == 8
+      record(one, slow * seconds(PLAIN), 16, PLAIN)
+  assert rested < 40
 
 
 def test_while_drafts_rest_no_rate_is_high_enough():
@@ -370,7 +383,7 @@ def test_drafts_that_rest_are_made_in_no_half_either(rests):
   one = engine.searcher.governor
   one.begin(clock)
   if rests:
-    one._rest_left = 1e9
+    one._drafts.rest_left = 1e9
   decode = tiny_model.decode(batch_size=1, phase_interval=1)
   (result,) = engine.generate([[5]], decode)
   assert result.tokens == tiny_model.reference([5], 40)

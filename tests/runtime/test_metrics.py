@@ -46,7 +46,7 @@ def test_a_round_is_cut_where_its_text_is(
     text.count('accepted'),
     len(text),
     text.count('leaf'),
-    is_copy,
+    'copy' if is_copy else 'layers',
   )
   found = of_device.cut(len(kept))
   sums = totals([found])
