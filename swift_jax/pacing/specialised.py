@@ -82,10 +82,8 @@ class Specialised:
       return None  # two threads might start a program on devices in two orders
     how = target, self._drafts, batch, shapes, settings, capacity
     if key not in self._jobs:
-      for (
-        job
-      ) in self._jobs.values():  # programs of earlier masks: not needed now
-        job.cancel()
+      for job in self._jobs.values():
+        job.cancel()  # a program of an earlier mask: not needed now
       job = self._compiler.submit(_compile, known, *how)
       self._jobs = {key: job}
     job = self._jobs[key]

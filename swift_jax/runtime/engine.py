@@ -231,26 +231,25 @@ class Engine(Texts):
       raise InputError(f'streamer={streamer!r:.80}: expected a BaseStreamer')
     if streamer is not None and len(prompts) != 1:
       raise InputError(f'streamer: expected one prompt, not {len(prompts)}')
-    results: list[Result] = []
+    found: list[Result] = []
     with contextlib.ExitStack() as stack:
       if streamer is not None:
         self.resolve(checked(decode).sampling)
         encoded = self.encode(prompts, chat_template_kwargs)
         streamer.put(np.asarray(encoded))
-        stack.callback(
-          streamer.end
-        )  # a reader of the streamer waits for the end
+        # A reader of the streamer waits for the end.
+        stack.callback(streamer.end)
       # If a reader fails, the steps are closed at once: the skip set is kept.
       steps = self._write(prompts, decode, indices, chat_template_kwargs)
       for step in stack.enter_context(contextlib.closing(steps)):
         if isinstance(step, Result):
-          results.append(step)
+          found.append(step)
           continue
         if on_text is not None and step.text:
           on_text(step.row, step.text)
         if streamer is not None and step.tokens:
           streamer.put(np.asarray(step.tokens))
-    return results
+    return found
 
   def stream(
     self,
