@@ -61,15 +61,18 @@ def model(tmp_path_factory):
 
 def settings(model):
   """Flags of a small run."""
-  search = [flag for flag in evaluation_runs.SETTINGS if '.task.' not in flag]
+  own = '.task.', '.draft.'
+  search = [
+    flag
+    for flag in evaluation_runs.SETTINGS
+    if not any(section in flag for section in own)
+  ]
   return [
     '--config=configs/tiny.py',
     f'--config.model.path={model}',
     *search,
     # Few programs: they are what takes the time here.
     '--config.search.enabled=True',
-    '--config.search.importance=False',
-    '--config.search.scoring=map',
     '--config.draft.tree=False',
     '--config.draft.verify_widths=(6,)',
     '--repeats=2',
