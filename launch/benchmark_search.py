@@ -155,7 +155,7 @@ def compare_recipes(
   fresh = suite.Fresh(engine.model, unseen, window, draft)
   pace = Pace(_NEW_TOKENS, _TOKENS_PER_MASK, window)
   compared = suite.compare(engine, texts, fresh, pace, seeds, say)
-  uniform = fresh.matchness(engine.skip_mask)
+  uniform = fresh.matchness(engine.searcher.incumbent)
   print_comparison(compared, uniform)
   importance = suite.importance_figures(engine, texts, compared.found, window)
   print_figures(

@@ -235,17 +235,19 @@ def _measure(
   batches = [rows[i : i + 8] for i in range(0, len(rows) - 7, 8)] or [rows]
   loss = jax.jit(training.make_loss(graphdef))
   matchness = measuring.make_matchness(graphdef)
-  full = skip_mask.none_skipped(model_cfg.num_hidden_layers)
+  none_skipped = skip_mask.none_skipped(model_cfg.num_hidden_layers)
   uniform = skip_mask.uniform(model_cfg.num_hidden_layers, SKIP_RATIO)
 
   def mean(values: list[Any]) -> float:
     return float(np.mean(jax.device_get(values)))
 
   def share(mask: SkipMask) -> float:
-    return mean([matchness(params, b[:, :-1], mask, full) for b in batches])
+    return mean(
+      [matchness(params, b[:, :-1], mask, none_skipped) for b in batches]
+    )
 
   return {
-    'loss': mean([loss(params, batch, full) for batch in batches]),
+    'loss': mean([loss(params, batch, none_skipped) for batch in batches]),
     'loss_skipped': mean([loss(params, batch, uniform) for batch in batches]),
     'matchness_found': share(found),
     'matchness_uniform': share(uniform),

@@ -255,7 +255,7 @@ def announce(what: str) -> None:
 
 def run(
   main: Callable[[ConfigDict], int | None],
-  default_config: str = 'demo',
+  default_config: str | None = 'demo',
   sections: Sections = SECTIONS,
   torch: bool = False,
 ) -> NoReturn:
@@ -263,8 +263,8 @@ def run(
   console.begin()
   try:
     path, argv = arguments.take_config(sys.argv)
-    path = path or str(_CONFIGS / f'{default_config}.py')
-    config = merge(read_config(path), sections)
+    path = path or (default_config and str(_CONFIGS / f'{default_config}.py'))
+    config = merge(read_config(path) if path else ConfigDict(), sections)
     if help_text.is_asked(argv):
       _help(main, config, sections)
     arguments.check_fields(argv, config, FIELDS)

@@ -13,6 +13,14 @@ from ml_collections import ConfigDict
 
 _NAMES = ('--help', '-help', '-h', '--helpshort', '-?', '--?')
 _WIDTH, _COLUMN = 98, 30
+# Fields that serve comparisons with the paper alone: its rules in place of ours, and
+# the values that only its rules read.
+_PUBLISHED = (
+  'draft.adaptive',
+  'draft.confidence_threshold',
+  'draft.tree_bounds',
+  'search.recipe',
+)
 
 
 def is_asked(argv: Sequence[str]) -> bool:
@@ -39,6 +47,8 @@ def of_config(
 ) -> list[str]:
   """The config's fields with the values that hold without further flags.
 
+  Fields that serve comparisons with the paper stand in a section of their own.
+
   Args:
     config: the config with these values.
     sections: for each section's name its dataclass.
@@ -47,15 +57,21 @@ def of_config(
   file = 'a Python file that sets the fields below; NAME is its argument'
   lines = [_line('--config=FILE[:NAME]', file)]
   lines += [_line(f'--config.{k}', meaning) for k, meaning in fields.items()]
+  heading = 'Only for comparisons with the published method'
+  published = ['', _line('--config.', heading)]
   for name, cls in sections.items():
     meaning_of = meanings(cls)
     summary = inspect.getdoc(cls).partition('\n')[0]
     lines += ['', _line(f'--config.{name}.', summary)]
     values = config[name].to_dict()
     for field in filter(values.__contains__, cls.__dataclass_fields__):
-      line = f'  {field}={values[field]!r}'
-      lines.append(_line(line, meaning_of.get(field, '')))
-  return lines
+      path, value = f'{name}.{field}', f'{field}={values[field]!r}'
+      meaning = meaning_of.get(field, '')
+      if path in _PUBLISHED:
+        published.append(_line(f'  {name}.{value}', meaning))
+      else:
+        lines.append(_line(f'  {value}', meaning))
+  return lines + (published if len(published) > 2 else [])
 
 
 def _flags(module: types.ModuleType) -> Iterator[tuple[str, str]]:

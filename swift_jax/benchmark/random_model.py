@@ -9,6 +9,7 @@ the model.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from swift_jax.checkpoint import export, hub
+from swift_jax.config import shapes
 from swift_jax.config.settings import ModelConfig
 from swift_jax.model import llama
 from swift_jax.runtime.engine import Engine
@@ -39,21 +41,8 @@ _NARROW = {
 
 # The shapes of Llama 2's configs, with a cache for at most 2,048 tokens.
 SHAPES = {
-  name: ModelConfig(
-    vocab_size=32000,
-    hidden_size=128 * heads,
-    intermediate_size=inner,
-    num_hidden_layers=layers,
-    num_attention_heads=heads,
-    num_key_value_heads=heads,
-    head_dim=128,
-    max_position_embeddings=2048,
-    dtype='bfloat16',
-  )
-  for name, heads, inner, layers in (
-    ('llama2_7b', 32, 11008, 32),
-    ('llama2_13b', 40, 13824, 40),
-  )
+  name: dataclasses.replace(shapes.SHAPES[name], max_position_embeddings=2048)
+  for name in ('llama2_7b', 'llama2_13b')
 }
 
 
@@ -62,8 +51,8 @@ def of_shape(name: str) -> Model:
 
   It shows the cost of passes, but not the acceptance.
   """
-  graphdef, shapes = llama.abstract_model(SHAPES[name])
-  leaves, treedef = jax.tree.flatten(nnx.to_pure_dict(shapes))
+  graphdef, abstract = llama.abstract_model(SHAPES[name])
+  leaves, treedef = jax.tree.flatten(nnx.to_pure_dict(abstract))
   # One after another: all weights at once would need half as much memory more.
   keys = jax.random.split(jax.random.key(0), len(leaves))
   weights = [

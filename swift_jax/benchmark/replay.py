@@ -20,7 +20,6 @@ from swift_jax.config.sampling import SamplingConfig
 from swift_jax.config.settings import DecodeConfig
 from swift_jax.model import skip_mask as skip_masks
 from swift_jax.model.llama import GraphDef, Params
-from swift_jax.model.skip_mask import SkipMask
 from swift_jax.runtime.engine import Engine
 from swift_jax.runtime.model import Model
 from swift_jax.search import matchness
@@ -32,8 +31,8 @@ from swift_jax.search.searcher import Searcher
 def _filled(graphdef: GraphDef, params: Params, cache: Any, tokens: Any) -> Any:
   """Fills the cache with the target's keys and values of all tokens but the last."""
   model = nnx.merge(graphdef, params)
-  full = skip_masks.none_skipped(model.cfg.num_hidden_layers)
-  _, updates = model(tokens[:, :-1], full, cache=cache)
+  none_skipped = skip_masks.none_skipped(model.cfg.num_hidden_layers)
+  _, updates = model(tokens[:, :-1], none_skipped, cache=cache)
   return cache.write(updates)
 
 
@@ -107,8 +106,8 @@ def replay(
   first: int,
   points: Sequence[int],
   importance_masks: int,
-) -> dict[int, SkipMask]:
-  """For each point the set that drafts after so many evaluated masks.
+) -> dict[int, skip_masks.Bits]:
+  """For each point the bits of the set that drafts after so many evaluated masks.
 
   Args:
     model: the model that wrote the texts.
@@ -121,7 +120,7 @@ def replay(
   """
   masks = searcher.num_candidates
   extra = 0
-  found: dict[int, SkipMask] = {}
+  found: dict[int, skip_masks.Bits] = {}
   last, before = -1, 0
   if pace.window > pace.new_tokens or not searcher.active:
     raise ValueError('a search with nothing to score')
@@ -132,9 +131,7 @@ def replay(
     seen = pace.window if searcher.uses_first_window else written
     text = matchness.as_of(texts[index], seen)
     if searcher.wants_importance:
-      slopes = model.scorer.importance(
-        text, pace.window, searcher.incumbent.skip_ratio()
-      )
+      slopes = model.scorer.importance(text, pace.window, searcher.skip_ratio)
       searcher.take_importance(slopes)
       extra += importance_masks
     if searcher.wants_process:

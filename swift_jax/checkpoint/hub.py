@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import fnmatch
 import hashlib
 import json
@@ -37,12 +38,15 @@ _WANTED = (
 )
 
 
-def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
+def resolve(
+  path: str | os.PathLike[str], files: Sequence[str] = _HUB_FILES
+) -> pathlib.Path:
   """The local folder of a checkpoint.
 
   Args:
     path: a folder; a hub id or an address on an object store (gs://), whose files
       are fetched first; or `demo`, the model that comes with the package.
+    files: patterns of the files that are fetched.
 
   Raises:
     InputError: `path` is none of these, or the files cannot be fetched.
@@ -51,7 +55,7 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
     raise InputError(f'path={path!r:.80}: {_WANTED}')
   path = os.fspath(path)
   if '://' in path:
-    return _from_store(path)
+    return _from_store(path, files)
   try:
     folder = pathlib.Path(path).expanduser()
     if folder.is_dir():
@@ -71,7 +75,7 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
   try:
     return pathlib.Path(
       huggingface_hub.snapshot_download(
-        path, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_COPIES
+        path, allow_patterns=list(files), ignore_patterns=_HUB_COPIES
       )
     )
   # The errors of the hub, of httpx and of the system share no narrower base class.
@@ -117,7 +121,7 @@ def cache_folder() -> pathlib.Path:
     raise InputError(f'{cache}: {one_line(error)} Set XDG_CACHE_HOME') from None
 
 
-def _from_store(path: str) -> pathlib.Path:
+def _from_store(path: str, files: Sequence[str]) -> pathlib.Path:
   """A local copy of a store's checkpoint; changed files are copied again."""
   name = hashlib.sha256(path.rstrip('/').encode()).hexdigest()[:16]
   folder = cache_folder() / name
@@ -125,7 +129,7 @@ def _from_store(path: str) -> pathlib.Path:
     found = [
       file
       for file in epath.Path(path).iterdir()
-      if any(fnmatch.fnmatch(file.name, kind) for kind in _HUB_FILES)
+      if any(fnmatch.fnmatch(file.name, kind) for kind in files)
     ]
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():

@@ -1,4 +1,4 @@
-"""What a round records: counts, a line of the log, and evidence."""
+"""What a round records: a line of the log, and evidence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from swift_jax.decoding import policy
 from swift_jax.decoding.drafting import Draft, DraftSettings, DraftShapes
-from swift_jax.decoding.state import Counts, DecodeState
+from swift_jax.decoding.state import LOG_DTYPE, DecodeState
 from swift_jax.decoding.tree import Tree
 from swift_jax.decoding.verification import Verified
 from swift_jax.typing import Array, Bool, Int
@@ -35,47 +35,29 @@ class Drafted(NamedTuple):
   short_stretch: Bool[Array, ''] | None = None
 
 
-def count(
-  state: DecodeState,
+def record(
+  start: DecodeState,
   drafted: Drafted,
   verified: Verified,
   kept: Int[Array, ' b'],
   active: Bool[Array, ' b'],
-) -> DecodeState:
-  """The state with a finished round counted and logged.
+) -> Int[Array, 'b 5 s']:
+  """The log with a line for the round that began at `start`.
+
+  All later figures of rounds are computed from these lines.
 
   Args:
     kept: tokens of the round that each row committed.
     active: rows that took part in the round.
   """
-  before, length = state.counts, drafted.draft.length
-  own_kept = active & (kept == verified.block_length)
   accepted = jnp.minimum(verified.num_accepted, kept)
-  is_copy = drafted.source == policy.COPY
-  counts = Counts(
-    verify_passes=before.verify_passes + active,
-    drafted=before.drafted + length,
-    accepted=before.accepted + accepted,
-    copied=before.copied + is_copy * length,
-    copies_accepted=before.copies_accepted + is_copy * accepted,
-    leaf_hits=before.leaf_hits
-    + (verified.leaf_hit & (kept > verified.num_accepted)),
-    bonus_tokens=before.bonus_tokens + (own_kept & verified.is_bonus),
-    corrected_tokens=before.corrected_tokens + (own_kept & ~verified.is_bonus),
-  )
-  line = jnp.stack([length, accepted, kept], axis=-1)[:, None]  # [B, 1, 3]
-  return state.replace(counts=counts, log=log(state, line, active))
-
-
-def log(
-  state: DecodeState, lines: Int[Array, 'b m 3'], num_new: Array
-) -> Int[Array, 'b s 3']:
-  """The log with the first `num_new` [B] of `lines` appended to each row."""
-  number = jnp.arange(lines.shape[1])
-  at = state.counts.verify_passes[:, None] + number  # [B, M]
-  at = jnp.where(number < num_new[:, None], at, state.log.shape[1])
-  rows = jnp.arange(len(at))[:, None]
-  return state.log.at[rows, at].set(lines, mode='drop')
+  has_leaf = verified.leaf_hit & (kept > verified.num_accepted)
+  source = jnp.broadcast_to(drafted.source, kept.shape)
+  line = drafted.draft.length, accepted, kept, has_leaf, source
+  lines = jnp.stack([value.astype(LOG_DTYPE) for value in line], axis=1)
+  at = jnp.where(active, start.length, start.log.shape[2])
+  rows = jnp.arange(len(at))
+  return start.log.at[rows, :, at].set(lines, mode='drop')
 
 
 def learn(

@@ -55,8 +55,7 @@ class DraftSettings:
     lookup_ngram: tokens that prompt lookup compares at most, int32[].
     copies: whether the policy may copy, bool[].
     forced: the source of every draft, by `policy`'s numbers, at its full
-      length; -1: the policy chooses, int32[]. Used to measure costs, and where
-      the clock finds plain decoding quicker.
+      length; -1: the policy chooses, int32[]. Used to measure costs.
     costs: the costs that the policy weighs.
   """
 

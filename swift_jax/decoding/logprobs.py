@@ -50,7 +50,7 @@ def force(
   cache: KVCache,
   tokens: Int[Array, 'b s'],
   prompt_length: Int[Array, ' b'],
-  full: Mask,
+  none_skipped: Mask,
   start: Int[Array, ''],
   chunk: int,
   k: int,
@@ -66,7 +66,7 @@ def force(
     cache: holds every token that stands before the chunk.
     tokens: prompts and texts; tokens past a row's end do no harm, and their
       log-probabilities mean nothing.
-    full: the mask that skips nothing.
+    none_skipped: the mask that skips nothing.
     chunk: tokens of the pass, at most the cache's capacity.
     k: number of most likely tokens wanted at each place.
 
@@ -84,7 +84,7 @@ def force(
 
   with jax.named_scope('logprobs'):
     hidden, updates = model(
-      read(tokens, slots), full, cache=cache.rollback(first)
+      read(tokens, slots), none_skipped, cache=cache.rollback(first)
     )
     written = cache.rollback(first).write(updates).rollback(cache.length)
     places = _of_hidden(model, hidden, read(tokens, slots + 1), k)

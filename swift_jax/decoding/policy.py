@@ -20,10 +20,11 @@ from swift_jax.typing import Array, Bool, Float, Int
 
 # A rate is tokens a row and plain step. A prior stands in for missing evidence.
 PLAIN, LAYERS, COPY = range(3)  # of equal rates the first is chosen
+SOURCES = 'plain', 'layers', 'copy'  # their names
 STRETCH = 8  # plain steps of a round that drafts nothing
 SHORT_STRETCH = 4  # the same, where something to copy may come any moment
 # Rate from which a draft is chosen: not 1, since rate and cost are estimates.
-_MIN_RATE = 1.08
+MIN_RATE = 1.08
 _WAITING_RATE = 1.3  # rate of a likely copy from which stretches are kept short
 _LAG = 2.0  # a row that is so many tokens behind the others counts e times
 _SAME_COST = 0.03  # costs that differ by a smaller share decide alike
@@ -36,7 +37,7 @@ _COPY_PRIOR, _MORE_PRIOR, _COPY_TRIALS = 0.5, 0.7, 2.0
 _NEXT_PRIOR = 0.7  # acceptance of tokens drafted by layers
 # Plain steps that the prior rate of drafting by layers is worth. Where layers
 # do not pay, their trials cost at most _LAYERS_PRIOR_COST *
-# (prior rate - _MIN_RATE) / _MEMORY.
+# (prior rate - MIN_RATE) / _MEMORY.
 _LAYERS_PRIOR_COST = 8.0
 _MIN_LAYERS_PRIOR = 1.12  # prior rate at least: text may become easy to draft
 
@@ -48,14 +49,22 @@ class Costs:
   Attributes:
     draft: one token drafted by layers with the present skip mask, float32[].
     verify: verify and commit, for each width of `DraftShapes`, float32[W].
+    min_rate: rate from which a draft is chosen, float32[].
   """
 
   draft: Float[Array, '']
   verify: Float[Array, ' w']
+  min_rate: Float[Array, ''] = flax.struct.field(
+    default_factory=lambda: np.asarray(MIN_RATE, np.float32)
+  )
+
+  def never(self) -> Costs:
+    """The same costs, at which no draft is chosen; on the host."""
+    return self.replace(min_rate=np.asarray(np.inf, np.float32))
 
   def is_near(self, other: Costs) -> bool:
     """Whether the difference is too small to change a choice; on the host."""
-    pairs = (self.draft, other.draft), (self.verify, other.verify)
+    pairs = zip(jax.tree.leaves(self), jax.tree.leaves(other), strict=True)
     return all(np.allclose(*pair, rtol=_SAME_COST) for pair in pairs)
 
 
@@ -241,11 +250,12 @@ def choose(
   layers_rate = jnp.where(
     can_draft, evidence.layers_rate(costs, verify_widths, weight), 0
   )
-  rates_by_source = jnp.stack([jnp.float32(_MIN_RATE), layers_rate, copy_rate])
+  rates_by_source = jnp.stack([costs.min_rate, layers_rate, copy_rate])
   # If the row that counts most finds a match, by the length of the match.
   likely = evidence.copies(jnp.arange(MAX_NGRAM + 1), longest)
   likely = jnp.pad(weight.max() * likely, ((0, 0), (1, 0)))[:, lengths]
-  short_stretch = ((1 + likely) / costs.verify).max() > _WAITING_RATE
+  waiting_rate = jnp.maximum(_WAITING_RATE, costs.min_rate)
+  short_stretch = ((1 + likely) / costs.verify).max() > waiting_rate
   source = jnp.argmax(rates_by_source).astype(jnp.int32)
   return source, lengths[best], short_stretch
 

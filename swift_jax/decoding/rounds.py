@@ -41,13 +41,13 @@ def prefill(
   graphdef: GraphDef,
   params: Params,
   state: DecodeState,
-  full: Mask,
+  none_skipped: Mask,
   start: Int[Array, ''],
   chunk: int,
 ) -> DecodeState:
   """Puts tokens [start, start + chunk) of every prompt into the cache.
 
-  A row whose prompt is shorter writes dead slots. The mask `full` skips
+  A row whose prompt is shorter writes dead slots. The mask `none_skipped` skips
   nothing. Afterwards the cache's `length` is the prompt's length - 1: the last
   token of the prompt is the root of the first pass.
   """
@@ -56,7 +56,7 @@ def prefill(
   tokens = jax.lax.dynamic_slice_in_dim(state.tokens, start, chunk, axis=1)
   with jax.named_scope('prefill'):
     cache = state.cache.rollback(jnp.full(batch, start, jnp.int32))
-    _, updates = model(tokens, full, cache=cache)
+    _, updates = model(tokens, none_skipped, cache=cache)
     cache = cache.write(updates).rollback(state.prompt_length - 1)
   return state.replace(cache=cache).in_place()
 
@@ -68,7 +68,7 @@ def plain_steps(
   graphdef: GraphDef,
   params: Params,
   state: DecodeState,
-  full: Mask,
+  none_skipped: Mask,
   sampling: Sampling,
   num_steps: Int[Array, ''],
   samples: bool,
@@ -76,35 +76,32 @@ def plain_steps(
   """Up to `num_steps` plain steps: each row gets one token a pass.
 
   Tokens are drawn if `samples`; else the most likely tokens are taken. The mask
-  `full` skips nothing.
+  `none_skipped` skips nothing.
   """
   model = nnx.merge(graphdef, params)
-  step = functools.partial(_plain_step, model, full, sampling, samples)
+  step = functools.partial(_plain_step, model, none_skipped, sampling, samples)
   return _repeat(lambda state, _: (step(state), 1), state, num_steps).in_place()
 
 
 def _plain_step(
   model: Llama,
-  full: Mask,
+  none_skipped: Mask,
   sampling: Sampling,
   samples: bool,
   state: DecodeState,
 ) -> DecodeState:
   """One pass of the target, by which each row that is not done gets a token."""
-  hidden, updates = model(state.last_token[:, None], full, cache=state.cache)
+  hidden, updates = model(
+    state.last_token[:, None], none_skipped, cache=state.cache
+  )
   logits = model.logits(hidden)  # [B, 1, V]
   finite = jnp.isfinite(logits.max((-1, -2))) | state.done
   nothing = jnp.zeros((*logits.shape[:2], 0), jnp.int32)
   at_end = jnp.zeros(logits.shape[:2], jnp.int32)
   context = state.context(nothing, nothing.astype(bool), at_end)
   best, block = samplings.choose(logits, context, sampling, samples)
-  counts = state.counts.replace(
-    verify_passes=state.counts.verify_passes + ~state.done
-  )
   state = state.replace(
-    cache=state.cache.write(updates),
-    finite=state.finite & finite.all(),
-    counts=counts,
+    cache=state.cache.write(updates), finite=state.finite & finite.all()
   )
   one = jnp.ones_like(state.end)
   return commit(state, block, best, one, sampling.eos_token_ids)[0]
@@ -118,7 +115,7 @@ def speculative_rounds(
   params: Params,
   state: DecodeState,
   skip_mask: Mask,
-  full: Mask,
+  none_skipped: Mask,
   settings: DraftSettings,
   sampling: Sampling,
   num_rounds: Int[Array, ''],
@@ -126,7 +123,7 @@ def speculative_rounds(
 ) -> DecodeState:
   """Up to `num_rounds` rounds of draft, verify, commit.
 
-  The mask `full` skips nothing. It is an argument, because XLA removes the
+  The mask `none_skipped` skips nothing. It is an argument, because XLA removes the
   gates where it knows the mask; without gates CPUs are slower and GPUs are
   quicker.
   """
@@ -141,7 +138,7 @@ def speculative_rounds(
       is_plain &= ~drafted.short_stretch
     used = jnp.where(is_plain, jnp.minimum(left, 2), 1)
     state = _verify(
-      model, state, drafted, full, settings, sampling, shapes, used
+      model, state, drafted, none_skipped, settings, sampling, shapes, used
     )
     return state, used
 
@@ -174,14 +171,16 @@ def verify_half(
   params: Params,
   state: DecodeState,
   drafted: Drafted,
-  full: Mask,
+  none_skipped: Mask,
   settings: DraftSettings,
   sampling: Sampling,
   shapes: DraftShapes,
 ) -> DecodeState:
   """The rest of a round after `draft_half`: verify, commit, learn."""
   model = nnx.merge(graphdef, params)
-  state = _verify(model, state, drafted, full, settings, sampling, shapes)
+  state = _verify(
+    model, state, drafted, none_skipped, settings, sampling, shapes
+  )
   return state.in_place()
 
 
@@ -235,7 +234,7 @@ def _verify(
   model: Llama,
   state: DecodeState,
   drafted: Drafted,
-  full: Mask,
+  none_skipped: Mask,
   settings: DraftSettings,
   sampling: Sampling,
   shapes: DraftShapes,
@@ -246,7 +245,7 @@ def _verify(
   Where the policy chose to draft nothing, rows get plain steps instead.
 
   Args:
-    full: the mask that skips nothing.
+    none_skipped: the mask that skips nothing.
     rounds: rounds that a stretch of plain steps counts for.
   """
   source, draft = drafted.source, drafted.draft
@@ -257,7 +256,10 @@ def _verify(
       drafted.short_stretch, policy.SHORT_STRETCH, policy.STRETCH * rounds
     )
     steps = jnp.where(wanted, 0, steps)
-    state = _stretch(model, state, full, sampling, shapes, steps)
+    plain = functools.partial(
+      _plain_step, model, none_skipped, sampling, shapes.samples
+    )
+    state = _repeat(lambda state, _: (plain(state), 1), state, steps)
   with jax.named_scope('verify'):
     live = ~state.done
     weight = policy.weights(state.end - state.length, live)
@@ -265,7 +267,7 @@ def _verify(
       state.last_token, draft, state.evidence, settings, shapes, weight
     )
     verified, updates = verification.verify(
-      model, nodes, state, full, sampling, shapes, wanted
+      model, nodes, state, none_skipped, sampling, shapes, wanted
     )
     updates = verification.place_leaf(updates, verified)
   with jax.named_scope('commit'):
@@ -274,6 +276,7 @@ def _verify(
       cache=state.cache.write(updates),
       finite=state.finite & (verified.finite | ~active).all(),
     )
+    before = state
     state, kept = commit(
       state,
       verified.block,
@@ -281,31 +284,13 @@ def _verify(
       verified.block_length,
       sampling.eos_token_ids,
     )
-    state = bookkeeping.count(state, drafted, verified, kept, active)
+    log = bookkeeping.record(before, drafted, verified, kept, active)
+    state = state.replace(log=log)
     if shapes.adaptive:
       state = bookkeeping.learn(
         start, state, drafted, verified, nodes, settings, shapes
       )
   return state
-
-
-def _stretch(
-  model: Llama,
-  state: DecodeState,
-  full: Mask,
-  sampling: Sampling,
-  shapes: DraftShapes,
-  steps: Int[Array, ''],
-) -> DecodeState:
-  """Up to `steps` plain steps, each logged as a round that drafted nothing."""
-  before, max_steps = state, 2 * policy.STRETCH
-  step = functools.partial(_plain_step, model, full, sampling, shapes.samples)
-  state = _repeat(lambda state, _: (step(state), 1), state, steps)
-  own = state.length - before.length  # [B], tokens written
-  counts = state.counts.replace(bonus_tokens=before.counts.bonus_tokens + own)
-  lines = jnp.broadcast_to(jnp.array([0, 0, 1]), (len(own), max_steps, 3))
-  log = bookkeeping.log(before, lines, own)
-  return state.replace(counts=counts, log=log)
 
 
 def _repeat(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,32 +12,7 @@ from swift_jax.model.kv_cache import KVCache
 from swift_jax.parallel import sharding
 from swift_jax.typing import Array, Bool, Int, UInt
 
-
-@flax.struct.dataclass
-class Counts:
-  """What the rounds did, counted for each row; int32[B].
-
-  Attributes:
-    verify_passes: passes of the whole model.
-    drafted: drafted chain tokens that were verified.
-    accepted: tokens of `drafted` that were committed.
-    copied: tokens of `drafted` that were copied from the text.
-    copies_accepted: tokens of `accepted` that were copied from the text.
-    leaf_hits: leaves that were committed.
-    bonus_tokens: the target's own tokens that were committed after a path that
-      it had accepted to its end, leaf or chain.
-    corrected_tokens: the target's own tokens that were committed in the place
-      of a rejected token.
-  """
-
-  verify_passes: Int[Array, ' b']
-  drafted: Int[Array, ' b']
-  accepted: Int[Array, ' b']
-  copied: Int[Array, ' b']
-  copies_accepted: Int[Array, ' b']
-  leaf_hits: Int[Array, ' b']
-  bonus_tokens: Int[Array, ' b']
-  corrected_tokens: Int[Array, ' b']
+LOG_DTYPE = jnp.int16
 
 
 @flax.struct.dataclass
@@ -60,9 +33,11 @@ class DecodeState:
     done: rows that write no more, bool[B].
     finite: whether all logits so far were finite, bool[].
     keys: the random keys of the rows' draws, uint32[B, 2].
-    counts: what the rounds did.
-    log: tokens that each round drafted, accepted and returned, int32[B, S, 3];
-      the first `counts.verify_passes` lines of a row count.
+    log: what each round did, int16[B, 5, S], at the place of the first token
+      that it committed: tokens of the chain that were verified, those that were
+      committed, all tokens committed, whether a leaf is among them, and who
+      drafted, by `policy`'s numbers. Where a pass is due and the line is all
+      zeros, it was a plain step.
     evidence: how much of the drafts was accepted lately; see `policy`.
     work: the passes so far, where the policy decides: plain steps, tokens
       drafted by layers, and rounds by width of verify in `DraftShapes`,
@@ -78,8 +53,7 @@ class DecodeState:
   done: Bool[Array, ' b']
   finite: Bool[Array, '']
   keys: UInt[Array, 'b 2']
-  counts: Counts
-  log: Int[Array, 'b s 3']
+  log: Int[Array, 'b 5 s']
   evidence: Evidence
   work: Int[Array, ' k']
   mesh: jax.sharding.Mesh | None = flax.struct.field(
@@ -116,7 +90,6 @@ class DecodeState:
       done=rows,
       finite=whole,
       keys=rows,
-      counts=rows,
       log=rows,
       evidence=whole,
       work=whole,
@@ -159,11 +132,7 @@ def start(
     index: the index of each row's prompt in the run; its draws depend on it.
     num_widths: widths of verify, W.
   """
-  batch = prompts.shape[0]
-
-  def zeros() -> Array:
-    return jnp.zeros(batch, jnp.int32)
-
+  batch, slots = prompts.shape
   return DecodeState(
     cache=cache,
     tokens=prompts,
@@ -173,8 +142,7 @@ def start(
     done=max_new_tokens <= 0,
     finite=jnp.asarray(True),
     keys=row_keys(seed, index),
-    counts=Counts(*(zeros() for _ in dataclasses.fields(Counts))),
-    log=jnp.zeros((*prompts.shape, 3), jnp.int32),
+    log=jnp.zeros((batch, 5, slots), LOG_DTYPE),
     evidence=evidence,
     work=jnp.zeros(2 + num_widths, jnp.int32),
     mesh=mesh,

@@ -30,8 +30,6 @@ class Verified(NamedTuple):
     leaf_hit: whether an accepted leaf follows the accepted chain, bool[B].
     leaf: the node of that leaf; without one, the chain's node at that depth,
       int32[B].
-    is_bonus: whether the path was accepted to its end, so that the target's own
-      token replaces no drafted token, bool[B].
     finite: all logits of the row's live nodes are finite, bool[B].
   """
 
@@ -41,7 +39,6 @@ class Verified(NamedTuple):
   num_accepted: Int[Array, ' b']
   leaf_hit: Bool[Array, ' b']
   leaf: Int[Array, ' b']
-  is_bonus: Bool[Array, ' b']
   finite: Bool[Array, ' b']
 
 
@@ -58,7 +55,7 @@ def verify(
   model: Llama,
   tree: Tree,
   state: DecodeState,
-  full: Mask,
+  none_skipped: Mask,
   sampling: Sampling,
   shapes: DraftShapes,
   wanted: Bool[Array, ''] | bool = True,
@@ -71,7 +68,7 @@ def verify(
   return the cache, which the switch would copy.
 
   Args:
-    full: the mask that skips nothing.
+    none_skipped: the mask that skips nothing.
 
   Returns:
     The verdict and the pass's keys and values [B, K, W, H].
@@ -82,7 +79,7 @@ def verify(
     nodes = tree.first(width)
     hidden, updates = model(
       nodes.tokens,
-      full,
+      none_skipped,
       positions=state.cache.length[:, None] + nodes.depth,
       attn_mask=nodes.attn_mask(),
       cache=state.cache,
@@ -161,7 +158,6 @@ def _verdict(
     num_accepted=num_accepted,
     leaf_hit=leaf_hit,
     leaf=leaf,
-    is_bonus=leaf_hit | (num_accepted + 1 == tree.num_chain),
     finite=finite,
   )
 

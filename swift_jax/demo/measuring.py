@@ -48,9 +48,11 @@ def make_matchness(graphdef: llama.GraphDef) -> Callable[..., Array]:
 
   @jax.jit
   def matchness(
-    params: Any, rows: Array, mask: SkipMask, full: SkipMask
+    params: Any, rows: Array, mask: SkipMask, none_skipped: SkipMask
   ) -> Array:
-    return (argmax(params, rows, mask) == argmax(params, rows, full)).mean()
+    return (
+      argmax(params, rows, mask) == argmax(params, rows, none_skipped)
+    ).mean()
 
   return matchness
 
@@ -71,16 +73,18 @@ def find_skip_set(
   """
   rng = np.random.default_rng(seed)
   matchness = make_matchness(graphdef)
-  full = skip_mask.none_skipped(num_layers)
+  none_skipped = skip_mask.none_skipped(num_layers)
 
-  def score(mask: SkipMask) -> float:
-    return float(matchness(params, rows, mask, full))
+  def score(bits: skip_mask.Bits) -> float:
+    return float(
+      matchness(params, rows, skip_mask.from_bits(bits), none_skipped)
+    )
 
-  best = skip_mask.uniform(num_layers, skip_ratio)
+  best = skip_mask.uniform(num_layers, skip_ratio).bits()
   best_score = score(best)
   for _ in progress.bar(range(evaluations), unit='mask'):
-    mask = skip_mask.neighbour(rng, best)
-    new_score = score(mask)
+    bits = skip_mask.neighbour(rng, best)
+    new_score = score(bits)
     if new_score > best_score:
-      best, best_score = mask, new_score
-  return best
+      best, best_score = bits, new_score
+  return skip_mask.from_bits(best)

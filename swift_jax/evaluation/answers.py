@@ -12,20 +12,21 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import dataclasses
 import json
-from typing import Any
+from typing import Annotated, Literal, get_args
 
-from swift_jax.config.checks import require_text
-from swift_jax.errors import InputError
-from swift_jax.files.fields import Fields, Valid, bad, check
+from pydantic import Field, TypeAdapter
+
+from swift_jax.files.fields import bad, parse_json
 from swift_jax.runtime.metrics import LogProbs
 
 KEY = 'swift_jax'
-METHODS = ('plain', 'swift', 'prompt_lookup')
-FINISHES = ('eos', 'stop', 'length')
+Method = Literal['plain', 'swift', 'prompt_lookup']
+METHODS = get_args(Method)
 _MOST = 2**40  # no count and no time in seconds since 1970 is larger
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Number = Annotated[float, Field(ge=0, le=_MOST)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +51,17 @@ class Detail:
       no such key.
   """
 
-  tokens: tuple[int, ...]
-  prompt_tokens: int
-  truncated: int
-  finish_reason: str
-  drafted: tuple[int, ...]
-  accepted: tuple[int, ...]
-  prefill_s: float
-  decode_s: float
-  search_s: float
-  draft_s: float
-  verify_s: float
+  tokens: tuple[Count, ...]
+  prompt_tokens: Count
+  truncated: Count
+  finish_reason: Literal['eos', 'stop', 'length']
+  drafted: tuple[Count, ...]
+  accepted: tuple[Count, ...]
+  prefill_s: Number
+  decode_s: Number
+  search_s: Number
+  draft_s: Number
+  verify_s: Number
   logprobs: LogProbs | None = None
 
 
@@ -125,6 +126,40 @@ class Answer:
     return sum(turn.wall_s for turn in self.turns)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+  turns: Annotated[tuple[str, ...], Field(min_length=1)]
+  decoding_steps: tuple[Count, ...]
+  new_tokens: tuple[Count, ...]
+  wall_time: tuple[Number, ...]
+  accept_lengths: tuple[Count, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Own:
+  index: Count
+  method: Method
+  reference: tuple[str, ...]
+  skip_ratio: Number | None
+  matchness: Number | None
+  turns: tuple[Detail, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+  question_id: int | str
+  category: str
+  answer_id: str
+  model_id: str
+  choices: Annotated[tuple[_Choice, ...], Field(min_length=1)]
+  tstamp: Number
+  swift_jax: _Own | None = None
+
+
+_LINE = TypeAdapter(_Line)
+_PLAIN = ('question_id', 'category', 'answer_id', 'model_id', 'tstamp')
+
+
 def to_line(answer: Answer) -> str:
   """An answer as a line, with its newline."""
   turns = answer.turns
@@ -146,7 +181,8 @@ def to_line(answer: Answer) -> str:
     'tstamp': answer.tstamp,
   }
   if answer.index is not None:
-    ours = {name: getattr(answer, name) for name in _OWN_FIELDS}
+    names = (field.name for field in dataclasses.fields(_Own))
+    ours = {name: getattr(answer, name) for name in names}
     details = [dataclasses.asdict(turn.detail) for turn in turns]
     for detail in details:
       if detail['logprobs'] is None:
@@ -162,64 +198,42 @@ def parse(line: bytes, where: str) -> Answer:
     InputError: the line is not JSON, or a key is missing or wrong; the error names
       the key.
   """
-  try:
-    fields = json.loads(line.decode())
-  except (ValueError, RecursionError) as error:
-    raise InputError(f'{where}: not JSON: {error}') from None
-  if not isinstance(fields, dict):
-    raise InputError(f'{where}: expected an object, found {fields!r:.60}')
-  for name, value in fields.items():
-    require_text(f'{where}: {name}', value)
-  check(fields, _FIELDS, where)
-  if not isinstance(fields['choices'][0], dict):
-    found = fields['choices'][0]
-    raise InputError(f'{where}: choices[0]={found!r:.60}: expected an object')
-  choice = fields['choices'][0]
-  check(choice, _CHOICE_FIELDS, where)
-  ours = fields.get(KEY)
-  if ours is not None:
-    if not isinstance(ours, dict):
-      raise InputError(f'{where}: {KEY}={ours!r:.60}: expected an object')
-    check(ours, _OWN_FIELDS, where)
-  facts = {name: fields[name] for name in _PLAIN_FIELDS}
-  for name in _OWN_FIELDS if ours is not None else ():
-    facts[name] = ours[name]
-  facts['reference'] = tuple(facts.get('reference', ()))
-  facts['accept_lengths'] = tuple(choice['accept_lengths'])
-  return Answer(turns=_turns(choice, ours, where), **facts)
-
-
-def _turns(
-  choice: Mapping[str, Any], ours: Mapping[str, Any] | None, where: str
-) -> tuple[Turn, ...]:
-  """The turns of a choice; values that contradict each other are refused."""
-  count = len(choice['turns'])
-  names = ('decoding_steps', 'new_tokens', 'wall_time')
-  for name in names:
-    if len(choice[name]) != count:
-      raise bad(where, name, choice[name], f'one for each of {count} turns')
-  details = [None] * count
+  line = parse_json(_LINE, line, where)
+  choice, ours = line.choices[0], line.swift_jax
+  _check_turns(choice, where)
   if ours is not None:
     _check_lengths(choice, where)
-    details = _details(ours, choice, where)
-  columns = [choice[name] for name in names]
-  return tuple(
-    Turn(text, new_tokens, steps, wall_s, detail)
-    for text, steps, new_tokens, wall_s, detail in zip(
-      choice['turns'], *columns, details, strict=True
-    )
+    _check_details(ours, choice, where)
+  details = [None] * len(choice.turns) if ours is None else ours.turns
+  columns = (
+    *(choice.turns, choice.new_tokens, choice.decoding_steps),
+    *(choice.wall_time, details),
+  )
+  facts = {} if ours is None else vars(ours)
+  return Answer(
+    **{name: getattr(line, name) for name in _PLAIN},
+    **{name: value for name, value in facts.items() if name != 'turns'},
+    turns=tuple(map(Turn, *columns)),
+    accept_lengths=choice.accept_lengths,
   )
 
 
-def _check_lengths(choice: Mapping[str, Any], where: str) -> None:
+def _check_turns(choice: _Choice, where: str) -> None:
+  for name in ('decoding_steps', 'new_tokens', 'wall_time'):
+    values, count = getattr(choice, name), len(choice.turns)
+    if len(values) != count:
+      raise bad(where, name, values, f'one for each of {count} turns')
+
+
+def _check_lengths(choice: _Choice, where: str) -> None:
   """Checks a line of ours: each pass has a length, and a turn's lengths add up."""
-  lengths, at = choice['accept_lengths'], 0
-  total = sum(choice['decoding_steps'])
+  lengths, at = choice.accept_lengths, 0
+  total = sum(choice.decoding_steps)
   if len(lengths) != total:
     wanted = f'one for each of {total} decoding_steps'
     raise bad(where, 'accept_lengths', lengths, wanted)
   for steps, new_tokens in zip(
-    choice['decoding_steps'], choice['new_tokens'], strict=True
+    choice.decoding_steps, choice.new_tokens, strict=True
   ):
     returned = sum(lengths[at : at + steps])
     at += steps
@@ -228,149 +242,38 @@ def _check_lengths(choice: Mapping[str, Any], where: str) -> None:
       raise bad(where, 'new_tokens', new_tokens, wanted)
 
 
-def _details(
-  ours: Mapping[str, Any], choice: Mapping[str, Any], where: str
-) -> list[Detail]:
-  """Our own facts of each turn."""
-  turns = ours.get('turns')
-  count = len(choice['turns'])
-  if not isinstance(turns, list) or len(turns) != count:
-    raise bad(where, f'{KEY}.turns', turns, f'one for each of {count} turns')
-  details = []
-  for i, fields in enumerate(turns):
-    if not isinstance(fields, dict):
-      raise bad(where, f'{KEY}.turns', fields, 'an object')
-    check(fields, _DETAIL_FIELDS, where)
-    detail = Detail(
-      **{
-        name: tuple(fields[name])
-        if isinstance(fields[name], list)
-        else fields[name]
-        for name in _DETAIL_FIELDS
-      },
-      logprobs=_logprobs(fields, where),
-    )
-    if len(detail.tokens) != choice['new_tokens'][i]:
-      wanted = f'new_tokens={choice["new_tokens"][i]} token ids'
-      raise bad(where, 'tokens', fields['tokens'], wanted)
-    passes = 0 if ours['method'] == 'plain' else choice['decoding_steps'][i]
+def _check_details(ours: _Own, choice: _Choice, where: str) -> None:
+  """Refuses facts of our own that contradict the turns."""
+  count = len(choice.turns)
+  if len(ours.turns) != count:
+    wanted = f'one for each of {count} turns'
+    raise bad(where, f'{KEY}.turns', ours.turns, wanted)
+  for i, detail in enumerate(ours.turns):
+    if len(detail.tokens) != choice.new_tokens[i]:
+      wanted = f'new_tokens={choice.new_tokens[i]} token ids'
+      raise bad(where, 'tokens', detail.tokens, wanted)
+    passes = 0 if ours.method == 'plain' else choice.decoding_steps[i]
     for name in ('drafted', 'accepted'):
-      if len(fields[name]) != passes:
+      if len(getattr(detail, name)) != passes:
         wanted = f'one for each of {passes} passes'
-        raise bad(where, name, fields[name], wanted)
+        raise bad(where, name, getattr(detail, name), wanted)
     for accepted, drafted in zip(detail.accepted, detail.drafted, strict=True):
       if accepted > drafted:
         wanted = f'at most the {drafted} that were drafted'
         raise bad(where, 'accepted', accepted, wanted)
-    details.append(detail)
-  return details
+    if detail.logprobs is not None:
+      _check_logprobs(detail.logprobs, len(detail.tokens), where)
 
 
-def _logprobs(fields: Mapping[str, Any], where: str) -> LogProbs | None:
-  """A turn's log-probabilities; None for a run that did not ask for them."""
-  if 'logprobs' not in fields:
-    return None
-  found = fields['logprobs']
-  if not isinstance(found, dict):
-    raise bad(where, 'logprobs', found, 'an object')
-  check(found, _LOGPROBS_FIELDS, f'{where}: logprobs')
-  count = len(fields['tokens'])
-  for name in _LOGPROBS_FIELDS:
-    if len(found[name]) != count:
+def _check_logprobs(found: LogProbs, count: int, where: str) -> None:
+  for name, values in vars(found).items():
+    if len(values) != count:
       wanted = f'one for each of {count} tokens'
-      raise bad(where, f'logprobs.{name}', found[name], wanted)
-  if len(set(map(len, found['top']))) > 1:
-    raise bad(where, 'logprobs.top', found['top'], 'as many for each token')
-  top = [[(token, value) for token, value in place] for place in found['top']]
-  return LogProbs(found['chosen'], top)
-
-
-def _is_count(value: Any) -> bool:
-  return type(value) is int and 0 <= value <= _MOST
-
-
-def _is_number(value: Any) -> bool:
-  return type(value) in (int, float) and 0 <= value <= _MOST
-
-
-def _is_log(value: Any) -> bool:
-  return type(value) in (int, float) and -_MOST <= value <= 0
-
-
-def _is_pair(value: Any) -> bool:
-  if not isinstance(value, list) or len(value) != 2:
-    return False
-  return _is_count(value[0]) and _is_log(value[1])
-
-
-def _list_of(is_valid: Valid) -> Valid:
-  return lambda value: isinstance(value, list) and all(map(is_valid, value))
-
-
-def _or_none(is_valid: Valid) -> Valid:
-  return lambda value: value is None or is_valid(value)
-
-
-def _is_text(value: Any) -> bool:
-  return isinstance(value, str)
-
-
-_TEXT = (_is_text, 'a string')
-_COUNT = (_is_count, 'an integer >= 0')
-_COUNTS = (_list_of(_is_count), 'a list of integers >= 0')
-_NUMBER = (_is_number, 'a number >= 0')
-_MAYBE = (_or_none(_is_number), 'a number >= 0 or null')
-_PLAIN_FIELDS: Fields = {
-  'question_id': (
-    lambda value: type(value) in (int, str),
-    'an integer or a string',
-  ),
-  'category': _TEXT,
-  'answer_id': _TEXT,
-  'model_id': _TEXT,
-  'tstamp': _NUMBER,
-}
-_FIELDS: Fields = {
-  **_PLAIN_FIELDS,
-  'choices': (
-    lambda value: isinstance(value, list) and bool(value),
-    'a filled list',
-  ),
-}
-_CHOICE_FIELDS: Fields = {
-  'turns': (
-    lambda value: _list_of(_is_text)(value) and bool(value),
-    'a filled list of strings',
-  ),
-  'decoding_steps': _COUNTS,
-  'new_tokens': _COUNTS,
-  'wall_time': (_list_of(_is_number), 'a list of numbers >= 0'),
-  'accept_lengths': _COUNTS,
-}
-_OWN_FIELDS: Fields = {
-  'index': _COUNT,
-  'method': (METHODS.__contains__, f'one of {", ".join(METHODS)}'),
-  'reference': (_list_of(_is_text), 'a list of strings'),
-  'skip_ratio': _MAYBE,
-  'matchness': _MAYBE,
-}
-_DETAIL_FIELDS: Fields = {
-  'tokens': _COUNTS,
-  'prompt_tokens': _COUNT,
-  'truncated': _COUNT,
-  'finish_reason': (FINISHES.__contains__, f'one of {", ".join(FINISHES)}'),
-  'drafted': _COUNTS,
-  'accepted': _COUNTS,
-  'prefill_s': _NUMBER,
-  'decode_s': _NUMBER,
-  'search_s': _NUMBER,
-  'draft_s': _NUMBER,
-  'verify_s': _NUMBER,
-}
-_LOGPROBS_FIELDS: Fields = {
-  'chosen': (_list_of(_is_log), 'a list of numbers <= 0'),
-  'top': (
-    _list_of(_list_of(_is_pair)),
-    'a list of lists of [token id, number <= 0]',
-  ),
-}
+      raise bad(where, f'logprobs.{name}', values, wanted)
+  if len(set(map(len, found.top))) > 1:
+    raise bad(where, 'logprobs.top', found.top, 'as many for each token')
+  pairs = [pair for place in found.top for pair in place]
+  if any(token < 0 for token, _ in pairs):
+    raise bad(where, 'logprobs.top', found.top, 'token ids >= 0')
+  if not all(-_MOST <= x <= 0 for x in (*found.chosen, *(x for _, x in pairs))):
+    raise bad(where, 'logprobs', found, 'numbers <= 0')

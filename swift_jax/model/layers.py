@@ -174,9 +174,10 @@ class Int8Linear(nnx.Module):
 class Attention(nnx.Module):
   """Grouped-query attention over cached slots and the new tokens."""
 
-  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
     heads, kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
     width, h, bias = cfg.hidden_size, cfg.head_dim, cfg.attention_bias
+    self.platform = platform
     qkv = (kv_heads, heads // kv_heads + 2, h)  # [K, G + 2, H]
     self.qkv_proj = _linear(cfg, width, qkv, bias, rngs)
     self.o_proj = _linear(cfg, heads * h, width, bias, rngs)
@@ -206,7 +207,7 @@ class Attention(nnx.Module):
     qk = apply_rope(qk.reshape(b, t, -1, qk.shape[-1]), *rope).reshape(qk.shape)
     q, k, v = qk[..., :-1, :], qk[..., -1, :], qkv[..., -1, :]
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H]
-    out = attend(q, k, v, attn_mask, past)
+    out = attend(q, k, v, attn_mask, past, self.platform)
     return self.o_proj(out.reshape(b, t, -1)), k, v
 
 
@@ -216,12 +217,16 @@ def attend(
   v: Float[Array, 'b k t h'],
   attn_mask: Bool[Array, '#b t t'],
   past: tuple[Array, Array, Array] | None,
+  platform: str = '',
 ) -> Float[Array, 'b t k g h']:
   """Softmax attention over filled slots and visible new tokens.
 
   Scores and softmax are float32. Dead slots have no effect, even if they hold
   NaN. Of a large cache only the first quarter or half is read, if all filled
   slots lie in it.
+
+  Args:
+    platform: `cpu`, `gpu` or `tpu`, for which it is traced; empty: JAX's own.
   """
   b, t, kv_heads, group, h = q.shape
   # One matrix of T * G queries for each key/value head: with more axes XLA on
@@ -238,17 +243,17 @@ def attend(
       prefix = past_k[:, :, :slots], past_v[:, :, :slots]
       return _over_both(rows, new, v, *prefix, length)
 
-    sizes = _prefix_sizes(past_k.shape[2])
+    sizes = _prefix_sizes(past_k.shape[2], platform)
     chosen = jnp.searchsorted(jnp.asarray(sizes), length.max(), side='left')
     out = jax.lax.switch(chosen, [lambda n=n: over_first(n) for n in sizes])
   return out.reshape(b, kv_heads, t, group, h).swapaxes(1, 2)
 
 
-def _prefix_sizes(slots: int) -> list[int]:
+def _prefix_sizes(slots: int, platform: str = '') -> list[int]:
   """How many slots a pass may read: few sizes, since each is a branch."""
   is_large = slots >= _LARGE_CACHE
   # A GPU asks the host at each branch, which costs more than a branch saves.
-  if not is_large or jax.default_backend() == 'gpu':
+  if not is_large or (platform or jax.default_backend()) == 'gpu':
     return [slots]
   return [slots // 4, slots // 2, slots]
 

@@ -88,12 +88,12 @@ def exact_products(dtype: jnp.dtype) -> contextlib.AbstractContextManager:
 class DecoderLayer(nnx.Module):
   """One layer: two gated sublayers with norms, added to the residual stream."""
 
-  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
     norm = functools.partial(
       RMSNorm, cfg.hidden_size, cfg.rms_norm_eps, cfg.jax_dtype
     )
     self.input_layernorm = norm()
-    self.self_attn = Attention(cfg, rngs)
+    self.self_attn = Attention(cfg, rngs, platform)
     self.post_attention_layernorm = norm()
     self.mlp = MLP(cfg, rngs)
 
@@ -129,7 +129,7 @@ def _run_layer(
 class Llama(nnx.Module):
   """`LlamaForCausalLM`: embedding, layers, norm and head."""
 
-  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
     self.cfg = cfg
     self.embed_tokens = nnx.Embed(
       cfg.vocab_size,
@@ -139,8 +139,9 @@ class Llama(nnx.Module):
       embedding_init=nnx.initializers.normal(0.02),
       rngs=rngs,
     )
-    layers = [DecoderLayer(cfg, rngs) for _ in range(cfg.num_hidden_layers)]
-    self.layers = nnx.List(layers)
+    self.layers = nnx.List(
+      DecoderLayer(cfg, rngs, platform) for _ in range(cfg.num_hidden_layers)
+    )
     self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, cfg.jax_dtype)
     if not cfg.tie_word_embeddings:
       self.lm_head = nnx.Linear(
@@ -205,9 +206,16 @@ class Llama(nnx.Module):
       )
 
 
-def abstract_model(cfg: ModelConfig) -> tuple[GraphDef, Params]:
-  """(graphdef, parameters as shapes); it takes no memory, whatever the size."""
-  model = nnx.eval_shape(lambda: Llama(cfg, nnx.Rngs(0)))
+def abstract_model(
+  cfg: ModelConfig, platform: str = ''
+) -> tuple[GraphDef, Params]:
+  """(graphdef, parameters as shapes); it takes no memory, whatever the size.
+
+  Args:
+    platform: `cpu`, `gpu` or `tpu`, for which its passes are traced; empty: the
+      one that JAX runs on when they are traced.
+  """
+  model = nnx.eval_shape(lambda: Llama(cfg, nnx.Rngs(0), platform))
   graphdef, params = nnx.split(model)
   return GraphDef(graphdef), params
 

@@ -1,8 +1,12 @@
-"""Which attention and MLP sublayers the draft skips."""
+"""Which attention and MLP sublayers the draft skips.
+
+On the host a mask is the bits of the free sublayers, attention first: bool[D]
+with D = 2(L-2), True = skipped. Users and the device have it as a `SkipMask`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 import dataclasses
 
 import flax.struct
@@ -11,6 +15,9 @@ import numpy as np
 
 from swift_jax.errors import InputError
 from swift_jax.typing import Array, Bool
+
+Bits = Bool[np.ndarray, ' d']  # of one mask
+Candidates = Bool[np.ndarray, 'c d']  # the bits of several
 
 
 @flax.struct.dataclass
@@ -64,10 +71,10 @@ class SkipMask:
       'mlp': np.flatnonzero(np.asarray(self.mlp)).tolist(),
     }
 
-  def bits(self) -> np.ndarray:
-    """The free sublayers as one vector, attention first: bool[..., 2(L-2)]."""
+  def bits(self) -> Bits:
+    """The free sublayers as one vector, attention first: bool[2(L-2)]."""
     attn, mlp = np.asarray(self.attn), np.asarray(self.mlp)
-    return np.concatenate([attn[..., 1:-1], mlp[..., 1:-1]], axis=-1)
+    return np.concatenate([attn[1:-1], mlp[1:-1]])
 
   def blocks(self) -> str:
     """Two rows of blocks, one column a layer: full = runs, light = skipped."""
@@ -109,8 +116,8 @@ def num_to_skip(num_layers: int, skip_ratio: float) -> int:
   return int(num_free(num_layers) * skip_ratio)
 
 
-def from_bits(bits: np.ndarray) -> SkipMask:
-  """The inverse of `SkipMask.bits`: bool[..., 2(L-2)] to a mask of L layers."""
+def from_bits(bits: Bool[np.ndarray, '*c d']) -> SkipMask:
+  """The inverse of `SkipMask.bits`; leading axes stay: bool[..., 2(L-2)]."""
   attn, mlp = np.split(np.asarray(bits, bool), 2, axis=-1)
   edge = [(0, 0)] * (attn.ndim - 1) + [(1, 1)]
   return SkipMask(attn=np.pad(attn, edge), mlp=np.pad(mlp, edge))
@@ -138,26 +145,22 @@ def uniform(num_layers: int, skip_ratio: float) -> SkipMask:
   return from_bits(np.concatenate([in_order[0::2], in_order[1::2]]))
 
 
-def random(
-  rng: np.random.Generator, num_layers: int, skip_ratio: float
-) -> SkipMask:
-  """A mask drawn uniformly among those that skip `num_to_skip` sublayers."""
-  bits = np.zeros(num_free(num_layers), bool)
-  skipped = num_to_skip(num_layers, skip_ratio)
-  bits[rng.permutation(bits.size)[:skipped]] = True
-  return from_bits(bits)
+def random(rng: np.random.Generator, free: int, skipped: int) -> Bits:
+  """Bits drawn uniformly among those that skip so many of the free sublayers."""
+  bits = np.zeros(free, bool)
+  bits[rng.permutation(free)[:skipped]] = True
+  return bits
 
 
-def neighbour(rng: np.random.Generator, mask: SkipMask) -> SkipMask:
-  """`mask` with one skipped and one kept sublayer exchanged.
+def neighbour(rng: np.random.Generator, bits: Bits) -> Bits:
+  """A copy of `bits` with one skipped and one kept sublayer exchanged.
 
   The free sublayers must include at least one of each kind.
   """
-  bits = mask.bits().copy()
-  skipped, kept = np.flatnonzero(bits), np.flatnonzero(~bits)
-  bits[rng.choice(skipped)] = False
-  bits[rng.choice(kept)] = True
-  return from_bits(bits)
+  changed = bits.copy()
+  changed[rng.choice(np.flatnonzero(bits))] = False
+  changed[rng.choice(np.flatnonzero(~bits))] = True
+  return changed
 
 
 def from_lists(
@@ -193,14 +196,12 @@ def from_lists(
   return mask
 
 
-def check(mask: SkipMask, num_layers: int) -> SkipMask:
-  """Returns `mask` with NumPy rows, and refuses one that does not fit the
-  model.
+def checked_bits(mask: SkipMask, num_layers: int) -> Bits:
+  """The bits of a mask that fits the model.
 
   Raises:
     InputError: wrong length, or the first or last layer is skipped.
   """
-  rows = {}
   for name, row in (('attn', mask.attn), ('mlp', mask.mlp)):
     row = np.asarray(row)
     if row.dtype != bool or row.shape != (num_layers,):
@@ -214,11 +215,4 @@ def check(mask: SkipMask, num_layers: int) -> SkipMask:
         f'skip_mask.{name}: layer {layer} is the first or the last layer,'
         ' which is never skipped'
       )
-    rows[name] = row
-  return SkipMask(**rows)
-
-
-def stack(masks: Sequence[SkipMask]) -> SkipMask:
-  """The masks as one, with a leading candidate axis C."""
-  stacked: SkipMask = jax.tree.map(lambda *rows: np.stack(rows), *masks)
-  return stacked
+  return mask.bits()

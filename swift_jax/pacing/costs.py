@@ -1,10 +1,10 @@
-"""What passes cost on this machine, in plain steps: measured once, then corrected.
+"""The costs of passes on this machine, in plain steps: measured once, then corrected.
 
-The programs that decode are the ones that are timed, on a text that half fills the
-cache: how many rounds, which source and how many tokens are traced. The figures are
-kept in the user's cache folder, by all that they depend on but the machine's mood:
-delete `costs` there to have them measured anew. While text is written the clock
-corrects them for the process.
+The measurement runs the programs that decode, on a text that half fills the cache: the
+number of rounds, the source and the number of tokens are traced. The figures are kept
+in the user's cache folder, under a hash of all that they depend on except the
+machine's load. Delete `costs` there to have them measured again. While text is
+written, the clock corrects the figures for this process.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ from swift_jax.decoding.state import DecodeState
 from swift_jax.errors import InputError
 from swift_jax.files import atomic
 from swift_jax.model import skip_mask as skip_masks
-from swift_jax.model.skip_mask import Mask, SkipMask
+from swift_jax.model.skip_mask import Bits, Mask, SkipMask
 from swift_jax.parallel import distributed, sharding
 from swift_jax.parallel.target import Target
 from swift_jax.version import __version__
 
 _REPEATS = 7
-_LONGEST_S = 10.0  # of repetitions: where passes are slow, few will do
-_STEPS, _ROUNDS = 8, 2  # of one dispatch
-_FILLED = 0.5  # of the cache, about what a text has on average
-_FORMAT = 2  # to be raised with what a round or a layer does
+_LONGEST_S = 10.0  # of all repetitions: slow passes need few of them
+_STEPS, _ROUNDS = 8, 2  # in one dispatch
+_FILLED = 0.5  # share of the cache, as for a text on average
+_FORMAT = 2  # raise it when the work of a round or a layer changes
 _DEAR = 1e3  # so that no leaf pays while drafting is timed
-_SMALLEST = 1e-3  # of a cost: rounding must not make anything free
-_SHORTEST_S = 1e-12  # that a step may be said to take
+_SMALLEST = 1e-3  # lowest cost: rounding must not make a pass free
+_SHORTEST_S = 1e-12  # lowest time of a step
 
 
 @dataclasses.dataclass(frozen=True)
 class PassCosts:
-  """Costs in plain steps of one batch size and cache capacity.
+  """Costs in plain steps, for one batch size and cache capacity.
 
   Attributes:
     step_s: seconds of a plain step.
-    head: a drafted token where every sublayer is skipped.
-    attn, mlp: what one attention or MLP that runs adds.
-    verify: verify and commit, by width.
+    head: cost of a drafted token if every sublayer is skipped.
+    attn, mlp: cost that one attention or one MLP adds if it runs.
+    verify: cost of verify and commit, for each width.
   """
 
   step_s: float
@@ -71,24 +71,24 @@ class PassCosts:
     for cost in self.verify:
       require_number('verify', cost, 0, float('inf'))
 
-  def draft(self, skip_mask: SkipMask, saved_s: float = 0.0) -> float:
-    """One token drafted with this mask.
+  def draft(self, bits: Bits, saved_s: float = 0.0) -> float:
+    """Cost of one token drafted with a mask.
 
     Args:
-      saved_s: seconds that it takes less; see `specialised`.
+      bits: those of the mask.
+      saved_s: seconds that a program without gates saves; see `specialised`.
     """
-    attn = (~np.asarray(skip_mask.attn)).sum()
-    mlp = (~np.asarray(skip_mask.mlp)).sum()
+    attn, mlp = 2 + (~bits).reshape(2, -1).sum(1)  # that run
     gated = float(self.head + attn * self.attn + mlp * self.mlp)
     return max(gated - saved_s / self.step_s, _SMALLEST)
 
   def highest_speed(
     self, num_layers: int, num_skipped: int, widths: Sequence[int]
   ) -> float:
-    """Tokens a plain step if every drafted token were right.
+    """Tokens in the time of a plain step if every drafted token were right.
 
     Args:
-      num_skipped: sublayers that the draft leaves out, the dearer kind first.
+      num_skipped: sublayers that the draft skips, the dearer kind first.
     """
     first, then = sorted((self.attn, self.mlp), reverse=True)
     saved = first * min(num_skipped, num_layers)
@@ -100,14 +100,19 @@ class PassCosts:
 
 
 def sampling_work(settings: SamplingConfig) -> tuple[bool, ...]:
-  """What of choosing a token takes time, whatever its value is."""
+  """The parts of choosing a token that take time: top-k, top-p, penalties.
+
+  Their values do not change the time.
+  """
   penalised = settings.repetition_penalty != 1 or settings.min_new_tokens > 0
   return settings.top_k > 0, settings.top_p < 1, penalised
 
 
 def rising(verify: Sequence[float]) -> tuple[float, ...]:
-  """No pass is cheaper than a step, nor a wider one than a narrower, whatever the
-  clock says."""
+  """The costs, raised where the clock contradicts what must hold.
+
+  No pass is cheaper than a plain step, and no pass is cheaper than a narrower one.
+  """
   return tuple(np.maximum.accumulate([1.0, *verify]).tolist()[1:])
 
 
@@ -119,11 +124,11 @@ def of_model(
   settings: SamplingConfig,
   is_kept: bool = True,
 ) -> PassCosts:
-  """From the file of this machine and model, or measured and written there.
+  """Costs from the file of this machine and model; or measured, and written there.
 
   Args:
-    drafts: the target's, on its devices.
-    settings: of sampling, resolved.
+    drafts: the target's draft settings, on its devices.
+    settings: the resolved sampling settings.
     is_kept: read and write the file.
   """
   name = _name(target, batch, shapes, settings)
@@ -138,7 +143,7 @@ def of_model(
       if path is not None:
         _write(path, found)
   if sharding.spans_processes(target.mesh):
-    # All must choose alike.
+    # All processes must make the same choices.
     text = json.dumps(dataclasses.asdict(found)) if found else ''
     content = distributed.from_first_process(text.encode())
     found = PassCosts(**json.loads(content))
@@ -148,7 +153,7 @@ def of_model(
 def _name(
   target: Target, batch: int, shapes: DraftShapes, settings: SamplingConfig
 ) -> str:
-  """A hash of all that costs depend on."""
+  """A hash of all that the costs depend on."""
   mesh = target.mesh
   device = jax.devices()[0]
   facts = {
@@ -169,14 +174,14 @@ def _name(
 
 
 def _cores() -> int | None:
-  """That this process may use."""
+  """The number of cores that this process may use."""
   if hasattr(os, 'sched_getaffinity'):
     return len(os.sched_getaffinity(0))
   return os.cpu_count()
 
 
 def _path(name: str) -> pathlib.Path | None:
-  """The file of these costs; None where there is no folder for it."""
+  """The file of these costs; None if there is no folder for it."""
   try:
     return hub.cache_folder() / 'costs' / f'{name}.json'
   except InputError:
@@ -186,14 +191,14 @@ def _path(name: str) -> pathlib.Path | None:
 def _read(path: os.PathLike[str], num_widths: int) -> PassCosts | None:
   try:
     found = PassCosts(**json.loads(atomic.read(str(path), 'costs')))
-  # What is damaged is measured anew.
+  # If the file is damaged, the costs are measured again.
   except (InputError, TypeError, ValueError, RecursionError):
     return None
   return found if len(found.verify) == num_widths else None
 
 
 def _write(path: os.PathLike[str], costs: PassCosts) -> None:
-  """A folder that cannot be written costs a measurement each time, no more."""
+  """Writes the file if it can; otherwise the next run measures again."""
   text = json.dumps(dataclasses.asdict(costs), indent=2) + '\n'
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -210,7 +215,7 @@ def measure(
   shapes: DraftShapes,
   settings: SamplingConfig,
 ) -> PassCosts:
-  """Times each kind of pass in turns and takes medians of the ratios."""
+  """Times each kind of pass in turn, and takes the medians of the ratios."""
   bench = Bench(target, drafts, batch, shapes, settings)
   layers, width = target.cfg.num_hidden_layers, bench.draft_length + 1
   every, none = np.ones(layers, bool), np.zeros(layers, bool)
@@ -226,21 +231,21 @@ def measure(
   for name, mask in masks.items():
     kinds[name] = lambda mask=mask: bench.layers(mask)
   for run in kinds.values():
-    run()  # compiles, and warms
+    run()  # compiles and warms up
   times = {name: [] for name in kinds}
   started = time.perf_counter()
   for number in range(_REPEATS):
     late = time.perf_counter() - started > _LONGEST_S
     if number and sharding.agreed(late, target.mesh):
       break
-    # To and fro: what comes first may find the machine in another mood.
+    # In alternating order: the first may find the machine under another load.
     for name in list(kinds)[:: -1 if number % 2 else 1]:
       times[name].append(kinds[name]())
   step = np.asarray(times['plain'])
   cost = {k: float(np.median(np.asarray(v) / step)) for k, v in times.items()}
 
   def drafted(name: str) -> float:
-    """A drafted token: the round without its verify."""
+    """Cost of a drafted token: the round without its verify."""
     return max((cost[name] - cost[width]) / (width - 1), _SMALLEST)
 
   head = drafted('head')
@@ -257,10 +262,10 @@ _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 class Bench:
-  """A batch of texts of nothing but a token, begun anew for each dispatch.
+  """A batch whose texts repeat one token; each dispatch begins them again.
 
   Attributes:
-    draft_length: tokens of the drafts that are timed.
+    draft_length: tokens of each timed draft.
   """
 
   def __init__(
@@ -275,7 +280,7 @@ class Bench:
     """Makes a cache.
 
     Args:
-      capacity: its slots; None: as many as the target's have by now.
+      capacity: the cache's slots; None: the target's present capacity.
     """
     self._target, self._drafts, self._shapes = target, drafts, shapes
     capacity = capacity or target.capacity
@@ -305,7 +310,7 @@ class Bench:
     self._none = target.put(skip_masks.none_skipped(layers))
 
   def _fresh(self) -> DecodeState:
-    length, done, evidence = _copy(self._begin)  # what is donated is lost
+    length, done, evidence = _copy(self._begin)  # a donated array is lost
     state = self._state
     return state.replace(
       cache=state.cache.rollback(length), done=done, evidence=evidence
@@ -314,7 +319,12 @@ class Bench:
   def plain(self) -> float:
     """Seconds of a plain step."""
     target = self._target
-    arguments = target.graphdef, target.params, self._fresh(), target.full
+    arguments = (
+      target.graphdef,
+      target.params,
+      self._fresh(),
+      target.none_skipped,
+    )
     count = target.number(_STEPS)
     started = time.perf_counter()
     self._state = jax.block_until_ready(
@@ -343,7 +353,7 @@ class Bench:
       forced=forced,
       max_length=longest,
       lookup_length=longest,
-      threshold=threshold,  # no draft ends before
+      threshold=threshold,  # 0: no draft ends earlier
       costs=prices,
     )
     state, count = self._fresh(), target.number(_ROUNDS)
@@ -354,7 +364,7 @@ class Bench:
         target.params,
         state,
         self._none if mask is None else mask,
-        target.full,
+        target.none_skipped,
         settings,
         self._sampling,
         count,

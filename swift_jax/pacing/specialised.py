@@ -1,7 +1,7 @@
-"""Draft programs with a set that rests built in, where gates cost much.
+"""Draft programs with a fixed skip mask, for devices where gates cost much time.
 
-A program is compiled beside the text that is being written, timed against the gates
-once it is there, and used if a drafted token is cheaper.
+When the search rests, a program with its mask built in is compiled beside the text.
+It is then timed against the gates, and used if a drafted token is cheaper.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
-from swift_jax.model.skip_mask import KnownMask, SkipMask
+from swift_jax.model.skip_mask import Bits, KnownMask, SkipMask, from_bits
 from swift_jax.pacing import costs
 from swift_jax.parallel import sharding
 from swift_jax.parallel.target import Target
@@ -23,7 +23,7 @@ _LOGGER = logging.getLogger('swift_jax')
 
 
 class _Key(NamedTuple):
-  """What a program is compiled for."""
+  """All that a program is compiled for."""
 
   mask: KnownMask
   batch: int
@@ -36,10 +36,10 @@ class Specialised:
   """The programs of one model."""
 
   def __init__(self, target: Target, drafts: DraftSettings):
-    """Nothing is compiled yet.
+    """Compiles nothing yet.
 
     Args:
-      drafts: the target's, on its devices.
+      drafts: the target's draft settings, on its devices.
     """
     self._target, self._drafts = target, drafts
     self._saved: dict[_Key, float | None] = {}
@@ -48,28 +48,32 @@ class Specialised:
 
   def saves(
     self,
-    mask: SkipMask,
+    bits: Bits,
     batch: int,
     capacity: int,
     shapes: DraftShapes,
     settings: SamplingConfig,
     waits: bool = False,
   ) -> float | None:
-    """Seconds by which a drafted token is cheaper than behind gates; None where it
-    is not, or not yet (on several devices: not without waiting).
+    """Seconds that a drafted token saves against gates.
 
-    The first call starts compiling, and one after its end takes the times.
+    The first call starts to compile. A call after the compilation has ended takes
+    the times.
 
     Args:
-      mask: drafts until further notice.
+      bits: those of the mask that drafts until further notice.
       capacity: slots of the text's cache.
-      settings: resolved.
-      waits: for the program.
+      settings: the resolved sampling settings.
+      waits: wait for the program.
+
+    Returns:
+      None if the program saves nothing or is not ready. On several devices it is
+      never ready unless the call waits.
     """
     target = self._target
     if target.gates_are_quick or sharding.spans_processes(target.mesh):
-      return None  # processes in step would not change over at once
-    known = KnownMask.of(mask)
+      return None  # processes in step would not switch at the same time
+    known = KnownMask.of(from_bits(bits))
     work = costs.sampling_work(settings)
     key = _Key(known, batch, capacity, shapes, work)
     if key in self._saved:
@@ -78,8 +82,8 @@ class Specialised:
       return None  # two threads might start a program on devices in two orders
     how = target, self._drafts, batch, shapes, settings, capacity
     if key not in self._jobs:
-      for job in self._jobs.values():  # what drafted before is not waited for
-        job.cancel()
+      for job in self._jobs.values():
+        job.cancel()  # a program of an earlier mask: not needed now
       job = self._compiler.submit(_compile, known, *how)
       self._jobs = {key: job}
     job = self._jobs[key]
@@ -88,8 +92,8 @@ class Specialised:
     del self._jobs[key]
     try:
       job.result()
-      saved = _measured(costs.Bench(*how), target.put(mask), known)
-    except Exception as error:  # no room for it, say: the text goes on
+      saved = _measured(costs.Bench(*how), target.put_mask(bits), known)
+    except Exception as error:  # for instance no memory: the text goes on
       _LOGGER.warning('no program for the skip set alone: %s', error)
       saved = None
     self._saved[key] = saved
@@ -97,14 +101,14 @@ class Specialised:
 
 
 def _compile(known: KnownMask, *how: Any) -> None:
-  """In the other thread, which leaves nothing but the program."""
+  """Compiles the program; it runs in another thread and keeps only the program."""
   costs.Bench(*how).layers(known)
 
 
 def _measured(
   bench: costs.Bench, gated: SkipMask, known: KnownMask
 ) -> float | None:
-  """In turns: rounds that draft as much, behind gates and without."""
+  """Seconds that a token saves: times rounds with and without gates, in turns."""
   bench.layers(gated)  # compiles
   pairs = [(bench.layers(gated), bench.layers(known)) for _ in range(_REPEATS)]
   saved = statistics.median(one - two for one, two in pairs)

@@ -68,7 +68,12 @@ def start(
 
 
 def is_cluster() -> bool:
-  """Whether the environment says that there are, or may be, other processes."""
+  """Whether the environment says that there are, or may be, other processes.
+
+  `jax.distributed.initialize` alone is no such question. Without a cluster it raises
+  an error. It takes every pod of Kubernetes for part of a job, and it warns or fails
+  in a pod that is alone. It refuses a process that has used JAX before.
+  """
   has_all = (
     all(name in os.environ for name in names) for names in _CLUSTERS.values()
   )

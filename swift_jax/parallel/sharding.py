@@ -8,6 +8,7 @@ split along their heads, and the fused gate, up along the MLP's width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -53,13 +54,26 @@ def make_mesh(data: int, tensor: int, across_processes: bool = False) -> Mesh:
       f' {len(devices)} found'
       f'{" in all processes" if across_processes else ""}'
     )
+  return mesh_of(devices[:wanted], data, tensor)
+
+
+def mesh_of(devices: Sequence[jax.Device], data: int, tensor: int) -> Mesh:
+  """The mesh of data * tensor devices, which may be those of a description."""
   return jax.make_mesh(
     (data, tensor),
     AXES,
     # With Auto, GSPMD places the collectives; make_mesh's own default is Explicit.
     axis_types=(AxisType.Auto, AxisType.Auto),
-    devices=devices[:wanted],
+    devices=devices,
   )
+
+
+def platform(mesh: Mesh | None) -> str:
+  """`cpu`, `gpu` or `tpu`: what the mesh's devices are; None: JAX's own."""
+  if mesh is None:
+    return jax.default_backend()
+  name: str = mesh.devices.flat[0].platform
+  return 'gpu' if name in ('cuda', 'rocm') else name
 
 
 def check_mesh(cfg: ModelConfig, mesh: Mesh | None) -> None:

@@ -25,9 +25,9 @@ class Target:
     mesh: its devices; None is the one default device.
     capacity: cache slots a row. It grows when a batch needs more and never
       shrinks: programs are compiled for it.
-    gates_are_quick: quicker than a program without them, and never the host's
-      business: on a CPU.
-    full: skips nothing; with gates only where they are quick.
+    gates_are_quick: whether gates are quicker than a program without them: true
+      on a CPU.
+    none_skipped: skips nothing; with gates only where they are quick.
   """
 
   def __init__(
@@ -40,10 +40,12 @@ class Target:
     self.cfg, self.graphdef, self.params = cfg, graphdef, params
     self.mesh = mesh
     self.capacity = _MIN_CAPACITY
-    full = skip_masks.none_skipped(cfg.num_hidden_layers)
-    self.gates_are_quick = jax.default_backend() == 'cpu'
-    self.full: skip_masks.Mask = (
-      self.put(full) if self.gates_are_quick else skip_masks.KnownMask.of(full)
+    none_skipped = skip_masks.none_skipped(cfg.num_hidden_layers)
+    self.gates_are_quick = sharding.platform(mesh) == 'cpu'
+    self.none_skipped: skip_masks.Mask = (
+      self.put(none_skipped)
+      if self.gates_are_quick
+      else skip_masks.KnownMask.of(none_skipped)
     )
     self._numbers: dict[int, jax.Array] = {}
 
@@ -62,6 +64,13 @@ class Target:
   def put(self, tree: Any) -> Any:
     """Arrays on the device, replicated over a mesh. Uploads go here."""
     return sharding.put(tree, self.mesh)
+
+  def put_mask(
+    self, bits: skip_masks.Bits | skip_masks.Candidates
+  ) -> skip_masks.SkipMask:
+    """One mask or several, which become a `SkipMask` here."""
+    mask: skip_masks.SkipMask = self.put(skip_masks.from_bits(bits))
+    return mask
 
   def put_rows(self, tree: Any) -> Any:
     """Arrays of a line for each row, where the state has them."""

@@ -14,13 +14,13 @@ from swift_jax.config.checks import require_text
 from swift_jax.errors import InputError
 
 Conversation = Sequence[Mapping[str, Any]]
-"""`{'role': ..., 'content': ...}` in turn, the last one to answer or continue."""
+"""Messages `{'role': ..., 'content': ...}`; the model answers or continues the last."""
 Arguments = Mapping[str, Any]
-"""What a template is given beside the messages: `tools`, `enable_thinking`, ..."""
+"""Arguments of a template beside the messages: `tools`, `enable_thinking`, ..."""
 
 _NAME = 'chat_template_kwargs'
 _CONTINUE = 'continue_final_message'
-# Arguments of `apply_chat_template` that are set here, and why.
+# Arguments of `apply_chat_template` that a caller may not set, and the reason.
 _OURS = {
   'add_generation_prompt': f'{_CONTINUE} says how the prompt ends',
   **dict.fromkeys(
@@ -43,10 +43,11 @@ _OURS = {
 
 
 def check(arguments: Arguments | None) -> dict[str, Any]:
-  """The arguments of a template, none of which is ours to set.
+  """The arguments of a template as a dictionary.
 
   Raises:
-    InputError: names the argument and its value.
+    InputError: an argument is wrong, or this module sets it; the error names the
+      argument and its value.
   """
   if arguments is None:
     return {}
@@ -70,7 +71,10 @@ def check(arguments: Arguments | None) -> dict[str, Any]:
 
 
 def _is_list_of_objects(value: object) -> bool:
-  """Or nothing. A tool may be a function: its annotations are its schema."""
+  """Whether a value is a list of objects, or None.
+
+  A tool may be a function: its annotations are its schema.
+  """
   if not isinstance(value, (list, tuple)):
     return value is None
   return all(isinstance(item, Mapping) or callable(item) for item in value)
@@ -79,23 +83,24 @@ def _is_list_of_objects(value: object) -> bool:
 def encode(
   messages: Conversation, tokenizer: Any, arguments: Arguments | None = None
 ) -> list[int]:
-  """Token ids of a conversation, up to where the model goes on.
+  """Token ids of a conversation, up to the place where the model goes on.
 
-  That is behind the header of an answer; where the last message is the
-  assistant's, within that message, unless `continue_final_message` is False.
+  The model goes on behind the header of an answer. If the last message is the
+  assistant's, the model goes on within it, unless `continue_final_message` is
+  False.
 
   Args:
-    arguments: for the template.
+    arguments: arguments of the template.
 
   Raises:
-    InputError: the tokenizer has no template, it refuses the messages, or an
-      argument is not to be given.
+    InputError: the tokenizer has no template, the template refuses the messages, or
+      an argument may not be given.
   """
   given = check(arguments)
   if not isinstance(messages, (list, tuple)):
     raise InputError(f'messages={messages!r:.80}: expected a list of messages')
   for message in messages:
-    # What else a message needs is its template's to say.
+    # The template checks the other fields of a message.
     if not isinstance(message, Mapping) or 'role' not in message:
       raise InputError(f'message {message!r:.80}: expected role and content')
   require_text('messages', messages)
@@ -114,10 +119,10 @@ def encode(
       **{_CONTINUE: continues},
       **given,
     )
-  # Templates raise jinja's errors, and what their expressions run into.
+  # Templates raise jinja's errors, and any error of their expressions.
   except Exception as error:
     said = one_line(error)
-    if continues and _CONTINUE in said:  # the text of it may follow, all of it
+    if continues and _CONTINUE in said:  # transformers adds the message's text
       raise InputError(
         f'the last message {messages[-1]!r:.80} cannot be continued:'
         f' {said:.120}; {_CONTINUE}=False in {_NAME} closes it'
@@ -130,7 +135,7 @@ def encode(
 
 
 def _is_begun(messages: Conversation) -> bool:
-  """Whether the last message is the beginning of an answer: text, no calls."""
+  """Whether the last message begins an answer: it has text and calls no tool."""
   last = messages[-1] if messages else {}
   content = last.get('content')
   has_text = isinstance(content, str)
@@ -141,10 +146,10 @@ def _is_begun(messages: Conversation) -> bool:
 
 
 def source(tokenizer: Any, arguments: Arguments | None = None) -> str | None:
-  """The template's text; None where there is none.
+  """The template's text; None if there is no template.
 
   Raises:
-    InputError: there are several, none of which is the default.
+    InputError: there are several templates, and none of them is the default.
   """
   given = arguments or {}
   has_own = getattr(tokenizer, 'chat_template', None) is not None
@@ -159,21 +164,21 @@ def source(tokenizer: Any, arguments: Arguments | None = None) -> str | None:
 
 
 def fingerprint(template: str) -> str:
-  """16 hexadecimal digits that differ when anything in the template does."""
+  """A hash of the template: 16 hexadecimal digits."""
   return hashlib.sha256(template.encode()).hexdigest()[:16]
 
 
 def dated(template: str, now: datetime.datetime) -> str:
-  """The template with `now` for what `strftime_now` takes from the clock.
+  """The template with a `strftime_now` that takes `now` in place of the clock.
 
-  As a macro: transformers hands no function of ours on to a template.
+  It is a macro, since transformers passes no function of ours to a template.
   """
   if 'strftime_now' not in template:
     return template
   codes = [f'%{dash}{c}' for dash in ('', '-') for c in string.ascii_letters]
   values = [[code, now.strftime(code)] for code in codes]
   known = json.dumps([pair for pair in values if pair[0] != pair[1]])
-  # The line's end is dropped, so that the template begins as it did.
+  # jinja drops this line break, so that the template begins as before.
   return (
     '{% macro strftime_now(format) %}{% set text = namespace(value=format) %}'
     f'{{% for code, value in {known} %}}'

@@ -19,12 +19,13 @@ class Bytes(Protocol):
 class Detokenizer:
   """One row's text; pieces never split a character or a stop string.
 
-  The text is what the bytes of the tokens are in UTF-8, with U+FFFD for bytes that
-  are no character. It depends on the tokens alone, not on the blocks in which they
-  come, and a token costs the same wherever it stands.
+  The text is the tokens' bytes, decoded as UTF-8, with U+FFFD for bytes that are no
+  character. It depends on the tokens alone and not on the blocks in which they come.
+  The cost of a token does not depend on its place.
 
   Attributes:
-    tokens: the row's tokens; after a stop, up to the one that completed it.
+    tokens: the row's tokens; after a stop, up to the token that completed the stop
+      string.
     stopped: a stop string was found.
   """
 
@@ -39,8 +40,8 @@ class Detokenizer:
     Args:
       token_bytes: the bytes of a token.
       stop_strings: the text ends before the first of these.
-      prompt: what the text goes on from, and no part of it. Where that ends within
-        a character which the text completes, the character is the text's.
+      prompt: the tokens before the text. If the prompt ends within a character and
+        the text completes it, the character belongs to the text.
     """
     self._bytes = token_bytes
     self._stops = tuple(stop_strings)
@@ -53,7 +54,7 @@ class Detokenizer:
 
   @property
   def text(self) -> str:
-    """All of it so far, or what precedes the stop string."""
+    """The text so far; after a stop, the text before the stop string."""
     return ''.join(self._given) + self._held
 
   def push(self, tokens: Sequence[int]) -> str:
@@ -67,7 +68,7 @@ class Detokenizer:
     return ''.join(self._given[start:])
 
   def finish(self) -> str:
-    """The rest: what might have become a character or a stop string."""
+    """Returns the rest, which might have become a character or a stop string."""
     start = len(self._given)
     if not self.stopped:
       self._add(self._decoder.decode(b'', final=True))
@@ -88,7 +89,7 @@ class Detokenizer:
     return self._decoder.decode(found)
 
   def _add(self, text: str) -> None:
-    """Gives what is certain; of more text than this one, only the end is held."""
+    """Adds text and gives all of it that is certain; the undecided end is held."""
     self._held += text
     found = [self._held.find(stop) for stop in self._stops]
     if any(at >= 0 for at in found):
@@ -102,7 +103,7 @@ class Detokenizer:
       self._held = self._held[size:]
 
   def _undecided(self) -> int:
-    """Length of the longest end of what is held that begins a stop string."""
+    """Length of the longest end of the held text that begins a stop string."""
     longest = max((len(stop) for stop in self._stops), default=1) - 1
     for size in range(min(longest, len(self._held)), 0, -1):
       if any(stop.startswith(self._held[-size:]) for stop in self._stops):
@@ -111,8 +112,11 @@ class Detokenizer:
 
 
 def _end_of(prompt: Sequence[int], token_bytes: Bytes) -> tuple[bytes, bool]:
-  """The bytes of a character that a prompt ends within, and whether the prompt has
-  no text at all."""
+  """The bytes of an unfinished character at a prompt's end.
+
+  Returns:
+    The bytes, and whether the prompt has no text at all.
+  """
   end = b''
   for token in reversed(prompt):
     if len(end) >= _LONGEST:
@@ -125,7 +129,7 @@ def _end_of(prompt: Sequence[int], token_bytes: Bytes) -> tuple[bytes, bool]:
 
 
 def _goes_on(unfinished: bytes, following: bytes) -> bool:
-  """Whether bytes go on with a character that others began."""
+  """Whether bytes continue the character that the unfinished bytes began."""
   try:
     _UTF8('strict').decode(unfinished + following[:1])
   except UnicodeDecodeError:

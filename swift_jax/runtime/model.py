@@ -1,4 +1,4 @@
-"""The target, and what is known of drafting with it from text to text."""
+"""The target, and all that is kept from text to text about drafting with it."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _Key = tuple[int, int, DraftShapes, tuple[bool, ...]]
 
 
 class Model(Target):
-  """The target on its devices, with what every dispatch needs beside it.
+  """The target on its devices, with all that a dispatch needs.
 
   Attributes:
     dispatches: of speculative rounds so far, over all texts, so that the rounds
       that are timed in halves come from anywhere in a text.
-    shapes, settings: how it drafts; the settings are on the device.
+    shapes, settings: static and traced settings of drafts; the traced ones are
+      on the device.
     scorer: scores candidate masks.
-    evidence: what drafting brought in the texts so far, on the host.
-    keeps_costs: what passes cost is read from and written to the user's folder.
-    measured: what they cost, by batch, capacity, shapes and kind of sampling.
-    specialised: draft programs without gates, where they are not quick.
+    evidence: what was learnt of drafts in the texts so far, on the host.
+    keeps_costs: measured costs are read from and written to the user's folder.
+    measured: costs of passes, by batch, capacity, shapes and kind of sampling.
+    specialised: draft programs without gates, where gates are not quick.
   """
 
   def __init__(
@@ -56,7 +57,7 @@ class Model(Target):
   def clock(
     self, batch: int, shapes: DraftShapes, sampling: SamplingConfig
   ) -> Clock:
-    """What passes cost at today's capacity; `sampling` is resolved."""
+    """The clock of passes at the present capacity; `sampling` is resolved."""
     key = batch, self.capacity, shapes, costs.sampling_work(sampling)
     if key not in self.measured:
       self.measured[key] = costs.of_model(

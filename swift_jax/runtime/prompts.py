@@ -1,5 +1,4 @@
-"""What a text may begin with: a string, token ids or a conversation; and which of
-them are written together."""
+"""Prompts: strings, token ids or conversations; their token ids and their batches."""
 
 from __future__ import annotations
 
@@ -21,10 +20,10 @@ Prompt = str | Sequence[int] | npt.NDArray[np.integer[Any]] | Conversation
 
 
 def as_list(given: Prompt | Sequence[Prompt]) -> list[Prompt]:
-  """The prompts, where it is only one too.
+  """The prompts as a list, for a single prompt too.
 
   Raises:
-    InputError: it is none of the kinds; what it holds is looked at later.
+    InputError: the value is no prompt and no list. Its items are checked later.
   """
   plain = _plain(given)
   if isinstance(plain, str):
@@ -37,7 +36,7 @@ def as_list(given: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def needs_tokenizer(prompt: Prompt) -> bool:
-  """Whether it is a string or a conversation, of those that `as_list` gives."""
+  """Whether a prompt of `as_list` is a string or a conversation."""
   return isinstance(prompt, str) or is_conversation(prompt)
 
 
@@ -52,13 +51,13 @@ def encode(
   """Token ids of a prompt that the model can take.
 
   Args:
-    index: what errors call it.
+    index: the prompt's number in errors.
     remark: called as by `encode_text`.
-    arguments: of the chat template, where the prompt is a conversation.
+    arguments: arguments of the chat template, for a conversation.
 
   Raises:
-    InputError: of no kind that is known, empty, longer than the context, or a
-      token outside the vocabulary.
+    InputError: the prompt is of no known kind, is empty, is longer than the context
+      or has a token outside the vocabulary.
   """
   ids = _ids(index, prompt, tokenizer, remark, arguments)
   for token in ids:
@@ -110,18 +109,18 @@ def _ids(
 def encode_text(
   text: str, tokenizer: Any, remark: Callable[[str], None], name: str = 'text'
 ) -> list[int]:
-  """Token ids of a text that is to go on.
+  """Token ids of a text that the model continues.
 
-  What the tokenizer sets before each text is left off where the text begins with
-  it already, and an end of text that it sets behind each always is.
+  The tokens that the tokenizer sets before each text are left off if the text begins
+  with them already. An end of text that it sets behind each text is left off always.
 
   Args:
-    text: with at least a character.
-    remark: called with a line that says so, the same for all texts.
-    name: what errors call it.
+    text: at least one character.
+    remark: called with a line that says so, the same line for all texts.
+    name: the text's name in errors.
 
   Raises:
-    InputError: it is no text.
+    InputError: the value is no string, or has half a character.
   """
   if not isinstance(text, str):
     raise InputError(f'{name}={text!r:.80}: expected a string')
@@ -155,7 +154,7 @@ def _names(ids: Sequence[int | None], tokenizer: Any) -> str:
 
 
 def is_conversation(prompt: object) -> bool:
-  """Whether a prompt is messages, or is meant to be."""
+  """Whether a prompt is a list with a message in it."""
   return _is_list(prompt) and any(isinstance(p, Mapping) for p in prompt)
 
 
@@ -164,9 +163,10 @@ def split(
   decode: DecodeConfig,
   for_chats: Callable[[DecodeConfig], DecodeConfig],
 ) -> Iterator[tuple[slice, DecodeConfig]]:
-  """Which prompts ride together, and where their texts end.
+  """Yields the batches: a slice of the prompts, and the settings of the batch.
 
-  A chat may end at other tokens than a text; a batch has one set of them.
+  A chat may end at other tokens than a text, and all texts of a batch end at the
+  same tokens. So a batch holds only chats or only other prompts.
 
   Args:
     for_chats: the settings with which a conversation is answered.
@@ -188,7 +188,8 @@ def check_indices(
   """The prompts' indices in the run; 0, 1, ... for None.
 
   Raises:
-    InputError: not one a prompt, or one that is no integer in [0, 2**32).
+    InputError: there is not one index for each prompt, or an index is no integer in
+      [0, 2**32).
   """
   if indices is None:
     return range(num_prompts)
@@ -206,7 +207,7 @@ def check_indices(
 
 
 def _plain(value: Any) -> Any:
-  """Arrays and their numbers, NumPy's or another's, as Python has them."""
+  """An array as a list and its number as Python's, NumPy's or another library's."""
   return value.tolist() if hasattr(value, 'tolist') else value
 
 

@@ -1,11 +1,17 @@
-"""What a prompt became: its text, how it ended and what it cost."""
+"""The result of a prompt: its text, the text's end and the cost."""
 
 from __future__ import annotations
 
 import dataclasses
 import reprlib
 
-from swift_jax.runtime.metrics import LogProbs, Metrics, Round, ratio
+from swift_jax.runtime.metrics import (
+  LogProbs,
+  Metrics,
+  Round,
+  ratio,
+  totals,
+)
 from swift_jax.runtime.prompts import Prompt
 from swift_jax.runtime.rows import Row
 from swift_jax.runtime.session import Session
@@ -13,17 +19,17 @@ from swift_jax.runtime.session import Session
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What one prompt became.
+  """The result of one prompt.
 
   Attributes:
-    prompt: as it was given, an array as a list.
-    text: the generated text up to a stop string, without special tokens (those
-      that end a text among them) unless `sampling.skip_special_tokens` is False.
-    tokens: generated token ids, the one that ended the text included.
+    prompt: the prompt as it was given; an array as a list.
+    text: the generated text up to a stop string. It has no special tokens, such as
+      those that end a text, unless `sampling.skip_special_tokens` is False.
+    tokens: generated token ids, with the token that ended the text.
     finish_reason: `eos`, `stop` (a stop string) or `length`.
-    metrics: what it cost.
-    rounds: what each pass of the target did.
-    logprobs: log-probabilities, where `SamplingConfig.logprobs` asks for them.
+    metrics: the figures of the prompt.
+    rounds: for each pass of the target the tokens drafted, accepted and returned.
+    logprobs: log-probabilities, if `SamplingConfig.logprobs` asks for them.
   """
 
   prompt: Prompt
@@ -35,7 +41,7 @@ class Result:
   logprobs: LogProbs | None = None
 
   def __repr__(self) -> str:
-    """In short: the fields have all of it."""
+    """A short form; the fields have the whole text."""
     speed = self.metrics.tokens_per_second
     parts = [
       reprlib.repr(self.text),
@@ -50,11 +56,13 @@ def of_row(
   prompt: Prompt,
   row: Row,
   session: Session,
-  passes: list[Round],
   log_probs: LogProbs | None,
 ) -> Result:
-  """Of a row that has ended, in a batch that has."""
-  tokens, counts, seconds = row.text.tokens, row.counts, session.seconds
+  """The result of a row, once its batch has ended."""
+  tokens, seconds = row.text.tokens, session.seconds
+  counts = totals(row.rounds)
+  if session.decode.method == 'plain':
+    counts['bonus_tokens'] = 0  # there is no draft to go beyond
   finish_reason = 'length'
   if row.text.stopped:
     finish_reason = 'stop'
@@ -67,7 +75,7 @@ def of_row(
     text=row.text.text,
     tokens=tokens,
     finish_reason=finish_reason,
-    rounds=passes,
+    rounds=row.rounds,
     logprobs=log_probs,
     metrics=Metrics(
       method=session.decode.method,
@@ -80,7 +88,7 @@ def of_row(
       **counts,
       acceptance_rate=ratio(counts['accepted'], counts['drafted']),
       mean_accepted_length=ratio(len(tokens), counts['verify_passes']),
-      skip_ratio=searcher.incumbent.skip_ratio() if searcher else None,
+      skip_ratio=searcher.skip_ratio if searcher else None,
       matchness=searcher.matchness if searcher else None,
       tokens_per_second=ratio(len(tokens), total),
     ),

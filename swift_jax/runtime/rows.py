@@ -1,4 +1,4 @@
-"""The rows of a batch: what each has written, and what that took."""
+"""The rows of a batch: the text of each, and the passes that wrote it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from swift_jax.config.settings import ModelConfig
-from swift_jax.decoding import logprobs
-from swift_jax.decoding.state import Counts, DecodeState
+from swift_jax.decoding import logprobs, policy
+from swift_jax.decoding.state import DecodeState
 from swift_jax.errors import InputError
 from swift_jax.parallel.target import Target
 from swift_jax.runtime.detokenizer import Bytes, Detokenizer
-from swift_jax.runtime.metrics import LogProbs, Round
-
-_COUNTS = [field.name for field in dataclasses.fields(Counts)]
+from swift_jax.runtime.metrics import PLAIN_STEP, LogProbs, Round
 
 
 class Seen(NamedTuple):
@@ -27,7 +25,7 @@ class Seen(NamedTuple):
     length: committed tokens, int32[B].
     done: bool[B].
     finite: bool[].
-    counts: of int32[B].
+    log: int16[B, 5, S]; see `DecodeState`.
     work: int32[2 + W].
   """
 
@@ -35,7 +33,7 @@ class Seen(NamedTuple):
   length: np.ndarray
   done: np.ndarray
   finite: np.ndarray
-  counts: Counts
+  log: np.ndarray
   work: np.ndarray
 
   @classmethod
@@ -46,7 +44,7 @@ class Seen(NamedTuple):
         state.tokens,
         state.done,
         state.finite,
-        state.counts,
+        state.log,
         state.work,
       )
     )
@@ -54,13 +52,13 @@ class Seen(NamedTuple):
 
 
 class Dispatch(NamedTuple):
-  """What a dispatch did: clock, budget, search and rows go by this alone.
+  """What a dispatch did; governor and rows read nothing else.
 
   Attributes:
-    rounds: as many as were asked for.
-    seconds: what it took, with the transfer to the host.
+    rounds: rounds that the dispatch was asked for.
+    seconds: its wall time, with the transfer to the host.
     steps: plain steps that would have brought the batch as far.
-    work: what was done; see `DecodeState`.
+    work: its passes; see `DecodeState`.
     seen: the batch after it.
   """
 
@@ -72,7 +70,7 @@ class Dispatch(NamedTuple):
 
 
 class Piece(NamedTuple):
-  """What a row has got: tokens, and the text that has become certain."""
+  """A row's new tokens, and the text that has become certain."""
 
   row: int
   text: str
@@ -86,51 +84,46 @@ class Row:
   Attributes:
     prompt: token ids.
     text: its tokens and text so far.
-    counts: what it took, by the names of `Counts`; frozen once it is done.
+    rounds: the passes that wrote them.
     done: nothing more comes.
   """
 
   prompt: Sequence[int]
   text: Detokenizer
-  counts: dict[str, int] = dataclasses.field(
-    default_factory=lambda: dict.fromkeys(_COUNTS, 0)
-  )
+  rounds: list[Round] = dataclasses.field(default_factory=list)
   done: bool = False
 
-  def read(self, tokens: list[int], done: bool, counts: dict[str, int]) -> str:
-    """Takes what a dispatch brought and returns the text that has become certain.
+  def read(self, tokens: list[int], log: np.ndarray, done: bool) -> str:
+    """Takes a dispatch's tokens and returns the text that has become certain.
 
     Args:
-      tokens: all new ones, those behind a stop string too.
+      tokens: all new tokens, also those after a stop string.
+      log: the row's lines at the places of these tokens, [5, n]; see
+        `DecodeState`.
       done: the row has ended on the device.
-      counts: as the device has them.
     """
     before = len(self.text.tokens)
     piece = self.text.push(tokens)
-    if self.text.stopped:
-      returned = len(self.text.tokens) - before
-      counts = _counts_up_to(self.counts, counts, returned)
-    self.counts = counts
+    at, returned = 0, len(self.text.tokens) - before
+    while at < returned:
+      one = _round(log[:, at])
+      self.rounds.append(one.cut(returned - at))
+      at += one.returned
     self.done = done or self.text.stopped
     return piece + self.text.finish() if self.done else piece
 
-  def rounds(self, log: np.ndarray) -> list[Round]:
-    """Its rounds, the last one cut where a stop string cut the text.
 
-    Args:
-      log: the row's line a round, int32[S, 3]; see `DecodeState`.
-    """
-    rounds, returned = [], len(self.text.tokens)
-    for line in log[: self.counts['verify_passes']].tolist():
-      drafted, accepted, kept = line
-      kept = min(kept, returned)
-      rounds.append(Round(drafted, min(accepted, kept), kept))
-      returned -= kept
-    return rounds
+def _round(line: np.ndarray) -> Round:
+  """The round of a line of the log."""
+  drafted, accepted, returned, leaf_hits, source = line.tolist()
+  if not returned:
+    return PLAIN_STEP
+  name = policy.SOURCES[source]
+  return Round(drafted, accepted, returned, leaf_hits, name)
 
 
 class Rows:
-  """The prompts of a batch, in order; spare rows of the device are not here."""
+  """The prompts of a batch, in order, without the device's spare rows."""
 
   def __init__(
     self,
@@ -175,43 +168,37 @@ class Rows:
     return lengths, limits
 
   def plain_steps(self, seen: Seen) -> int:
-    """Those that would have brought the batch as far.
+    """Plain steps that would have brought the batch as far.
 
-    Rows that are ahead bring its end no nearer.
+    Tokens of rows that are ahead bring the batch's end no nearer.
     """
     prompts = np.array([len(row.prompt) for row in self])
     new = seen.length[: len(prompts)] - prompts
     done = seen.done[: len(prompts)]
     return int(new.max() if done.all() else new[~done].min())
 
-  def read(self, seen: Seen) -> tuple[list[Piece], list[int]]:
+  def read(self, seen: Seen) -> tuple[list[Piece], list[Round], list[int]]:
     """Takes each row's new tokens and looks for stop strings.
 
     Returns:
-      The pieces, and the rows that a stop string has ended.
+      The pieces, the rounds that wrote them, and the rows that a stop string
+      has ended.
     """
-    stopped, pieces = [], []
+    pieces: list[Piece] = []
+    rounds: list[Round] = []
+    stopped: list[int] = []
     for b, row in enumerate(self):
       if row.done:
         continue
-      before = len(row.text.tokens)
-      have = len(row.prompt) + before
-      fresh = seen.tokens[b, have : seen.length[b]].tolist()
-      counts = {name: int(getattr(seen.counts, name)[b]) for name in _COUNTS}
-      piece = row.read(fresh, bool(seen.done[b]), counts)
+      before, passes = len(row.text.tokens), len(row.rounds)
+      new = slice(len(row.prompt) + before, seen.length[b])
+      tokens, log = seen.tokens[b, new].tolist(), seen.log[b, :, new]
+      piece = row.read(tokens, log, bool(seen.done[b]))
       pieces.append(Piece(b, piece, row.text.tokens[before:]))
+      rounds += row.rounds[passes:]
       if row.text.stopped:
         stopped.append(b)
-    return pieces, stopped
-
-  def verdict(self) -> tuple[int, int]:
-    """Tokens drafted by layers, and accepted ones, so far."""
-
-    def total(name: str) -> int:
-      return sum(row.counts[name] for row in self)
-
-    drafted = total('drafted') - total('copied')
-    return drafted, total('accepted') - total('copies_accepted')
+    return pieces, rounds, stopped
 
 
 def not_finite(cfg: ModelConfig) -> InputError:
@@ -224,7 +211,10 @@ def not_finite(cfg: ModelConfig) -> InputError:
 def log_probs_of(
   parts: Sequence[logprobs.Places], row: int, count: int, cfg: ModelConfig
 ) -> LogProbs:
-  """Those of a row's first `count` tokens, from all passes over the text.
+  """The log-probabilities of a row's first `count` tokens.
+
+  Args:
+    parts: the passes over the text, in order.
 
   Raises:
     InputError: they are not finite.
@@ -241,28 +231,3 @@ def log_probs_of(
     pairs = zip(ids, best.tolist(), strict=True)
     top += [list(zip(*pair, strict=True)) for pair in pairs]
   return LogProbs(own, top)
-
-
-def _counts_up_to(
-  before: dict[str, int], after: dict[str, int], returned: int
-) -> dict[str, int]:
-  """Counts of a row whose last round was cut to `returned` tokens on the host.
-
-  As on the device: what was drafted and verified stays, what was accepted counts
-  only if it was returned.
-  """
-  grown = {name: after[name] - before[name] for name in after}
-  if not grown['drafted']:  # plain steps, a token each
-    names = 'verify_passes', 'bonus_tokens'
-    cut = {name: before[name] + min(grown[name], returned) for name in names}
-    return {**after, **cut}
-  accepted, leaf_hits = grown['accepted'], grown['leaf_hits']
-  own = grown['bonus_tokens'] + grown['corrected_tokens']
-  counts = dict(after)
-  counts['accepted'] = before['accepted'] + min(accepted, returned)
-  if returned <= accepted:
-    counts['leaf_hits'] = before['leaf_hits']
-  if returned < accepted + leaf_hits + own:
-    for name in ('bonus_tokens', 'corrected_tokens'):
-      counts[name] = before[name]
-  return counts

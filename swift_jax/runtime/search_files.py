@@ -1,4 +1,4 @@
-"""The files of an engine's search: the set it begins with, its record, what it leaves."""
+"""The files of an engine's search: first set, record, found set and state."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from swift_jax.checkpoint import load
 from swift_jax.config.settings import ModelConfig, SearchConfig
 from swift_jax.errors import InputError
 from swift_jax.files import atomic
-from swift_jax.model.skip_mask import SkipMask
+from swift_jax.model.skip_mask import SkipMask, from_bits
 from swift_jax.parallel import sharding
 from swift_jax.parallel.target import Target
-from swift_jax.search.budget import Estimate
+from swift_jax.search.estimate import Estimate
 from swift_jax.search.files import cached_sets, records
 from swift_jax.search.files.cached_sets import CachedSet
 from swift_jax.search.searcher import Searcher
@@ -28,13 +28,17 @@ _STATE_FORMAT = 'swift_jax search state'
 
 
 def check(search: SearchConfig, mesh: jax.sharding.Mesh | None) -> None:
-  """Refuses what could not be written once there is something to write."""
+  """Refuses files that could not be written later.
+
+  Raises:
+    InputError: names the setting and the file.
+  """
   if search.save:
     cached_sets.check_writable(search.save)
     cached_sets.check_name(
       search.cache_name or _DEFAULT_NAME, 'search.cache_name'
     )
-  # To ask is to lock the file for a moment: only for who will write it.
+  # The check locks the file for a moment, so only the process that writes it asks.
   if search.record and sharding.is_first(mesh):
     records.check_writable(search.record)
     if search.save and atomic.is_same(search.record, search.save):
@@ -49,7 +53,7 @@ def cached_mask(
   """The set that `search.cache` names.
 
   Args:
-    model: fingerprint of the model; None where it is not known yet.
+    model: fingerprint of the model; None if it is not known yet.
   """
   layers = cfg.num_hidden_layers
   return cached_sets.load(search.cache, search.cache_name, layers, model)
@@ -59,14 +63,14 @@ class SearchFiles:
   """The files of one search, for as long as it lives.
 
   Attributes:
-    saved: the set that was written last.
+    saved: the set that was written last; None before the first.
   """
 
   def __init__(self, target: Target, searcher: Searcher):
     """Starts the search from its set, and begins its record.
 
     Raises:
-      InputError: a file that cannot be read or written, or a set that does not fit.
+      InputError: a file cannot be read or written, or a set does not fit.
     """
     self._target, self._searcher = target, searcher
     self.saved: CachedSet | None = None
@@ -74,7 +78,7 @@ class SearchFiles:
     search, cfg = searcher.cfg, target.cfg
     if search.cache:
       mask = cached_mask(search, cfg, self.fingerprint)
-      searcher.start_from(mask, may_restart=True)
+      searcher.start_from(mask.bits(), may_restart=True)
     if search.record and sharding.is_first(target.mesh):
       settings = dataclasses.asdict(search)
       header = records.Header(cfg.num_hidden_layers, self.fingerprint, settings)
@@ -88,23 +92,24 @@ class SearchFiles:
     return load.fingerprint(self._target.cfg, self._target.params)
 
   def save_set(self) -> None:
-    """Writes the set that drafts, if it was scored since the last time.
+    """Writes the set that drafts, if the search has scored since the last time.
 
-    A better one of another run stays: what skips as much and has the higher score,
-    an error bar below, for the score of a few windows is flattering.
+    A better set of another run stays: a set that skips as much and has the higher
+    score. An error bar is subtracted from both scores, since a score of a few
+    windows tends to be too high.
     """
     searcher, search = self._searcher, self._searcher.cfg
     if not search.save or not searcher.iterations > self._saved_at:
       return
     if searcher.estimate.mean is None:  # just chosen, not yet scored
       return
-    lists = searcher.incumbent.to_lists()
+    lists = from_bits(searcher.incumbent).to_lists()
     found = CachedSet(
       name=search.cache_name or _DEFAULT_NAME,
       model=self.fingerprint,
       matchness=searcher.estimate.mean,
       positions=round(searcher.estimate.positions),
-      skip_ratio=searcher.incumbent.skip_ratio(),
+      skip_ratio=searcher.skip_ratio,
       context_window=search.context_window,
       date=datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
       version=__version__,
@@ -122,7 +127,7 @@ class SearchFiles:
     self.saved, self._saved_at = found, searcher.iterations
 
   def state(self) -> str:
-    """All that the search has learnt, as `save_state` writes it."""
+    """All that the search has learnt, in the form that `save_state` writes."""
     state = {'model': self.fingerprint, 'search': self._searcher.state()}
     return json.dumps({_STATE_FORMAT: 1, **state}, allow_nan=False) + '\n'
 
@@ -130,30 +135,30 @@ class SearchFiles:
     """Writes `state`.
 
     Raises:
-      InputError: the file cannot be written, and is as it was.
+      InputError: the file cannot be written; it has not changed.
     """
     where = f'search state {path!r}'
     target = atomic.writable(path, where)
     atomic.replace(target, self.state(), where)
 
   def load_state(self, path: str) -> None:
-    """Goes on from what `save_state` wrote.
+    """Continues from a file of `save_state`.
 
     Raises:
-      InputError: no such file, and as `restore`.
+      InputError: the file is missing; and as for `restore`.
     """
     where = f'search state {path!r}'
     self.restore(atomic.read(path, where), where)
 
   def restore(self, text: str | bytes, where: str) -> None:
-    """Goes on from what `state` gave.
+    """Continues from a text of `state`.
 
     Args:
-      where: what errors call it.
+      where: the text's name in errors.
 
     Raises:
-      InputError: damaged, or of another model or other settings; the search is as
-        it was.
+      InputError: the text is damaged, or belongs to another model or to other
+        settings; the search has not changed.
     """
     try:
       saved = json.loads(text)
@@ -175,7 +180,7 @@ class SearchFiles:
 
 
 def _low(found: CachedSet) -> float:
-  """A saved score, an error bar below."""
+  """The score of a saved set, minus an error bar."""
   if found.matchness is None or not found.positions:
     return 0.0
   return Estimate(found.matchness * found.positions, found.positions).low

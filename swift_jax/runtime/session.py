@@ -18,9 +18,11 @@ from swift_jax.decoding import drafting, logprobs, policy, rounds, sampling
 from swift_jax.decoding.drafting import DraftSettings
 from swift_jax.decoding.state import DecodeState
 from swift_jax.model import skip_mask as skip_masks
+from swift_jax.pacing.clock import Clock
+from swift_jax.pacing.governor import Governor
 from swift_jax.parallel import sharding
 from swift_jax.runtime.detokenizer import Bytes
-from swift_jax.runtime.metrics import LogProbs, Round
+from swift_jax.runtime.metrics import LogProbs
 from swift_jax.runtime.model import Model
 from swift_jax.runtime.rows import (
   Dispatch,
@@ -58,7 +60,7 @@ class Session:
     Args:
       token_bytes: the bytes that a token adds to a text.
       decode: its sampling is resolved.
-      indices: of the prompts in the run; 0, 1, ... if None.
+      indices: indices of the prompts in the run; None means 0, 1, ...
     """
     self.model, self.searcher, self.decode = model, searcher, decode
     self._indices = range(len(prompts)) if indices is None else indices
@@ -66,11 +68,11 @@ class Session:
     is_lookup = decode.method == 'prompt_lookup'
     self._shapes = drafting.for_lookup(shapes) if is_lookup else shapes
     self._is_swift = decode.method == 'swift'
-    # The incumbent and what it saves as a known mask; that and what passes cost, on
-    # the device.
-    self._drafting: tuple[skip_masks.SkipMask, float | None] | None = None
+    # The mask on the host and the seconds that it saves as a known mask, as they
+    # were when mask and settings were last uploaded.
+    self._drafting: tuple[skip_masks.Bits, float | None] | None = None
     self._mask: skip_masks.Mask | None = None
-    self._settings, self._told = model.settings, None
+    self._settings, self._costs = model.settings, None
     self._saved: float | None = None
     self.rows = Rows(prompts, token_bytes, decode.sampling.stop_strings)
     self._sampling = model.put(
@@ -82,22 +84,25 @@ class Session:
       model.cfg.max_position_embeddings,
     )
     self._reserve()
-    self._clock = None
-    if self._shapes.adaptive and self._is_swift:
-      self._clock = model.clock(
-        decode.batch_size, self._shapes, decode.sampling
-      )
+    # Other methods are no part of an engine's account.
+    is_swift = self._is_swift
+    self._governor = searcher.governor if is_swift else Governor(share=0)
+    self._governor.begin(self._what_passes_cost())
     self.seconds = Seconds()
-    self.turns = Turns(
-      model, searcher, self.rows, self.seconds, self._shapes, self._clock
-    )
+    self.turns = Turns(model, searcher, self.rows, self.seconds, self._shapes)
     # Of all dispatches so far.
     self._steps, self._work = 0, np.zeros((), np.int32)
     started = time.perf_counter()
     self.state = self._prefill()
     self.seconds.prefill = time.perf_counter() - started
-    if self._is_swift:
-      self.turns.pay(self.seconds.prefill)
+    self._governor.add(self.seconds.prefill)
+
+  def _what_passes_cost(self) -> Clock | None:
+    """None where no policy weighs costs."""
+    decode, shapes = self.decode, self._shapes
+    if not (self._is_swift and shapes.adaptive):
+      return None
+    return self.model.clock(decode.batch_size, shapes, decode.sampling)
 
   @property
   def eos_token_ids(self) -> tuple[int, ...]:
@@ -106,11 +111,14 @@ class Session:
 
   @property
   def _prefill_chunks(self) -> int:
-    """Of all prompts but their last tokens, which the first round begins with."""
+    """Chunks that hold all prompts without their last tokens.
+
+    The first round begins with the last tokens.
+    """
     return -(-(int(self._lengths.max()) - 1) // self.decode.prefill_chunk)
 
   def _reserve(self) -> None:
-    """Sees to it that the cache holds what this batch may write."""
+    """Makes the cache large enough for all that this batch may write."""
     chunks = self._prefill_chunks * self.decode.prefill_chunk
     # A pass may write a whole tree behind the last token that counts.
     longest = int((self._lengths + self._limits).max())
@@ -136,7 +144,7 @@ class Session:
     for i in range(self._prefill_chunks):
       at = model.number(i * chunk)
       state = rounds.prefill(
-        model.graphdef, model.params, state, model.full, at, chunk
+        model.graphdef, model.params, state, model.none_skipped, at, chunk
       )
     return jax.block_until_ready(state)
 
@@ -148,7 +156,7 @@ class Session:
         model.graphdef,
         model.params,
         self.state,
-        model.full,
+        model.none_skipped,
         self._sampling,
         model.number(count),
         self._shapes.samples,
@@ -156,11 +164,8 @@ class Session:
     interval = self.decode.phase_interval
     model.dispatches += 1
     mask, settings = self._drafts_by()
-    clock = self._clock
-    if clock is not None and (clock.guard.is_closed or clock.wants_plain_steps):
-      settings = settings.replace(forced=model.number(policy.PLAIN))
-      count = count if clock.guard.is_closed else 1
-    elif interval and model.dispatches % interval == 0:
+    is_sampled = interval and model.dispatches % interval == 0
+    if is_sampled and self._governor.may_draft:
       self.state = self.in_halves()
       count -= 1
     if not count:
@@ -170,7 +175,7 @@ class Session:
       model.params,
       self.state,
       mask,
-      model.full,
+      model.none_skipped,
       settings,
       self._sampling,
       model.number(count),
@@ -180,10 +185,11 @@ class Session:
   def in_halves(self) -> DecodeState:
     """One round, with the time of drafting and that of verifying.
 
-    Behind gates: nobody waits for a program of so few rounds.
+    It runs behind gates: a program without gates would be compiled for few rounds.
     """
     model = self.model
-    mask, settings = model.put(self.searcher.incumbent), self._drafts_by()[1]
+    mask = model.put_mask(self.searcher.incumbent)
+    settings = self._drafts_by()[1]
     settings = settings, self._sampling, self._shapes
     started = time.perf_counter()
     draft, state = rounds.draft_half(
@@ -192,7 +198,7 @@ class Session:
     jax.block_until_ready(draft)
     drafted = time.perf_counter()
     state = rounds.verify_half(
-      model.graphdef, model.params, state, draft, model.full, *settings
+      model.graphdef, model.params, state, draft, model.none_skipped, *settings
     )
     jax.block_until_ready(state)
     self.seconds.draft += drafted - started
@@ -200,38 +206,40 @@ class Session:
     return state
 
   def _drafts_by(self) -> tuple[skip_masks.Mask, DraftSettings]:
-    """The incumbent on the device, and settings that know what it costs; each is
-    uploaded when it changes."""
+    """The incumbent and the settings with its costs, on the device.
+
+    Each is uploaded when it changes.
+    """
     incumbent, model, saved = self.searcher.incumbent, self.model, self._saved
     before = self._drafting or (None, None)
     if before[0] is not incumbent or before[1] != saved:
       self._drafting = incumbent, saved
       self._mask = (
-        model.put(incumbent)
+        model.put_mask(incumbent)
         if saved is None
-        else skip_masks.KnownMask.of(incumbent)
+        else skip_masks.KnownMask.of(skip_masks.from_bits(incumbent))
       )
-    if self._clock is not None:
-      its_costs = self._clock.for_policy(incumbent, saved or 0)
-      if self._told is None or not its_costs.is_near(self._told):
-        self._told = its_costs
-        self._settings = model.settings.replace(costs=model.put(its_costs))
+    costs = self._governor.for_policy(incumbent, saved or 0)
+    if costs is not None:
+      if self._costs is None or not costs.is_near(self._costs):
+        self._costs = costs
+        self._settings = model.settings.replace(costs=model.put(costs))
     return self._mask, self._settings
 
-  def specialise(self, mask: skip_masks.SkipMask, waits: bool = False) -> None:
-    """Drafts without gates once that is there, if it is cheaper.
+  def specialise(self, bits: skip_masks.Bits, waits: bool = False) -> None:
+    """Drafts without gates as soon as such a program is ready and cheaper.
 
     Args:
-      mask: that of a search at rest.
-      waits: for the program.
+      bits: the mask of a search at rest.
+      waits: wait for the program.
     """
     saves = self.model.specialised.saves
     batch, capacity = self.state.tokens.shape
     how = batch, capacity, self._shapes, self.decode.sampling
-    self._saved = saves(mask, *how, waits=waits)
+    self._saved = saves(bits, *how, waits=waits)
 
   def run(self) -> Iterator[Piece]:
-    """Writes until every row has ended, and yields what has come.
+    """Writes until every row has ended, and yields each row's new text.
 
     Raises:
       InputError: the logits are not finite.
@@ -248,15 +256,15 @@ class Session:
       turns.take(self.state, dispatch.rounds, may_search)
 
   def _most_rounds(self) -> int:
-    """Of one dispatch."""
-    # One with stop strings, so that counts end where the text does.
+    """Most rounds of one dispatch."""
+    # One where there are stop strings, so that no round runs after a stop.
     stops = self.decode.sampling.stop_strings
     most = 1 if stops else self.decode.rounds_per_dispatch
     # Plain decoding goes to the host no more often than SWIFT does.
     return most * policy.STRETCH if self.decode.method == 'plain' else most
 
   def _choose_program(self) -> None:
-    """With gates or without, for the dispatch that comes."""
+    """Chooses a program with gates or without, for the next dispatch."""
     self._saved = None
     is_at_rest = self._is_swift and not self.searcher.active
     if is_at_rest and not self.model.gates_are_quick:
@@ -264,7 +272,8 @@ class Session:
         self.specialise(self.searcher.incumbent)
 
   def _dispatch(self, count: int) -> Dispatch:
-    """Rounds on the device, and what came of them."""
+    """Runs rounds on the device and reads what they did."""
+    count = self._governor.rounds(count)
     started = time.perf_counter()
     self.state = self.advance(count)
     seen = Seen.of(self.state, self.model)
@@ -277,38 +286,38 @@ class Session:
     return new
 
   def _account(self, dispatch: Dispatch) -> None:
-    """Tells all that go by the time that it took."""
+    """Adds it to the times of the batch and to the governor's account."""
     self.seconds.decode += dispatch.seconds
-    if self._is_swift:
-      self.turns.pay(dispatch.seconds, dispatch.steps)
-    # The clock corrects what is believed; processes in step would differ.
-    if self._clock and not sharding.spans_processes(self.model.mesh):
-      mask, saved = self.searcher.incumbent, self._saved or 0
-      draft = self._clock.measured.draft(mask, saved)
-      self._clock.observe(
-        dispatch.work, draft, dispatch.steps, dispatch.seconds
-      )
-    self.turns.guess(dispatch.seconds / dispatch.rounds)
+    self._governor.record(
+      dispatch.seconds,
+      dispatch.rounds,
+      dispatch.steps,
+      # The clock of each process differs, but all must decide alike.
+      None if sharding.spans_processes(self.model.mesh) else dispatch.work,
+      self.searcher.incumbent,
+      self._saved or 0,
+    )
 
   def _read(self, seen: Seen) -> list[Piece]:
     """Takes the rows' new tokens, and ends those that a stop string has ended."""
-    before = self.rows.verdict()
-    pieces, stopped = self.rows.read(seen)
+    pieces, new, stopped = self.rows.read(seen)
     if stopped and not self.rows.are_done:
       done = np.array(seen.done)
       done[stopped] = True
       self.state = self.state.replace(done=self.model.put_rows(done))
     if self._is_swift:
-      drafted, accepted = np.subtract(self.rows.verdict(), before).tolist()
-      self.searcher.watch(drafted, accepted)
+      by_layers = [r for r in new if r.source == 'layers']
+      self.searcher.watch(
+        sum(r.drafted for r in by_layers), sum(r.accepted for r in by_layers)
+      )
     return pieces
 
   def warm_up(self, scores: bool, specialises: bool) -> None:
-    """Compiles what `run` and those after it run; the batch is then spent.
+    """Compiles all programs of `run`; the batch cannot be used afterwards.
 
     Args:
-      scores: the search's passes too.
-      specialises: the program without gates too, where it is used.
+      scores: compile the search's passes too.
+      specialises: compile the program without gates too, where it is used.
     """
     if scores:
       self.turns.warm_up(self.state)
@@ -318,25 +327,21 @@ class Session:
     if self.decode.method != 'plain' and self.decode.phase_interval:
       self.state = self.in_halves()
     Seen.of(self.state, self.model)
-    self.rounds()
+    self.keep_evidence()
     if self.decode.sampling.logprobs is not None:
       self.force(0)
     sharding.agreed(True, self.model.mesh)
 
-  def rounds(self) -> list[list[Round]]:
-    """What each pass of the target did for each row; they add up to its text."""
-    if self.decode.method == 'plain':
-      return [[Round(0, 0, 1)] * count for count in self.rows.written]
-    log, self.model.evidence = self.model.get(
-      (self.state.log, self.state.evidence)
-    )
-    return [row.rounds(log[b]) for b, row in enumerate(self.rows)]
+  def keep_evidence(self) -> None:
+    """Keeps what was learnt of drafting, for the next texts."""
+    if self.decode.method != 'plain':
+      self.model.evidence = self.model.get(self.state.evidence)
 
   def log_probs(self) -> list[LogProbs | None]:
-    """How likely the target finds each row's text, where that is asked for.
+    """The log-probabilities of each row's text, if the call asks for them.
 
-    By passes of the target over the text as it was returned, so that what it is has
-    nothing to do with the method that wrote it. Their time is part of decoding's.
+    They come from passes of the target over the returned text. So they do not
+    depend on the method that wrote the text. Their time is part of decoding's.
 
     Raises:
       InputError: they are not finite.
@@ -350,8 +355,7 @@ class Session:
     ]
     taken = time.perf_counter() - started
     self.seconds.decode += taken
-    if self._is_swift:
-      self.turns.pay(taken)
+    self._governor.add(taken)
     return [
       log_probs_of(parts, b, count, self.model.cfg)
       for b, count in enumerate(written)
@@ -359,7 +363,7 @@ class Session:
 
   @property
   def _forced_width(self) -> int:
-    """Tokens of each row that a pass over the finished text takes."""
+    """Tokens of each row that one pass over the finished text reads."""
     wanted = min(self.decode.prefill_chunk, logprobs.WIDEST)
     return min(wanted, self.model.capacity)
 
@@ -372,7 +376,7 @@ class Session:
       state.cache,
       state.tokens,
       state.prompt_length,
-      model.full,
+      model.none_skipped,
       model.number(start),
       self._forced_width,
       self.decode.sampling.logprobs,

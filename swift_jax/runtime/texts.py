@@ -1,4 +1,4 @@
-"""Between texts and token ids: the tokenizer of a model, and where its texts end."""
+"""Texts to token ids: the tokenizer of a model, and the ends of its texts."""
 
 from __future__ import annotations
 
@@ -29,72 +29,33 @@ _LOGGER = logging.getLogger('swift_jax')
 
 
 class Texts:
-  """What the files of a model say of its texts.
+  """The base class of `Engine`: tokenizer, prompts and ends of texts.
 
   Attributes:
+    cfg: the model's shape.
     tokenizer: a transformers tokenizer, or None.
-    defaults: sampling settings of its `generation_config.json`.
-    remarks: a line for each thing that was done unasked.
+    defaults: sampling settings of the model's `generation_config.json`.
+    remarks: a line for each change that was made unasked.
   """
 
   def __init__(
-    self,
-    cfg: ModelConfig,
-    tokenizer: Any,
-    defaults: SamplingConfig,
-    no_tokenizer: InputError | None = None,
-    refused: InputError | None = None,
+    self, cfg: ModelConfig, tokenizer: Any, defaults: SamplingConfig
   ):
-    """Of what is loaded.
-
-    Args:
-      no_tokenizer, refused: what is wrong with the tokenizer and with
-        `generation_config.json`, for who uses them.
-    """
-    self._cfg, self.tokenizer, self.defaults = cfg, tokenizer, defaults
-    self._no_tokenizer, self._refused = no_tokenizer, refused
-    self._said: set[str] = set()  # settings that have been logged
+    self.cfg, self.tokenizer, self.defaults = cfg, tokenizer, defaults
     self.remarks: list[str] = []
+    # The faults of the two files, for those who need what is in them.
+    self._no_tokenizer: InputError | None = None
+    self._no_defaults: InputError | None = None
+    self._said: set[str] = set()  # settings that have been logged
 
-  @classmethod
-  def load(
-    cls,
-    folder: pathlib.Path,
-    cfg: ModelConfig,
-    require_tokenizer: bool,
-    remark: Callable[[str], None],
-  ) -> Texts:
-    """From a checkpoint; what cannot be used is an error once it is needed.
-
-    Args:
-      require_tokenizer: at once, if it is the tokenizer.
-      remark: called with a line for who goes on without one.
-
-    Raises:
-      InputError: a tokenizer that is required cannot be read.
-    """
-    tokenizer, no_tokenizer, refused = None, None, None
-    try:
-      tokenizer = hub.load_tokenizer(folder, cfg)
-    except InputError as error:  # whose prompts are token ids may go on
-      if require_tokenizer:
-        raise
-      no_tokenizer = error
-      remark(f'{error}; texts of token ids are empty')
-    try:
-      defaults = hf_config.generation_defaults(folder)
-    except InputError as error:  # who does not use the file may go on
-      defaults, refused = hf_config.eos_defaults(folder), error
-    return cls(cfg, tokenizer, defaults, no_tokenizer, refused)
-
-  def remark(self, line: str) -> None:
-    """Says it once."""
+  def _remark(self, line: str) -> None:
+    """Logs a line and keeps it among the remarks, once."""
     if line not in self.remarks:
       self.remarks.append(line)
       _LOGGER.warning(line)
 
-  def check_tokenizer(self) -> None:
-    """For who asks for text.
+  def _check_tokenizer(self) -> None:
+    """Refuses a request for text if there is a tokenizer that cannot be read.
 
     Raises:
       InputError: the tokenizer could not be read.
@@ -102,9 +63,9 @@ class Texts:
     if self._no_tokenizer is not None and self.tokenizer is None:
       raise InputError(str(self._no_tokenizer)) from self._no_tokenizer
 
-  def token_bytes(self, skip_special_tokens: bool) -> TokenBytes:
+  def _token_bytes(self, skip_special_tokens: bool) -> TokenBytes:
     """The bytes that each token adds to a text."""
-    size = self._cfg.vocab_size
+    size = self.cfg.vocab_size
     return TokenBytes(self.tokenizer, size, skip_special_tokens)
 
   # ---- token ids
@@ -112,62 +73,97 @@ class Texts:
   def encode(
     self,
     prompts: Prompt | Sequence[Prompt],
-    chat_template_kwargs: Arguments | None,
+    chat_template_kwargs: Arguments | None = None,
   ) -> list[list[int]]:
-    """As `Engine.encode`."""
+    """Token ids of each prompt.
+
+    Args:
+      chat_template_kwargs: as for `generate`.
+
+    Raises:
+      InputError: as for `generate`; the error names the prompt by its index.
+    """
     prompts = as_list(prompts)
     if any(map(needs_tokenizer, prompts)):
-      self.check_tokenizer()
+      self._check_tokenizer()
     given = chat_template.check(chat_template_kwargs)
     if given and not any(map(is_conversation, prompts)):
-      self.remark(
+      self._remark(
         'chat_template_kwargs: without effect, since no prompt is a conversation'
       )
     return [
-      encode(i, prompt, self.tokenizer, self._cfg, self.remark, given)
+      encode(i, prompt, self.tokenizer, self.cfg, self._remark, given)
       for i, prompt in enumerate(prompts)
     ]
 
   def encode_chat(
-    self, messages: Conversation, chat_template_kwargs: Arguments | None
+    self,
+    messages: Conversation,
+    chat_template_kwargs: Arguments | None = None,
   ) -> list[int]:
-    """As `Engine.encode_chat`."""
-    self.check_tokenizer()
+    """Token ids of a conversation, up to the place where the model goes on.
+
+    The conversation may have any length; `encode` refuses one that the context does
+    not hold.
+
+    Args:
+      messages: the messages. If the last one is the assistant's, it is continued.
+      chat_template_kwargs: as for `generate`.
+
+    Raises:
+      InputError: the tokenizer has no template, or it refuses the messages.
+    """
+    self._check_tokenizer()
     return chat_template.encode(messages, self.tokenizer, chat_template_kwargs)
 
   def encode_text(self, text: str) -> list[int]:
-    """As `Engine.encode_text`."""
+    """Token ids of a text that the model continues.
+
+    The tokens that the tokenizer sets before each text come first, once. No end of
+    text follows. The text may have any length; `encode` refuses one that the context
+    does not hold.
+
+    Raises:
+      InputError: the text is empty, or there is no tokenizer.
+    """
     if not text:
       raise InputError('the prompt is empty')
-    self.check_tokenizer()
+    self._check_tokenizer()
     if self.tokenizer is None:
       raise InputError('the engine has no tokenizer')
-    return encode_text(text, self.tokenizer, self.remark)
+    return encode_text(text, self.tokenizer, self._remark)
 
-  # ---- settings, of which where a text ends is one that needs the tokenizer
+  # ---- settings; some ends of a text need the tokenizer
 
-  def resolve(self, sampling: SamplingConfig) -> Resolved:
-    """As `Engine.resolve`."""
-    if self._refused is not None and sampling.use_generation_config:
-      raise InputError(str(self._refused)) from self._refused
+  def resolve(self, sampling: SamplingConfig | None = None) -> Resolved:
+    """The settings that `generate` applies, and the source of each.
+
+    Raises:
+      InputError: settings contradict each other; an end of text is no token of the
+        model; the vocabulary has fewer tokens than the log-probabilities that were
+        asked for; or a file is needed and cannot be used.
+    """
+    sampling = sampling or SamplingConfig()
+    if self._no_defaults is not None and sampling.use_generation_config:
+      raise InputError(str(self._no_defaults)) from self._no_defaults
     resolved = resolve(sampling, self.defaults)
     for token in sampling.eos_token_id or ():
-      if token >= self._cfg.vocab_size:
+      if token >= self.cfg.vocab_size:
         raise InputError(
           f'sampling.eos_token_id={resolved.config.eos_token_id!r:.80}: token'
-          f' {token} is outside the vocabulary of {self._cfg.vocab_size}'
+          f' {token} is outside the vocabulary of {self.cfg.vocab_size}'
         )
     if resolved.config.stop_strings:
       ends = resolved.config.eos_token_id or ()
       self._check_stop_strings(resolved.config, ends)
-    most = self._cfg.vocab_size
+    most = self.cfg.vocab_size
     wanted = f'an integer <= {most}, the tokens of the vocabulary'
     asked = sampling.logprobs
     require((asked or 0) <= most, 'sampling.logprobs', asked, wanted)
     return resolved
 
-  def resolved(self, decode: DecodeConfig) -> DecodeConfig:
-    """The settings without a gap; what is remarkable about them is logged once."""
+  def _resolved(self, decode: DecodeConfig) -> DecodeConfig:
+    """The settings with a value for each field; remarkable values are logged once."""
     resolved = self.resolve(decode.sampling)
     line = resolved.describe()
     if resolved.is_remarkable and line not in self._said:
@@ -180,9 +176,11 @@ class Texts:
   def _check_stop_strings(
     self, cfg: SamplingConfig, eos_token_ids: Sequence[int]
   ) -> None:
-    """Refuses a stop string that no text can hold, but not the name of a token that
-    ends the text in any case."""
-    self.check_tokenizer()
+    """Refuses a stop string that no text can hold.
+
+    The name of a token that ends the text in any case is allowed.
+    """
+    self._check_tokenizer()
     if self.tokenizer is None:
       raise InputError(
         f'sampling.stop_strings={cfg.stop_strings}: the engine has no tokenizer,'
@@ -201,8 +199,15 @@ class Texts:
           ' or sampling.skip_special_tokens=False to keep them'
         )
 
-  def for_chats(self, decode: DecodeConfig) -> DecodeConfig:
-    """As `Engine.for_chats`."""
+  def for_chats(self, decode: DecodeConfig | None = None) -> DecodeConfig:
+    """The settings with which a conversation is answered.
+
+    With them an answer also ends at the tokenizer's end of text, and not only at
+    those of the model's files. An `eos_token_id` of the caller's stays alone.
+    `generate` does this by itself for a conversation that it gets as messages. Call
+    this method for a conversation of token ids.
+    """
+    decode = checked(decode)
     sampling, token = decode.sampling, self._end_of_turn()
     if sampling.eos_token_id is not None or token is None:
       return decode
@@ -216,7 +221,7 @@ class Texts:
         else "since the model's files name no end of text"
       )
       name = self.tokenizer.convert_ids_to_tokens(token)
-      self.remark(
+      self._remark(
         f"a chat ends at the tokenizer's {name!r} ({token}), {others};"
         ' sampling.eos_token_id says otherwise'
       )
@@ -224,6 +229,52 @@ class Texts:
     return dataclasses.replace(decode, sampling=sampling)
 
   def _end_of_turn(self) -> int | None:
-    """The tokenizer's end of text, if the model can write it."""
+    """The tokenizer's end-of-text token, if the vocabulary has it."""
     token: int | None = getattr(self.tokenizer, 'eos_token_id', None)
-    return None if token is None or token >= self._cfg.vocab_size else token
+    return None if token is None or token >= self.cfg.vocab_size else token
+
+
+def load(
+  folder: pathlib.Path,
+  cfg: ModelConfig,
+  require_tokenizer: bool,
+  remark: Callable[[str], None],
+) -> tuple[Any, SamplingConfig, InputError | None, InputError | None]:
+  """Reads a checkpoint's tokenizer and sampling settings.
+
+  A fault in one of the files is returned: it is an error once the file is needed.
+
+  Args:
+    require_tokenizer: whether a tokenizer that cannot be read is an error at once.
+    remark: called with a line if the run goes on without a tokenizer.
+
+  Returns:
+    The tokenizer, the sampling settings, and the faults of both files.
+
+  Raises:
+    InputError: a tokenizer that is required cannot be read.
+  """
+  tokenizer, no_tokenizer, no_defaults = None, None, None
+  try:
+    tokenizer = hub.load_tokenizer(folder, cfg)
+  except InputError as error:  # prompts of token ids do without
+    if require_tokenizer:
+      raise
+    no_tokenizer = error
+    remark(f'{error}; texts of token ids are empty')
+  try:
+    defaults = hf_config.generation_defaults(folder)
+  except InputError as error:  # callers that do not use the file do without
+    defaults, no_defaults = hf_config.eos_defaults(folder), error
+  return tokenizer, defaults, no_tokenizer, no_defaults
+
+
+def checked(decode: DecodeConfig | None) -> DecodeConfig:
+  """The settings of a call; the default ones for None."""
+  if decode is None:
+    return DecodeConfig()
+  if not isinstance(decode, DecodeConfig):
+    raise InputError(
+      f'decode={decode!r:.80}: expected a DecodeConfig, which has `sampling`'
+    )
+  return decode

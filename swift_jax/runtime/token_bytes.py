@@ -1,9 +1,9 @@
 """The bytes that each token adds to a text.
 
-A tokenizer's own decoder sees tokens in runs, and what a run becomes may change
-while it grows: with byte fallback, an incomplete character turns the whole run of
-byte tokens before it into U+FFFD. The bytes of a token are always the same. So a
-text that is made of bytes does not depend on where a block of tokens ended.
+A tokenizer's own decoder sees tokens in runs, and the text of a run may change while
+the run grows: with byte fallback, an incomplete character turns the whole run of byte
+tokens before it into U+FFFD. The bytes of a token are always the same. So a text that
+is made of bytes does not depend on the places where blocks of tokens end.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_INCOMPLETE = '\ufffd'  # what a decoder makes of half a character
-_BYTE_NAME = re.compile('<0x([0-9A-Fa-f]{2})>')  # of a byte fallback
+_INCOMPLETE = '\ufffd'  # a decoder writes it for half a character
+_BYTE_NAME = re.compile(
+  '<0x([0-9A-Fa-f]{2})>'
+)  # name of a token of byte fallback
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 # How a byte-level BPE spells a byte in the name of a token (GPT-2).
@@ -21,17 +23,17 @@ _SPELLED |= {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
 
 
 class TokenBytes:
-  """The bytes of each token of a tokenizer; of a text without one, none."""
+  """The bytes of each token of a tokenizer; without a tokenizer no token has any."""
 
   def __init__(
     self, tokenizer: Any, vocab_size: int, skip_special_tokens: bool = True
   ):
-    """A table that fills as tokens are asked for.
+    """Makes a table that fills as tokens are asked for.
 
     Args:
-      tokenizer: has `decode` and `convert_ids_to_tokens`, as those of transformers.
+      tokenizer: has `decode` and `convert_ids_to_tokens` as in transformers; or None.
       vocab_size: token ids are below it.
-      skip_special_tokens: they add nothing to a text.
+      skip_special_tokens: special tokens add nothing to a text.
     """
     self._tokenizer, self._skips = tokenizer, skip_special_tokens
     self._known: dict[tuple[int, bool], bytes] = {}
@@ -42,8 +44,8 @@ class TokenBytes:
     """The bytes of a token.
 
     Args:
-      begins_text: nothing stands before the token; then some tokenizers drop the
-        space that it begins with.
+      begins_text: nothing stands before the token. Some tokenizers then drop the
+        space at the token's beginning.
     """
     key = token, begins_text
     if key not in self._known:
@@ -58,7 +60,7 @@ class TokenBytes:
     own = text[len(before_text) :]
     if _INCOMPLETE not in text:
       return own.encode()
-    # No text by itself: its name tells the bytes.
+    # The token is no text by itself: its name tells the bytes.
     name = self._name(token)
     if byte := _BYTE_NAME.fullmatch(name):
       return bytes([int(byte[1], 16)])
@@ -67,7 +69,7 @@ class TokenBytes:
     return own.encode()
 
   def _word(self, vocab_size: int) -> list[int]:
-    """A token with text of its own, to stand before others."""
+    """A token with text of its own: others are decoded behind it."""
     for token in range(vocab_size):
       text = self._decode([token])
       is_text = bool(text) and _INCOMPLETE not in text
@@ -91,6 +93,6 @@ class TokenBytes:
 
 
 def special_tokens(tokenizer: Any) -> dict[int, str]:
-  """The special tokens of a tokenizer: their text by their id."""
+  """The special tokens of a tokenizer: for each id the token's text."""
   added = getattr(tokenizer, 'added_tokens_decoder', {})
   return {i: t.content for i, t in added.items() if t.special and t.content}

@@ -1,11 +1,10 @@
-"""The search's turns while a batch is written: when one comes, and what it does."""
+"""The search's turns while a batch is written: when one is due, and its work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import math
 import time
 
 import jax
@@ -13,9 +12,7 @@ import numpy as np
 
 from swift_jax.decoding.drafting import DraftShapes
 from swift_jax.decoding.state import DecodeState
-from swift_jax.model import skip_mask as skip_masks
-from swift_jax.pacing.clock import Clock
-from swift_jax.pacing.costs import PassCosts
+from swift_jax.model.skip_mask import Candidates
 from swift_jax.parallel import sharding
 from swift_jax.runtime.model import Model
 from swift_jax.runtime.rows import Rows
@@ -32,7 +29,8 @@ class Seconds:
 
   prefill: float = 0.0
   decode: float = 0.0
-  draft: float = 0.0  # a sample of decode's, as is
+  # A sample of `decode`: only rounds in two halves are timed so.
+  draft: float = 0.0
   verify: float = 0.0
   search: float = 0.0
 
@@ -41,7 +39,7 @@ class Turns:
   """The search's turns in one batch.
 
   Attributes:
-    scored_at: tokens of each row the last time that it was scored.
+    scored_at: tokens of each row when it was last scored.
   """
 
   def __init__(
@@ -51,37 +49,34 @@ class Turns:
     rows: Rows,
     seconds: Seconds,
     shapes: DraftShapes,
-    clock: Clock | None,
   ):
-    """The batch is another text than what was scored before.
+    """Tells the search that another text begins.
 
     Args:
-      seconds: the batch's; those of the search are added there.
-      clock: None where the policy does not weigh costs.
+      seconds: times of the batch; the search's time is added to them.
     """
     self._model, self._searcher, self._rows = model, searcher, rows
-    self._seconds, self._shapes, self._clock = seconds, shapes, clock
+    self._seconds, self._shapes = seconds, shapes
     self.scored_at = [0] * len(rows)
     self._due = searcher.cfg.opt_interval  # rounds until the next turn
-    self._pass_guess = math.inf
     searcher.new_text()
-
-  @property
-  def costs(self) -> PassCosts | None:
-    """What passes cost by now, where the policy weighs it."""
-    return self._clock.costs if self._clock else None
 
   def may_come(self) -> bool:
     """Whether the search goes on, may win anything and can afford a pass."""
-    searcher = self._searcher
-    return (
-      searcher.active
-      and self._may_pay()
-      and sharding.agreed(
-        searcher.budget.allows(self._pass_guess, saves=searcher.saves),
-        self._model.mesh,
-      )
+    searcher, widths = self._searcher, self._shapes.verify_widths
+    governor, cfg = searcher.governor, searcher.cfg
+    layers = self._model.cfg.num_hidden_layers
+    if not searcher.active or not governor.may_win(
+      layers, int(searcher.incumbent.sum()), widths
+    ):
+      return False
+    may_score = governor.may_score(
+      searcher.num_candidates,
+      cfg.context_window,
+      widths,
+      searcher.keeps_reserve,
     )
+    return sharding.agreed(may_score, self._model.mesh)
 
   def rounds_left(self, most: int) -> int:
     """Rounds of the next dispatch, so that a turn comes when it is due."""
@@ -91,53 +86,22 @@ class Turns:
     """Counts the rounds of a dispatch, and scores if a turn is due.
 
     Args:
-      may_come: what `may_come` said before it.
+      may_come: the answer of `may_come` before the dispatch.
     """
     self._due -= rounds
-    # Whoever read the text may have ended the search.
+    # The reader of the text may have ended the search.
     if may_come and self._searcher.active and self._due <= 0:
       self.search(state)
       self._due = self._searcher.cfg.opt_interval
 
-  def guess(self, per_round: float) -> None:
-    """Takes the seconds of a round: a guess of a pass's before there was one."""
-    guess = per_round  # a mask takes about a round
-    if self.costs is not None:  # or as many wide ones as make a window
-      windows = self._searcher.cfg.context_window / self._shapes.max_width
-      guess = max(guess, windows * self.costs.verify[-1] * self.costs.step_s)
-    self._pass_guess = self._searcher.num_candidates * guess
-
-  def _may_pay(self) -> bool:
-    """Whether a better set of this ratio could make anything faster.
-
-    True where nobody knows, and where the search may have all the time.
-    """
-    searcher = self._searcher
-    if self.costs is None or searcher.budget.share >= 1:
-      return True
-    layers = self._model.cfg.num_hidden_layers
-    sizes = layers, searcher.incumbent.num_skipped()
-    return self.costs.highest_speed(*sizes, self._shapes.verify_widths) > 1
-
-  def pay(self, seconds: float, steps: int | None = None) -> None:
-    """Time of the text, which the search's share is taken of.
-
-    Args:
-      steps: plain steps that would have written the same; None: no text was.
-    """
-    plain = None
-    if self.costs is not None:
-      plain = seconds if steps is None else steps * self.costs.step_s
-    self._searcher.budget.add(seconds, plain)
-
   @contextlib.contextmanager
   def timed(self, is_pass: bool = False) -> Iterator[None]:
-    """Time of the search."""
+    """Counts the time within it as the search's."""
     started = time.perf_counter()
     yield
     taken = time.perf_counter() - started
     self._seconds.search += taken
-    self._searcher.budget.pay(taken, is_pass)
+    self._searcher.governor.pay(taken, is_pass)
 
   def search(self, state: DecodeState) -> None:
     """One scoring pass, if the batch has written a window of text and more."""
@@ -156,7 +120,7 @@ class Turns:
     self.scored_at = written
 
   def warm_up(self, state: DecodeState) -> None:
-    """Compiles a scoring pass, before there is a text to weigh."""
+    """Compiles a scoring pass before any text is written."""
     self.prepare(state)
     candidates = self._searcher.candidates()
     scores = self.score(state, candidates)
@@ -166,58 +130,61 @@ class Turns:
     self._searcher.state()  # waits for the Gaussian process, where there is one
 
   def prepare(self, state: DecodeState) -> None:
-    """What the search asks for beside scores, once: not in a pass's time."""
+    """Computes, once, what the search needs beside scores.
+
+    This time is not counted as a pass's.
+    """
     searcher, text = self._searcher, self._text(state)
     scorer, window = self._model.scorer, searcher.cfg.context_window
     if searcher.wants_process and sharding.agreed(
-      searcher.budget.affords(STARTING_SECONDS), self._model.mesh
+      searcher.governor.affords(STARTING_SECONDS), self._model.mesh
     ):
-      # gpjax makes arrays of its own when it is imported.
+      # The import of gpjax makes arrays.
       with jax.transfer_guard('allow'):
         searcher.start_process()
     if searcher.wants_importance:
-      ratio = searcher.incumbent.skip_ratio()
+      ratio = searcher.skip_ratio
       searcher.take_importance(scorer.importance(text, window, ratio))
     scorer.choose(text, self._like_candidates(), window, searcher.cfg.scoring)
 
-  def _like_candidates(self) -> skip_masks.SkipMask:
-    """As many masks as a pass scores."""
+  def _like_candidates(self) -> Candidates:
+    """As many masks as a pass scores, to choose and compile by."""
     searcher = self._searcher
-    return skip_masks.stack([searcher.incumbent] * searcher.num_candidates)
+    return np.stack([searcher.incumbent] * searcher.num_candidates)
 
   def _is_compiled(self, state: DecodeState) -> bool:
     """Whether the search's programs are there.
 
-    They are compiled beside the text, once that has been written for as long as it
-    takes: a run may end at any moment.
+    They are compiled beside the text. This begins when the text has been written
+    for as long as the compilation takes, since a run may end at any moment.
     """
     searcher, mesh = self._searcher, self._model.mesh
-    budget = searcher.budget
-    # Nothing may go by the clock, or two threads might start programs on several
-    # devices in two orders: compiled where they are called.
-    if budget.share >= 1 or (mesh is not None and mesh.size > 1):
+    governor = searcher.governor
+    # On several devices two threads might start programs in two orders, so the
+    # programs are compiled where they are called. So they are where nothing may
+    # depend on the clock.
+    if governor.is_unlimited or (mesh is not None and mesh.size > 1):
       return True
-    written = budget.elapsed if budget.plain is None else budget.plain
     return self._model.scorer.is_ready(
       self._text(state),
       self._like_candidates(),
       searcher.cfg.context_window,
       searcher.cfg.scoring,
       searcher.wants_importance,
-      begins=written >= _COMPILING_S,
+      begins=governor.has_written_for(_COMPILING_S),
     )
 
   def score(
-    self, state: DecodeState, candidates: skip_masks.SkipMask
+    self, state: DecodeState, candidates: Candidates
   ) -> matchness.Scores:
-    """What each candidate makes of the batch's newest text, on the host."""
+    """The candidates' scores on the batch's newest text, on the host."""
     cfg, text = self._searcher.cfg, self._text(state)
     return self._model.scorer.score(
       text, candidates, cfg.context_window, cfg.scoring
     )
 
   def _text(self, state: DecodeState) -> matchness.Text:
-    """What is new: a row that has written nothing since has been scored."""
+    """The text to score, without rows that wrote nothing since their last score."""
     prompts = np.full(len(state.done), _NO_TEXT, np.int32)
     for b, row in enumerate(self._rows):
       if len(row.text.tokens) > self.scored_at[b]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from swift_jax.model import skip_mask as skip_masks
-from swift_jax.model.skip_mask import SkipMask
+from swift_jax.model.skip_mask import Bits
 from swift_jax.typing import Float
 
 # Draws in a row without a new mask after which a source is taken to have none
@@ -20,32 +20,30 @@ _BLURS = (0.0, 0.5, 1.0)
 
 
 class Proposal(NamedTuple):
-  """A mask to score, and its source (see `record_forms.SOURCES`)."""
+  """The bits of a mask to score, and its source (see `record_forms.SOURCES`)."""
 
-  mask: SkipMask
+  bits: Bits
   source: str
 
 
 Stream = Iterator[Proposal]
 
 
-def given(masks: Iterable[SkipMask], source: str) -> Stream:
+def given(masks: Iterable[Bits], source: str) -> Stream:
   """Masks that were chosen elsewhere."""
-  return (Proposal(mask, source) for mask in masks)
+  return (Proposal(bits, source) for bits in masks)
 
 
-def random(
-  rng: np.random.Generator, num_layers: int, skip_ratio: float
-) -> Stream:
+def random(rng: np.random.Generator, free: int, skipped: int) -> Stream:
   """Masks drawn uniformly, without end."""
   while True:
-    yield Proposal(skip_masks.random(rng, num_layers, skip_ratio), 'random')
+    yield Proposal(skip_masks.random(rng, free, skipped), 'random')
 
 
-def neighbours(rng: np.random.Generator, mask: SkipMask) -> Stream:
-  """Masks that are one exchange of two sublayers from `mask`, without end."""
+def neighbours(rng: np.random.Generator, bits: Bits) -> Stream:
+  """Masks that are one exchange of two sublayers from `bits`, without end."""
   while True:
-    yield Proposal(skip_masks.neighbour(rng, mask), 'neighbour')
+    yield Proposal(skip_masks.neighbour(rng, bits), 'neighbour')
 
 
 def by_importance(
@@ -61,7 +59,7 @@ def by_importance(
     noisy = scaled + blur * rng.normal(size=scaled.size)
     bits = np.zeros(scaled.size, bool)
     bits[np.argsort(noisy, kind='stable')[:num_skipped]] = True
-    yield Proposal(skip_masks.from_bits(bits), 'sensitivity')
+    yield Proposal(bits, 'sensitivity')
     number += 1
 
 
@@ -75,7 +73,7 @@ def distinct(
       enough.
     count: proposals to return; where fewer masks exist, `first` fills the rest.
   """
-  chosen = {first.mask.bits().tobytes(): first}
+  chosen = {first.bits.tobytes(): first}
   for quota, stream in plan:
     wanted = min(len(chosen) + quota, count)
     repeats = 0
@@ -83,7 +81,7 @@ def distinct(
       proposal = next(stream, None)
       if proposal is None:
         break
-      name = proposal.mask.bits().tobytes()
+      name = proposal.bits.tobytes()
       repeats = repeats + 1 if name in chosen else 0
       chosen.setdefault(name, proposal)
   proposals = list(chosen.values())

@@ -10,8 +10,9 @@ import numpy as np
 from swift_jax.config.settings import SearchConfig
 from swift_jax.errors import InputError
 from swift_jax.model import skip_mask as skip_masks
-from swift_jax.search.budget import Budget, Estimate
+from swift_jax.pacing.governor import Governor
 from swift_jax.search.drift import Drift
+from swift_jax.search.estimate import Estimate
 from swift_jax.search.files import codec
 from swift_jax.search.files.record_forms import EVENTS, SOURCES, PassRecord
 
@@ -23,14 +24,15 @@ class SearchState:
   `_learnt`.
 
   Attributes:
-    incumbent: the mask that drafts.
+    incumbent: the bits of the mask that drafts, bool[D]. They are replaced as
+      a whole, never changed.
     source: the source that proposed the incumbent.
     estimate: the incumbent's share of hits, over the windows of its passes.
     iterations: scoring passes so far.
     evaluations: masks scored in these passes, counted each time.
     restarts: how often the stream drifted.
     active: whether the search goes on.
-    budget: the time that the search may take, over all texts.
+    governor: the account of the time, over all texts.
     on_pass: called with a record of each pass; it is not part of the state.
   """
 
@@ -54,14 +56,14 @@ class SearchState:
   def __init__(self, cfg: SearchConfig, num_layers: int):
     self.cfg = cfg
     self.num_layers = num_layers
-    self.incumbent = skip_masks.uniform(num_layers, cfg.skip_ratio)
+    self.incumbent = skip_masks.uniform(num_layers, cfg.skip_ratio).bits()
     self.source = 'start'
     self.estimate = Estimate()
     self.iterations = self.evaluations = self.restarts = 0
     self._skipped = skip_masks.num_to_skip(num_layers, cfg.skip_ratio)
     self._free = skip_masks.num_free(num_layers)
     self.active = self._may_score
-    self.budget = Budget(cfg.time_budget)
+    self.governor = Governor(cfg.time_budget)
     self.on_pass: Callable[[PassRecord], None] | None = None
     self._rng = np.random.default_rng(cfg.seed)
     self._since_improved = self._since_start = 0
@@ -79,6 +81,11 @@ class SearchState:
   def num_candidates(self) -> int:
     """Masks scored in one pass, C."""
     return self.cfg.num_candidates
+
+  @property
+  def skip_ratio(self) -> float:
+    """The incumbent's skipped sublayers over the free sublayers."""
+    return float(self.incumbent.mean()) if self._free else 0.0
 
   @property
   def _may_score(self) -> bool:
@@ -101,9 +108,9 @@ class SearchState:
       {
         'sizes': self._sizes(),
         'learnt': learnt,
-        'incumbent': self.incumbent.bits(),
+        'incumbent': self.incumbent,
         'estimate': vars(self.estimate),
-        'budget': vars(self.budget),
+        'budget': self.governor.account(),  # the name of older files
         'drift': vars(self._drift),
         'rng': self._rng.bit_generator.state,
         'surrogate': None if surrogate is None else surrogate.state(),
@@ -138,7 +145,10 @@ class SearchState:
       raise InputError(
         f'search state: damaged: {type(error).__name__}: {error}'
       ) from error
-    other.on_pass, other.budget.share = self.on_pass, self.budget.share
+    # The batch that is being written goes on with the same governor.
+    account = other.governor.account() | {'share': self.governor.share}
+    vars(self.governor).update(account)
+    other.on_pass, other.governor = self.on_pass, self.governor
     vars(self).update(vars(other))
 
   def _sizes(self) -> dict[str, Any]:
@@ -155,15 +165,15 @@ class SearchState:
     bits = state['incumbent']
     if bits.shape != (self._free,) or bits.sum() != self._skipped:
       raise ValueError(f'incumbent has {bits.shape} sublayers')
-    self.incumbent = skip_masks.from_bits(bits)
+    self.incumbent = bits.astype(bool)
     codec.replace_fields(self, self._learnt, state['learnt'])
     # The settings of this run count, not those of the run that saved the state.
     self.active &= self._may_score
     self._watches &= self._may_score and self.cfg.restart
-    for name in ('estimate', 'budget', '_drift'):
-      target = getattr(self, name)
-      fields = tuple(vars(target))
-      codec.replace_fields(target, fields, state[name.lstrip('_')])
+    account = tuple(self.governor.account())
+    codec.replace_fields(self.governor, account, state['budget'])
+    for name, target in ('estimate', self.estimate), ('drift', self._drift):
+      codec.replace_fields(target, tuple(vars(target)), state[name])
     self._check_learnt()
     self._rng.bit_generator.state = state['rng']
     if state['surrogate'] is not None and self.cfg.bayes_interval:
@@ -175,8 +185,8 @@ class SearchState:
     bits = np.zeros(self._free, bool)
     learnt = {
       'importance': ([self._importance], bits.astype(np.float32)),
-      'per_pass': ([self.budget.per_pass], 0.0),
-      'plain': ([self.budget.plain], 0.0),
+      'per_pass': ([self.governor.per_pass], 0.0),
+      'plain': ([self.governor.plain], 0.0),
       'suggested': (self._suggested, bits),
       'history': (self._history, self._history_form()),
       'scored': (self._scored.values(), ['', 0, 0]),

@@ -10,11 +10,10 @@ import numpy as np
 
 from swift_jax.config.settings import SearchConfig
 from swift_jax.errors import InputError
-from swift_jax.model import skip_mask as skip_masks
-from swift_jax.model.skip_mask import SkipMask
+from swift_jax.model.skip_mask import Bits, Candidates
 from swift_jax.search import proposals
-from swift_jax.search.budget import Estimate
 from swift_jax.search.drift import Drift
+from swift_jax.search.estimate import Estimate
 from swift_jax.search.files.record_forms import PassRecord
 from swift_jax.search.matchness import Scores
 from swift_jax.search.proposals import Proposal
@@ -55,7 +54,7 @@ class Searcher(SearchState):
     )
     return (
       f'{type(self).__name__}({state}, iterations={self.iterations}{score},'
-      f' source={self.source!r}, skip_ratio={self.incumbent.skip_ratio():.2f})'
+      f' source={self.source!r}, skip_ratio={self.skip_ratio:.2f})'
     )
 
   @property
@@ -80,10 +79,10 @@ class Searcher(SearchState):
     return is_wanted and not self.has_process
 
   @property
-  def saves(self) -> bool:
-    """Whether passes should leave some of the budget to start the process.
+  def keeps_reserve(self) -> bool:
+    """Whether passes leave a part of the budget, to start the process with.
 
-    This is so as soon as there are as many passes as the process will be given.
+    They do once the search has as many passes as it will give to the process.
     """
     return self.wants_process and len(self._history) >= _HISTORY
 
@@ -92,12 +91,7 @@ class Searcher(SearchState):
     """Whether the search is active, or a drift may wake it."""
     return self.active or self._watches
 
-  @property
-  def _ratio(self) -> float:
-    """A skip ratio that rounds down to the number of skipped sublayers."""
-    return (self._skipped + 0.5) / self._free
-
-  def start_from(self, mask: SkipMask, may_restart: bool = False) -> None:
+  def start_from(self, bits: Bits, may_restart: bool = False) -> None:
     """Takes a given set as the incumbent; the search rests.
 
     These are SWIFT's cached layer sets. A later search skips as many sublayers
@@ -106,10 +100,10 @@ class Searcher(SearchState):
     Args:
       may_restart: whether a lasting fall of the acceptance starts a search.
     """
-    self.incumbent = skip_masks.check(mask, self.num_layers)
+    self.incumbent = bits
     self.source = 'cached'
     self.estimate = Estimate()
-    self._skipped = self.incumbent.num_skipped()
+    self._skipped = int(bits.sum())
     self._surrogate, self._importance = None, None
     self._history, self._suggested, self._scored = [], [], {}
     self.active = False
@@ -138,7 +132,7 @@ class Searcher(SearchState):
     self.restarts += 1
     self._event = 'restart'
     self.estimate = Estimate()
-    self.budget.forfeit()  # one answer must not pay for a long rest
+    self.governor.forfeit()  # one answer must not pay for a long rest
     self._since_improved = self._since_start = 0
     self._importance = None
     self._history, self._suggested = [], []
@@ -181,11 +175,11 @@ class Searcher(SearchState):
     for scored in self._history:
       self._surrogate.observe(*scored)
     if self._history:
-      self._surrogate.start(self.incumbent.bits())
+      self._surrogate.start(self.incumbent)
     self._history = []
 
-  def candidates(self) -> SkipMask:
-    """Masks to score next, [C, L]: the incumbent, then proposals, all distinct.
+  def candidates(self) -> Candidates:
+    """Masks to score next: the incumbent, then proposals, all distinct.
 
     In every `bayes_interval`-th pass the proposals are the Gaussian process's.
     Otherwise random masks find a region, and exchanges of two sublayers climb
@@ -197,7 +191,7 @@ class Searcher(SearchState):
     first = Proposal(self.incumbent, 'incumbent')
     chosen = proposals.distinct(first, self.plan(), count)
     self._sources = [proposal.source for proposal in chosen]
-    return skip_masks.stack([proposal.mask for proposal in chosen])
+    return np.stack([proposal.bits for proposal in chosen])
 
   def plan(self) -> list[tuple[int, proposals.Stream]]:
     """The sources of a pass in turn, each with its most proposals."""
@@ -209,16 +203,15 @@ class Searcher(SearchState):
       plan.append((count // 2, stream))
     interval = self.cfg.bayes_interval
     if interval and (self.iterations + 1) % interval == 0:
-      masks = map(skip_masks.from_bits, self._suggested)
-      plan.append((count, proposals.given(masks, 'gp')))
-    random = proposals.random(self._rng, self.num_layers, self._ratio)
+      plan.append((count, proposals.given(self._suggested, 'gp')))
+    random = proposals.random(self._rng, self._free, self._skipped)
     near = proposals.neighbours(self._rng, self.incumbent)
     # Neighbours fill the batch; where they are too few, random masks do.
     plan += [(count // 2 - 1, random), (count, near), (count, random)]
     return plan
 
   def observe(
-    self, candidates: SkipMask, scores: Scores, fresh: float = math.inf
+    self, candidates: Candidates, scores: Scores, fresh: float = math.inf
   ) -> None:
     """Learns from a scoring pass over the masks of `candidates()`.
 
@@ -234,31 +227,31 @@ class Searcher(SearchState):
     positions = scores.positions
     if not positions or not self.active:
       return
-    self._count(candidates)
-    bits, hits = candidates.bits(), scores.num_hits()
-    self._remember(bits, hits, positions)
+    self._count(len(candidates))
+    hits = scores.num_hits()
+    self._remember(candidates, hits, positions)
     self.estimate.add(int(hits[0]), positions)
     later = _NEW_TEXT if self._is_new_text else fresh / positions
     later, self._is_new_text = min(later, _NEW_TEXT), False
     closeness = scores.closeness()
     # A window that is easy or hard for all masks tells nothing about one mask.
     apart = closeness - closeness.mean(0)
-    scored = [bits, closeness.mean(1), apart.var(1) / positions, later]
+    scored = [candidates, closeness.mean(1), apart.var(1) / positions, later]
     if self._surrogate is not None:
       self._surrogate.observe(*scored)
-      self._surrogate.start(self.incumbent.bits())
+      self._surrogate.start(self.incumbent)
     else:
       self._history = [*self._history, scored][-_HISTORY:]
       best = _clear_winner(closeness)
       if best:
-        self._replace(bits[best])
+        self._replace(candidates[best])
     self._stop_or_go_on()
     self._record(candidates, scores)
 
-  def _count(self, candidates: SkipMask) -> None:
+  def _count(self, masks: int) -> None:
     self.iterations += 1
-    self.evaluations += len(candidates.attn)
-    self._since_improved += len(candidates.attn)
+    self.evaluations += masks
+    self._since_improved += masks
     self._since_start += 1
 
   def _stop_or_go_on(self) -> None:
@@ -280,9 +273,9 @@ class Searcher(SearchState):
     is_known = estimate.passes >= _MIN_PASSES
     return is_known and estimate.low > self.cfg.target_matchness
 
-  def _replace(self, bits: np.ndarray) -> None:
+  def _replace(self, bits: Bits) -> None:
     """Makes a scored mask the incumbent."""
-    self.incumbent = skip_masks.from_bits(bits)
+    self.incumbent = bits
     # The process may remember masks for longer than `_scored` does.
     unknown = 'gp', 0, 0
     score = self._scored.get(digits(bits), unknown)
@@ -293,10 +286,10 @@ class Searcher(SearchState):
     self._since_improved = 0
 
   def _remember(
-    self, bits: np.ndarray, hits: np.ndarray, positions: int
+    self, candidates: Candidates, hits: np.ndarray, positions: int
   ) -> None:
     """Keeps each mask's last score, with the source that proposed it first."""
-    for row, source, count in zip(bits, self._sources, hits, strict=True):
+    for row, source, count in zip(candidates, self._sources, hits, strict=True):
       source = self.source if source == 'incumbent' else source
       source = self._scored.pop(digits(row), [source])[0]
       self._scored[digits(row)] = [source, int(count), positions]
@@ -314,11 +307,11 @@ class Searcher(SearchState):
     """Takes the process's choice as the incumbent, if it has a new one."""
     if not self._collect():
       return
-    best = self._surrogate.best(self.incumbent.bits(), _MARGIN)
-    if (best != self.incumbent.bits()).any():
+    best = self._surrogate.best(self.incumbent, _MARGIN)
+    if (best != self.incumbent).any():
       self._replace(best)
 
-  def _record(self, candidates: SkipMask, scores: Scores) -> None:
+  def _record(self, candidates: Candidates, scores: Scores) -> None:
     """Hands a record of the pass to `on_pass`."""
     event, self._event = self._event, ''
     if self.on_pass is None:
@@ -327,14 +320,14 @@ class Searcher(SearchState):
       PassRecord(
         number=self.iterations,
         evaluations=self.evaluations,
-        seconds=self.budget.elapsed,
-        search_seconds=self.budget.spent,
+        seconds=self.governor.elapsed,
+        search_seconds=self.governor.spent,
         positions=scores.positions,
         sources=tuple(self._sources),
         hits=tuple(scores.num_hits().tolist()),
         log_probs=tuple(scores.closeness().mean(1).tolist()),
-        masks=tuple(map(digits, candidates.bits())),
-        incumbent=digits(self.incumbent.bits()),
+        masks=tuple(map(digits, candidates)),
+        incumbent=digits(self.incumbent),
         incumbent_source=self.source,
         matchness=self.estimate.mean,
         stddev=self.estimate.stddev,
@@ -347,7 +340,7 @@ class Searcher(SearchState):
     return super().state()
 
 
-def digits(bits: np.ndarray) -> str:
+def digits(bits: Bits) -> str:
   """A mask as a string of 0 and 1 (skipped)."""
   return ''.join('01'[int(bit)] for bit in bits)
 

@@ -62,15 +62,15 @@ def model(tmp_path_factory):
 def settings(model):
   """Flags of a small run."""
   own = '.task.', '.draft.'
-  given = [
+  search = [
     flag
     for flag in evaluation_runs.SETTINGS
-    if not any(part in flag for part in own)
+    if not any(section in flag for section in own)
   ]
   return [
     '--config=configs/tiny.py',
     f'--config.model.path={model}',
-    *given,
+    *search,
     # Few programs: they are what takes the time here.
     '--config.search.enabled=True',
     '--config.draft.tree=False',

@@ -34,8 +34,7 @@ def stream(engine):
 
 def masks(count=4):
   rng = np.random.default_rng(0)
-  drawn = [skip_masks.random(rng, LAYERS, 0.5) for _ in range(count)]
-  return skip_masks.stack(drawn)
+  return np.stack([tiny_model.random_bits(rng, 0.5) for _ in range(count)])
 
 
 @pytest.mark.parametrize('written', [WINDOW, 17, NEW])
@@ -83,7 +82,7 @@ def test_every_recipe_replays(engine, stream, recipe):
   found = replay(engine.model, texts, searcher, pace, 0, (5, 12), 2)
   assert list(found) == [5, 12]
   wanted = skip_masks.num_to_skip(LAYERS, 0.5)
-  assert all(mask.num_skipped() == wanted for mask in found.values())
+  assert all(bits.sum() == wanted for bits in found.values())
   charged = 2 if cfg.importance and recipe == 'ours' else 0
   evaluated = searcher.evaluations + charged
   assert 12 - searcher.num_candidates < evaluated <= 12
@@ -93,18 +92,16 @@ def test_fresh_matchness_is_the_share_of_both_windows(engine, stream):
   text = stream.text(0, 1, 2)
   draft = DraftConfig()
   fresh = suite.Fresh(engine.model, [text], WINDOW, draft)
-  mask = skip_masks.uniform(LAYERS, 0.5)
+  bits = skip_masks.uniform(LAYERS, 0.5).bits()
   hits, rounds = 0, 0.0
   for seen in (text, matchness.as_of(text, WINDOW)):
-    scores = engine.model.scorer.score(
-      seen, skip_masks.stack([mask]), WINDOW, 'vmap'
-    )
+    scores = engine.model.scorer.score(seen, bits[None], WINDOW, 'vmap')
     hits += int(scores.num_hits()[0])
     rounds += 3 * WINDOW / scores.accepted_lengths(0.8, 25)[0]
-  length = fresh.accepted_length(mask)
+  length = fresh.accepted_length(bits)
   assert length == pytest.approx(2 * 3 * WINDOW / rounds)
-  assert fresh.matchness(mask) == hits / (2 * 3 * WINDOW)
-  assert fresh.matchness(skip_masks.none_skipped(LAYERS)) == 1.0
+  assert fresh.matchness(bits) == hits / (2 * 3 * WINDOW)
+  assert fresh.matchness(np.zeros_like(bits)) == 1.0
 
 
 def test_a_stream_counts_both_runs():

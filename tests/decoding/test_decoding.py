@@ -112,7 +112,6 @@ def test_acceptance_walks_the_targets_path(draft, data):
     assert int(verified.block_length[row]) == len(block)
     assert verified.block[row, : len(block)].tolist() == block
     assert verified.target[row, : len(block)].tolist() == block
-    assert bool(verified.is_bonus[row]) == (bool(beside) or node + 1 == chain)
 
 
 def test_left_over_cache_content_never_matters():

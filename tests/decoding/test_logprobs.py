@@ -245,10 +245,10 @@ def test_they_cost_one_program_and_nothing_where_nobody_asks(monkeypatch):
 
 
 def test_their_time_is_part_of_decoding(engine, monkeypatch):
-  real, share = logprobs.force, engine.searcher.budget
+  real, account = logprobs.force, engine.searcher.governor
   decode = asking('swift')
   engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, decode)
-  before = share.elapsed
+  before = account.elapsed
 
   def slow(*arguments):
     time.sleep(0.5)
@@ -259,7 +259,7 @@ def test_their_time_is_part_of_decoding(engine, monkeypatch):
   assert first.metrics.decode_s > 0.5 * 6
   assert first.metrics.tokens_per_second < 40 / (0.5 * 6)
   # As for plain decoding, the search may have its share of this time.
-  assert share.elapsed - before > 0.5 * 6
+  assert account.elapsed - before > 0.5 * 6
 
 
 def test_a_stream_takes_none(engine, monkeypatch):

@@ -26,7 +26,7 @@ PROMPTS = [
 ]
 NOTHING = skip_masks.none_skipped(CFG.num_hidden_layers)
 EVERYTHING = skip_masks.uniform(CFG.num_hidden_layers, 1.0)
-HALF = skip_masks.random(RNG, CFG.num_hidden_layers, 0.5)
+HALF = skip_masks.from_bits(tiny_model.random_bits(RNG, 0.5))
 MASKS = {'nothing': NOTHING, 'everything': EVERYTHING, 'half': HALF}
 
 
@@ -155,6 +155,10 @@ def check_rounds(result):
     # A leaf and the target's own token are returned in addition.
     assert r.accepted <= min(r.drafted, r.returned)
     assert 1 <= r.returned <= r.accepted + 2
+    assert r.own in (0, 1) and r.leaf_hits in (0, 1)
+  if m.method != 'plain':
+    own = m.bonus_tokens + m.corrected_tokens
+    assert m.accepted + m.leaf_hits + own == len(result.tokens)
 
 
 @pytest.mark.parametrize(

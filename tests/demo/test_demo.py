@@ -55,8 +55,8 @@ def test_it_has_learnt_python(engine):
   (tokens,) = engine.encode([TEXT])
   rows = measuring.spread_rows(np.asarray(tokens), len(tokens) - 1, 1)
   loss = training.make_loss(engine.model.graphdef)
-  full = skip_masks.none_skipped(engine.cfg.num_hidden_layers)
-  assert float(loss(engine.model.params, rows, full)) < 3.0
+  none_skipped = skip_masks.none_skipped(engine.cfg.num_hidden_layers)
+  assert float(loss(engine.model.params, rows, none_skipped)) < 3.0
 
 
 def test_it_fits_into_the_package():

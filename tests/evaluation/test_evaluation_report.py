@@ -770,7 +770,7 @@ def test_an_output_is_needed(launched, tmp_path):
     ),
     (
       lambda text: text.replace('"new_tokens": [8]', '"new_tokens": ["8"]'),
-      'answers.jsonl, line 2: new_tokens=',
+      'answers.jsonl, line 2: choices[0].new_tokens[0]=',
     ),
     (
       lambda text: text.replace('"llama"', '"other"', 1),

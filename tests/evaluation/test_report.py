@@ -41,7 +41,7 @@ def scored(number, sources, hits, incumbent, source, **fields):
     masks=('1100',) * count,
     incumbent=incumbent,
     incumbent_source=source,
-    **fields,
+    **{'matchness': None, 'stddev': None, 'event': None, **fields},
   )
 
 

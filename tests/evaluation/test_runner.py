@@ -26,7 +26,7 @@ from swift_jax.evaluation import answers, runner
 from swift_jax.evaluation.runner import Runner
 from swift_jax.evaluation.tasks import Question
 from swift_jax.evaluation.workdir import Workdir
-from swift_jax.pacing import clock as clock_module
+from swift_jax.pacing.governor import Governor
 from swift_jax.runtime import chat_template
 from swift_jax.runtime.engine import Engine
 
@@ -572,8 +572,7 @@ def test_a_batchs_seconds_are_split_over_its_rows(
 )
 def test_what_is_written_adds_up(tmp_path, engine, method, monkeypatch):
   # No round runs in halves where plain steps are forced.
-  monkeypatch.setattr(clock_module.Guard, 'is_closed', False)
-  monkeypatch.setattr(clock_module.Clock, 'wants_plain_steps', False)
+  monkeypatch.setattr(Governor, 'may_draft', True)
   decode = dataclasses.replace(
     decoding(method), phase_interval=2, rounds_per_dispatch=2
   )

@@ -178,7 +178,10 @@ def test_zeros_that_a_lost_power_left_at_the_end_are_dropped(folder):
     (b'\n', 'not JSON'),
     (b'[1]\n', 'expected an object, found [1]'),
     (b'{}\n', "'question_id' is missing"),
-    (b'{"question_id": 2, "category": 7}\n', 'category=7: expected a string'),
+    (
+      b'{"question_id": 2, "category": 7}\n',
+      'category=7: expected a valid string',
+    ),
   ],
 )
 def test_damage_before_the_end_is_refused_with_its_line(folder, line, said):

@@ -6,6 +6,7 @@ process, with a small model, in one folder and in the order of the documents.
 """
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import re
@@ -73,6 +74,7 @@ LAUNCHERS = {
   f'python launch/{module.__name__}.py': ({'main': module.main, **how}, small)
   for module, how, small in [
     (benchmark, {}, SMALL),
+    (importlib.import_module('compile'), {}, SMALL),
     (evaluate, {'sections': evaluate.SECTIONS}, SMALL),
     (generate, {}, SMALL),
     (report, NO_CONFIG, ()),

@@ -322,7 +322,7 @@ def test_what_is_done_to_prompts_and_chats_is_said_once(
       f"a chat ends at the tokenizer's '#' ({tokenizer.eos_token_id})",
     ),
   ]:
-    monkeypatch.setattr(loaded._texts, 'remarks', [])
+    monkeypatch.setattr(loaded, 'remarks', [])
     status, _, err = launch(chat, f'--prompts_file={file}', *flags)
     assert status == 0 and err.count('\n') == 1
     assert err.startswith(f'generate.py: {said}')

@@ -173,7 +173,9 @@ def test_help_is_short_and_quick(name):
   for section, cls in sections.items():
     assert f'--config.{section}.' in names
     # A section in a section is none: it is `--config.sampling.`.
-    assert {f.name for f in dataclasses.fields(cls)} - {'sampling'} <= names
+    own = {field.name for field in dataclasses.fields(cls)} - {'sampling'}
+    published = {name for name in own if f'{section}.{name}' in names}
+    assert own - published <= names and not published & names
   text = done.stdout
   assert '--verbosity' in names and '--config.compilation_cache_dir' in names
   assert re.search(r'^  method=.swift. +`plain` \(a token a pass\)', text, re.M)
@@ -189,7 +191,13 @@ def test_help_has_the_flags_and_what_the_config_file_says(launch):
   assert re.search(r'^  max_new_tokens=8 +the most tokens written', out, re.M)
   for field in dataclasses.fields(SearchConfig):
     # Each has a meaning, so that none was lost on the way from the docstring.
-    assert re.search(rf'^  {field.name}=\S+ +\S', out, re.M)
+    assert re.search(rf'^  (search\.)?{field.name}=\S+ +\S', out, re.M)
+  # The last section is that of the published method.
+  _, published = out.split('comparisons with the published method\n')
+  assert re.findall(r'^  ([\w.]+)=', published, re.M) == [
+    *('draft.confidence_threshold', 'draft.tree_bounds', 'draft.adaptive'),
+    'search.recipe',
+  ]
 
 
 def write(tmp_path, name, content):

@@ -51,3 +51,6 @@ def test_a_large_cache_is_read_in_part():
   assert layers._prefix_sizes(384) == [384]
   assert layers._prefix_sizes(512) == [128, 256, 512]
   assert layers._prefix_sizes(768) == [192, 384, 768]
+  assert layers._prefix_sizes(768, 'tpu') == [192, 384, 768]
+  # A GPU asks the host at each branch.
+  assert layers._prefix_sizes(768, 'gpu') == [768]

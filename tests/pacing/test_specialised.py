@@ -25,10 +25,10 @@ def drafted_by(monkeypatch):
   seen = []
   real = rounds.speculative_rounds
 
-  def spied(graphdef, params, state, mask, full, settings, *rest):
+  def spied(graphdef, params, state, mask, none_skipped, settings, *rest):
     seen.append((mask, float(settings.costs.draft)))
-    assert isinstance(full, KnownMask)
-    return real(graphdef, params, state, mask, full, settings, *rest)
+    assert isinstance(none_skipped, KnownMask)
+    return real(graphdef, params, state, mask, none_skipped, settings, *rest)
 
   monkeypatch.setattr(rounds, 'speculative_rounds', spied)
   return seen
@@ -62,7 +62,7 @@ def make_engine(mask=MASK, **changes):
   engine = tiny_model.engine(mask, **changes)
   engine.model.keeps_costs = False
   engine.model.gates_are_quick = False
-  engine.model.full = KnownMask.of(skip_mask.none_skipped(LAYERS))
+  engine.model.none_skipped = KnownMask.of(skip_mask.none_skipped(LAYERS))
   return engine
 
 
@@ -104,7 +104,7 @@ def test_the_policy_weighs_what_is_saved(drafted_by, clock):
   passes = engine.model.clock(*how).measured
   tokens = 7  # of the drafts that are timed, with a verify of 8
   saved = (GATED_S - 0.2) / tokens / STEP_S
-  wanted = max(passes.draft(MASK) - saved, 0.001)
+  wanted = max(passes.draft(MASK.bits()) - saved, 0.001)
   assert drafted_by[0][1] == pytest.approx(wanted, rel=1e-5)
 
 
@@ -197,7 +197,7 @@ def test_real_programs_by_the_real_clock(said):
   model = engine.model
   how = 3, model.capacity, model.shapes, engine.resolve().config
   compilations = Compilations()
-  saved = model.specialised.saves(MASK, *how, waits=True)
+  saved = model.specialised.saves(MASK.bits(), *how, waits=True)
   assert compilations.count == 0  # it is there
   assert saved is None or 0 < saved < 1
   assert not said

@@ -26,7 +26,7 @@ def test_new_settings_compile_nothing():
   engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
   for limit, threshold, cap in ((3, 0.0, 1), (40, 0.7, 25), (17, 1.0, 4)):
     engine = tiny_model.engine(
-      skip_masks.random(rng, CFG.num_hidden_layers, 0.4),
+      skip_masks.from_bits(tiny_model.random_bits(rng, 0.4)),
       (int(rng.integers(CFG.vocab_size)),),
       confidence_threshold=threshold,
       max_draft_length=cap,

@@ -243,7 +243,7 @@ def test_the_set_that_was_found_is_saved_and_drafts_in_the_next_engine(
   (saved,) = cached_sets.read(path)
   searcher = engine.searcher
   assert saved.mask(CFG.num_hidden_layers).to_lists() == (
-    searcher.incumbent.to_lists()
+    engine.skip_mask.to_lists()
   )
   assert saved.model == engine.fingerprint
   assert (saved.name, saved.matchness) == ('default', engine.matchness)
@@ -251,7 +251,7 @@ def test_the_set_that_was_found_is_saved_and_drafts_in_the_next_engine(
   assert (saved.skip_ratio, saved.context_window) == (0.5, 11)
   assert saved.version == swift_jax.__version__
   # The next text's takes its place, under its name another's stays.
-  engine.searcher.incumbent = skip_mask.from_lists([1], [1, 2], 5)
+  engine.searcher.incumbent = skip_mask.from_lists([1], [1, 2], 5).bits()
   engine.searcher.active = False
   write(engine)
   assert cached_sets.read(path) == [saved]  # nothing was scored, nothing found
@@ -326,9 +326,9 @@ def test_the_record_is_what_the_search_did(tmp_path):
   engine = tiny_model.engine(search={'record': path, 'max_iterations': 4})
   searcher, seen = engine.searcher, []
   observe = searcher.observe
-  searcher.observe = lambda masks, scores, fresh: (
-    seen.append((masks.bits(), scores)),
-    observe(masks, scores, fresh),
+  searcher.observe = lambda bits, scores, fresh: (
+    seen.append((bits, scores)),
+    observe(bits, scores, fresh),
   )
   write(engine)
   header, passes = records.read(path)
@@ -345,7 +345,7 @@ def test_the_record_is_what_the_search_did(tmp_path):
     best = scores.closeness().mean(1).tolist()
     assert record.log_probs == pytest.approx(best)
   last = passes[-1]
-  bits = searcher.incumbent.bits().astype(int)
+  bits = searcher.incumbent.astype(int)
   assert last.incumbent == ''.join(map(str, bits))
   assert last.incumbent_source == searcher.source
   assert (last.matchness, last.stddev) == (
@@ -353,7 +353,7 @@ def test_the_record_is_what_the_search_did(tmp_path):
     searcher.estimate.stddev,
   )
   assert [record.event for record in passes] == ['start', None, None, 'stopped']
-  assert last.search_seconds <= searcher.budget.spent
+  assert last.search_seconds <= searcher.governor.spent
 
 
 def test_a_search_is_saved_and_goes_on_in_the_next_engine(tmp_path):

@@ -65,9 +65,7 @@ def test_answers():
   for name in ('category', 'model_id'):
     fields = {'question_id': 1, name: HALF}
     line = said(answers.parse, json.dumps(fields).encode(), 'x.jsonl, line 2')
-    assert (
-      line == f"x.jsonl, line 2: {name}='a\\ud83d': expected whole characters"
-    )
+    assert line.startswith('x.jsonl, line 2: not JSON: ')
 
 
 def test_whole_characters_are_taken(engine):

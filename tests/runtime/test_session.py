@@ -6,7 +6,7 @@ import tiny_model
 from tiny_model import PROMPTS_OF_DIFFERENT_LENGTH
 
 from swift_jax.model import skip_mask as skip_masks
-from swift_jax.search.budget import Budget
+from swift_jax.pacing.governor import Governor
 from swift_jax.search.drift import Drift
 from swift_jax.search.searcher import Searcher
 
@@ -32,7 +32,7 @@ def scored(monkeypatch):
       scores = real(text, candidates, *settings)
       length = np.array(text.cache.length)
       compared = scores.compared.sum(1)
-      passes.append((length, candidates.bits(), settings, compared))
+      passes.append((length, candidates, settings, compared))
       return scores
 
     monkeypatch.setattr(scorer, 'score', score)
@@ -86,14 +86,14 @@ def test_a_search_without_budget_never_scores(share):
   engine = tiny_model.engine(search={'time_budget': share, 'context_window': 1})
   engine.generate([[1, 2]], tiny_model.decode())
   assert (engine.searcher.iterations > 0) == (share == 1.0)
-  assert (engine.searcher.budget.spent > 0) == (share == 1.0)
+  assert (engine.searcher.governor.spent > 0) == (share == 1.0)
 
 
 def test_the_search_takes_its_share_and_no_more_than_a_pass_above():
   engine = tiny_model.engine(search={'time_budget': 0.1, 'max_iterations': 999})
   decode = tiny_model.decode(max_new_tokens=60)
   engine.warmup(decode, 20)
-  budget, turns = engine.searcher.budget, []
+  budget, turns = engine.searcher.governor, []
   pay = budget.pay
 
   def noted(seconds, is_pass=False):
@@ -141,7 +141,7 @@ def test_the_search_compiles_beside_a_text_that_lasts(monkeypatch):
 
   first = write()
   assert not jobs and not called  # the text was short
-  searcher.budget.add(1000)
+  searcher.governor.add(1000)
   assert write() == first
   for job in jobs:
     job.result()
@@ -161,7 +161,7 @@ def test_the_process_starts_once_the_budget_affords_it(
     search={'bayes_interval': bayes_interval, 'time_budget': 0.01}
   )
   engine.warmup(tiny_model.decode(), 20)
-  budget = engine.searcher.budget
+  budget = engine.searcher.governor
   budget.per_pass = 0.0  # passes are affordable, the process is not
   engine.generate(PROMPTS_OF_DIFFERENT_LENGTH, tiny_model.decode())
   budget.spent = 0.0
@@ -214,10 +214,10 @@ def test_a_reader_of_the_text_may_end_the_search():
 @pytest.mark.parametrize('bayes_interval', [0, 1])
 def test_warming_up_moves_neither_search_nor_budget(bayes_interval):
   engine = tiny_model.engine(search={'bayes_interval': bayes_interval})
-  before, budget = engine.searcher.state(), Budget(1.0)
+  before, budget = engine.searcher.state(), Governor(1.0)
   engine.warmup(tiny_model.decode(), 20)
   assert engine.searcher.state() == before
-  assert engine.searcher.budget == budget
+  assert engine.searcher.governor == budget
 
 
 def test_a_stream_that_drifts_is_searched_again(scored):
@@ -235,19 +235,20 @@ def test_a_stream_that_drifts_is_searched_again(scored):
   write()
   searcher = engine.searcher
   assert searcher.iterations == 2 and not searcher.active
-  searcher.incumbent, searcher._drift = skip_masks.none_skipped(LAYERS), Drift()
+  none = skip_masks.none_skipped(LAYERS)
+  searcher.incumbent, searcher._drift = none.bits(), Drift()
   for _ in range(3):
     assert all(r.metrics.acceptance_rate == 1 for r in write())
   assert searcher._drift.blocks > 4 and searcher.restarts == 0
   passes = scored(engine)
-  searcher.incumbent = skip_masks.from_lists([1, 2, 3], [], LAYERS)
+  searcher.incumbent = skip_masks.from_lists([1, 2, 3], [], LAYERS).bits()
   assert all(r.metrics.acceptance_rate < 0.7 for r in write())
   assert searcher.restarts == 1 and searcher.iterations == 4
   assert len(passes) == 2 and not searcher.active
   # A set that the user gives drafts whatever becomes of it.
-  engine.set_skip_mask(skip_masks.none_skipped(LAYERS))
+  engine.set_skip_mask(none)
   for _ in range(3):
     write()
-  searcher.incumbent = skip_masks.from_lists([1, 2, 3], [], LAYERS)
+  searcher.incumbent = skip_masks.from_lists([1, 2, 3], [], LAYERS).bits()
   write()
   assert searcher.restarts == 1 and len(passes) == 2

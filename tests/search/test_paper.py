@@ -9,6 +9,7 @@ import synthetic
 from synthetic import FREE, SKIPPED
 import tiny_model
 
+from swift_jax.model.skip_mask import from_bits
 from swift_jax.search import matchness
 from swift_jax.search.paper import process as paper_process
 from swift_jax.search.paper.process import PaperProcess
@@ -31,21 +32,21 @@ def searcher(**changes):
 def observe(search, hits):
   """Makes a pass with so many hits of 50 positions; returns its mask."""
   candidates = search.candidates()
-  assert candidates.bits().shape == (1, FREE)
-  assert candidates.bits().sum() == SKIPPED
+  assert candidates.shape == (1, FREE)
+  assert candidates.sum() == SKIPPED
   search.observe(candidates, synthetic.with_hits(hits), 20)
-  return candidates.bits()[0]
+  return candidates[0]
 
 
 def test_a_mask_drafts_when_its_score_is_above_the_best_so_far():
   """The first scored mask replaces the start, which is never scored; the best
   score carries over from text to text."""
   search = searcher()
-  start = search.incumbent.bits()
+  start = search.incumbent
   drafts = []
   for hits in (10, 25, 24, 25, 26, 5):
     search.new_text()
-    drafts.append((observe(search, hits), search.incumbent.bits()))
+    drafts.append((observe(search, hits), search.incumbent))
   assert (drafts[0][0] != start).any()
   for number, best in enumerate((0, 1, 1, 1, 4, 4)):
     assert (drafts[number][1] == drafts[best][0]).all()
@@ -165,9 +166,11 @@ def test_only_the_first_window_of_a_text_is_scored(monkeypatch):
   text = tiny_model.text(tokens, [end, 1, 1], [len(prompt), 1, 1])
   for candidates, scores, length in passes:
     assert length.tolist() == [end - 1, 0, 0]
-    assert len(candidates.attn) == 1 and scores.positions == window
+    assert len(candidates) == 1 and scores.positions == window
     wanted = jax.device_get(
-      matchness.score(*tiny_model.weights(), text, candidates, window)
+      matchness.score(
+        *tiny_model.weights(), text, from_bits(candidates), window
+      )
     )
     assert (scores.hits == wanted.hits).all()
     np.testing.assert_allclose(scores.log_probs, wanted.log_probs, atol=1e-3)

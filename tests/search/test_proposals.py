@@ -18,16 +18,16 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def bits_of(stream, count) -> np.ndarray:
-  return np.stack([p.mask.bits() for p in itertools.islice(stream, count)])
+  return np.stack([p.bits for p in itertools.islice(stream, count)])
 
 
 @given(SEEDS)
 def test_every_stream_keeps_the_number_of_skipped_sublayers(seed):
   rng = np.random.default_rng(seed)
-  mask = skip_masks.random(rng, LAYERS, RATIO)
+  bits = skip_masks.random(rng, FREE, SKIPPED)
   streams = {
-    'random': proposals.random(rng, LAYERS, RATIO),
-    'neighbour': proposals.neighbours(rng, mask),
+    'random': proposals.random(rng, FREE, SKIPPED),
+    'neighbour': proposals.neighbours(rng, bits),
     'sensitivity': proposals.by_importance(rng, rng.normal(size=FREE), SKIPPED),
   }
   for source, stream in streams.items():
@@ -38,14 +38,14 @@ def test_every_stream_keeps_the_number_of_skipped_sublayers(seed):
 @given(SEEDS)
 def test_neighbours_are_one_exchange_away(seed):
   rng = np.random.default_rng(seed)
-  mask = skip_masks.random(rng, LAYERS, RATIO)
-  found = bits_of(proposals.neighbours(rng, mask), 20)
-  assert ((found != mask.bits()).sum(1) == 2).all()
+  bits = skip_masks.random(rng, FREE, SKIPPED)
+  found = bits_of(proposals.neighbours(rng, bits), 20)
+  assert ((found != bits).sum(1) == 2).all()
 
 
 def test_all_neighbours_come():
-  mask = skip_masks.uniform(5, 0.5)  # 3 of 6: nine exchanges
-  stream = proposals.neighbours(np.random.default_rng(0), mask)
+  bits = skip_masks.uniform(5, 0.5).bits()  # 3 of 6: nine exchanges
+  stream = proposals.neighbours(np.random.default_rng(0), bits)
   assert len(np.unique(bits_of(stream, 200), axis=0)) == 9
 
 
@@ -78,46 +78,47 @@ def test_there_are_always_as_many_and_none_twice_but_the_first(
 ):
   """Also where fewer masks exist."""
   rng = np.random.default_rng(seed)
-  first = Proposal(skip_masks.random(rng, layers, ratio), 'incumbent')
-  some = [skip_masks.random(rng, layers, ratio) for _ in range(4)]
+  skipped = skip_masks.num_to_skip(layers, ratio)
+  sizes = skip_masks.num_free(layers), skipped
+  first = Proposal(skip_masks.random(rng, *sizes), 'incumbent')
+  some = [skip_masks.random(rng, *sizes) for _ in range(4)]
   shares = [data.draw(st.integers(0, count)) for _ in range(2)]
   plan = [
     (shares[0], proposals.given(some, 'gp')),
-    (shares[1], proposals.random(rng, layers, ratio)),
+    (shares[1], proposals.random(rng, *sizes)),
   ]
   chosen = proposals.distinct(first, plan, count)
   assert len(chosen) == count and chosen[0] is first
-  names = [p.mask.bits().tobytes() for p in chosen]
+  names = [p.bits.tobytes() for p in chosen]
   others = [name for name in names if name != names[0]]
   assert len(set(others)) == len(others)
   # The first mask fills the rest, at the end.
   filled = names.count(names[0])
   assert all(p is first for p in chosen[count - filled + 1 :])
-  skipped = first.mask.num_skipped()
-  assert all(p.mask.num_skipped() == skipped for p in chosen)
+  assert all(p.bits.sum() == skipped for p in chosen)
 
 
 @pytest.mark.parametrize('layers, masks', [(3, 2), (4, 6)])
 def test_where_there_are_fewer_masks_all_of_them_come(layers, masks):
   """Half of two sublayers, of four: 2 masks, 6."""
   rng = np.random.default_rng(3)
-  first = Proposal(skip_masks.uniform(layers, 0.5), 'incumbent')
-  plan = [(12, proposals.random(rng, layers, 0.5))]
+  first = Proposal(skip_masks.uniform(layers, 0.5).bits(), 'incumbent')
+  plan = [(12, proposals.random(rng, 2 * (layers - 2), layers - 2))]
   chosen = proposals.distinct(first, plan, 12)
-  assert len({p.mask.bits().tobytes() for p in chosen}) == masks
+  assert len({p.bits.tobytes() for p in chosen}) == masks
   assert len(chosen) == 12
 
 
 def test_each_stream_gives_its_share_in_turn():
   rng = np.random.default_rng(4)
-  mask = skip_masks.uniform(LAYERS, RATIO)
-  given_masks = [mask, *(skip_masks.neighbour(rng, mask) for _ in range(2))]
+  bits = skip_masks.uniform(LAYERS, RATIO).bits()
+  given_masks = [bits, *(skip_masks.neighbour(rng, bits) for _ in range(2))]
   plan = [
     (4, proposals.given(given_masks, 'gp')),  # one of the three is known
-    (2, proposals.random(rng, LAYERS, RATIO)),
-    (9, proposals.neighbours(rng, mask)),
+    (2, proposals.random(rng, FREE, SKIPPED)),
+    (9, proposals.neighbours(rng, bits)),
   ]
-  chosen = proposals.distinct(Proposal(mask, 'incumbent'), plan, 8)
+  chosen = proposals.distinct(Proposal(bits, 'incumbent'), plan, 8)
   sources = [p.source for p in chosen]
   assert sources == [
     'incumbent',

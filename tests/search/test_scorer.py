@@ -14,9 +14,7 @@ LAYERS = tiny_model.CFG.num_hidden_layers
 WINDOW = 11
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, tiny_model.CFG.vocab_size, (2, 40)).astype(np.int32)
-MASKS = skip_masks.stack(
-  [skip_masks.random(RNG, LAYERS, 0.5) for _ in range(3)]
-)
+BITS = np.stack([tiny_model.random_bits(RNG, 0.5) for _ in range(3)])
 
 
 @pytest.fixture
@@ -46,7 +44,7 @@ def ways(monkeypatch):
 
 @pytest.mark.parametrize('scoring', ['vmap', 'map'])
 def test_the_way_is_the_settings(scorer, text, ways, scoring):
-  scorer.score(text, MASKS, WINDOW, scoring)
+  scorer.score(text, BITS, WINDOW, scoring)
   assert ways == [scoring == 'vmap'] and not scorer.seconds
 
 
@@ -56,17 +54,17 @@ def test_auto_takes_the_quicker_way_and_times_a_shape_once(
 ):
   timed = []
 
-  def seconds(text, masks, window, way):
-    timed.append((way, len(masks.attn), window))
+  def seconds(text, bits, window, way):
+    timed.append((way, len(bits), window))
     return 0.1 if way == quicker else 0.2
 
   monkeypatch.setattr(scorer, '_seconds', seconds)
   both = [('vmap', 3, WINDOW), ('map', 3, WINDOW)]
   for _ in range(3):
-    scorer.score(text, MASKS, WINDOW, 'auto')
+    scorer.score(text, BITS, WINDOW, 'auto')
     assert timed == both
   assert ways == [quicker == 'vmap'] * 3
-  two = jax.tree.map(lambda row: row[:2], MASKS)
+  two = BITS[:2]
   scorer.score(text, two, WINDOW, 'auto')  # other shapes are others
   scorer.score(text, two, 5, 'auto')
   assert timed[2:] == [
@@ -86,13 +84,12 @@ def test_the_quickest_of_some_passes_counts_and_never_the_first(
   """The first compiles: its time does not count, even if it is the shortest."""
   clock = iter([0, 1, 1, 4, 4, 6, 6, 10])
   monkeypatch.setattr('time.perf_counter', lambda: next(clock))
-  assert scorer._seconds(text, MASKS, WINDOW, 'map') == 2
+  assert scorer._seconds(text, BITS, WINDOW, 'map') == 2
   assert ways == [False] * 4
 
 
 def test_a_mask_alone_is_a_pass_behind_gates(scorer, text, ways):
-  one = jax.tree.map(lambda row: row[:1], MASKS)
-  scorer.score(text, one, WINDOW, 'auto')
+  scorer.score(text, BITS[:1], WINDOW, 'auto')
   assert ways == [False] and not scorer.seconds
 
 
@@ -100,8 +97,9 @@ def test_a_mask_alone_is_a_pass_behind_gates(scorer, text, ways):
 def test_scores_are_on_the_host_and_those_of_the_function(
   scorer, text, scoring
 ):
-  found = scorer.score(text, MASKS, WINDOW, scoring)
-  wanted = matchness.score(*tiny_model.weights(), text, MASKS, WINDOW)
+  found = scorer.score(text, BITS, WINDOW, scoring)
+  masks = skip_masks.from_bits(BITS)
+  wanted = matchness.score(*tiny_model.weights(), text, masks, WINDOW)
   assert all(isinstance(part, np.ndarray) for part in found)
   assert (found.hits == np.asarray(wanted.hits)).all()
   assert (found.compared == np.asarray(wanted.compared)).all()
@@ -128,7 +126,7 @@ def test_what_was_compiled_ahead_is_what_runs(
   scorer, text, scoring, importance, count
 ):
   given = jax.tree.map(jnp.copy, text)
-  how = given, MASKS, WINDOW, scoring, importance
+  how = given, BITS, WINDOW, scoring, importance
   assert not scorer.is_ready(*how, begins=False) and not scorer._programs
   scorer.is_ready(*how, begins=True)
   jax.tree.map(lambda array: array.delete(), given)  # the next round's
@@ -140,12 +138,12 @@ def test_what_was_compiled_ahead_is_what_runs(
   assert scorer.is_ready(*how, begins=False)
   jax.clear_caches()  # what was compiled for other tests
   compilations = Compilations()
-  found = scorer.score(text, MASKS, WINDOW, scoring)
+  found = scorer.score(text, BITS, WINDOW, scoring)
   if importance:
     slopes = scorer.importance(text, WINDOW, 0.4)
   assert compilations.count == 0
   model = tiny_model.weights()
-  wanted = matchness.score(*model, text, MASKS, WINDOW)
+  wanted = matchness.score(*model, text, skip_masks.from_bits(BITS), WINDOW)
   assert (found.hits == np.asarray(wanted.hits)).all()
   if importance:
     ratio = jnp.float32(0.4)
@@ -154,10 +152,10 @@ def test_what_was_compiled_ahead_is_what_runs(
 
 
 def test_what_ran_is_ready(scorer, text):
-  scorer.score(text, MASKS, WINDOW, 'auto')
-  assert scorer.is_ready(text, MASKS, WINDOW, 'auto', False, begins=False)
-  assert not scorer.is_ready(text, MASKS, 5, 'auto', False, begins=False)
-  assert not scorer.is_ready(text, MASKS, WINDOW, 'auto', True, begins=False)
+  scorer.score(text, BITS, WINDOW, 'auto')
+  assert scorer.is_ready(text, BITS, WINDOW, 'auto', False, begins=False)
+  assert not scorer.is_ready(text, BITS, 5, 'auto', False, begins=False)
+  assert not scorer.is_ready(text, BITS, WINDOW, 'auto', True, begins=False)
   scorer.importance(text, WINDOW, 0.4)
-  assert scorer.is_ready(text, MASKS, WINDOW, 'auto', True, begins=True)
+  assert scorer.is_ready(text, BITS, WINDOW, 'auto', True, begins=True)
   assert set(scorer._programs.values()) == {None}

@@ -15,7 +15,7 @@ from swift_jax.search import searcher as searchers
 from swift_jax.search.drift import BLOCK
 from swift_jax.search.matchness import Scores
 
-GIVEN = skip_masks.from_lists([3], [4], LAYERS)
+GIVEN = skip_masks.from_lists([3], [4], LAYERS).bits()
 
 
 def started(**changes):
@@ -31,11 +31,7 @@ def observe(search, *hits):
   hits = [*hits, *[0] * (search.num_candidates - len(hits))]
   candidates = search.candidates()
   search.observe(candidates, synthetic.with_hits(*hits), 20)
-  return candidates.bits()
-
-
-def bits(search) -> np.ndarray:
-  return search.incumbent.bits()
+  return candidates
 
 
 # ---- what is scored
@@ -49,22 +45,21 @@ def test_the_incumbent_comes_first_then_distinct_masks_of_its_size(layers):
   skipped = skip_masks.num_to_skip(layers, 0.4)
   rng = np.random.default_rng(0)
   for _ in range(30):
-    candidates = search.candidates()
-    found = candidates.bits()
+    found = search.candidates()
     assert found.shape == (4, skip_masks.num_free(layers))
-    assert (found[0] == bits(search)).all()
+    assert (found[0] == search.incumbent).all()
     assert (found.sum(1) == skipped).all()
     assert len(np.unique(found, axis=0)) == 4
     logs = rng.normal(-1, 0.3, (4, 1, 50)).astype(np.float32)
     compared = np.ones((1, 50), bool)
-    search.observe(candidates, Scores(logs > -1, logs, logs, compared), 20)
+    search.observe(found, Scores(logs > -1, logs, logs, compared), 20)
   assert search.iterations == 30 and search.evaluations == 120
 
 
 def test_random_masks_and_neighbours_share_a_pass():
   search = synthetic.searcher()
   for _ in range(20):
-    apart = (search.candidates().bits() != bits(search)).sum(1)
+    apart = (search.candidates() != search.incumbent).sum(1)
     assert apart[0] == 0
     assert (apart[1:4] % 2 == 0).all()
     assert apart[4:].tolist() == [2] * 4
@@ -103,7 +98,7 @@ def test_the_incumbent_is_scored_again_in_every_pass():
   for hits in (30, 20, 10):
     observe(search, hits, 0)
   assert search.incumbent is before and search.source == 'start'
-  assert search._scored[searchers.digits(before.bits())] == ['start', 10, 50]
+  assert search._scored[searchers.digits(before)] == ['start', 10, 50]
   assert search.estimate.passes == 3
   positions = 50 * (1 + 0.8 + 0.64)
   assert search.matchness == pytest.approx((10 + 16 + 19.2) / positions)
@@ -144,7 +139,7 @@ def test_a_challenger_must_be_better_than_by_chance(share, wins):
   hits[3, 0, :40] = True
   scores = Scores(hits, log_probs, log_probs, np.ones((1, 50), bool))
   search.observe(candidates, scores, 20)
-  assert (bits(search) == candidates.bits()[3 if wins else 0]).all()
+  assert (search.incumbent == candidates[3 if wins else 0]).all()
   if wins:  # its estimate is now that of this window
     assert search.source == 'random'
     assert search.matchness == 40 / 50 and search.estimate.passes == 1
@@ -155,7 +150,7 @@ def test_a_draft_that_overflows_is_no_winner():
   candidates, scores = search.candidates(), synthetic.with_hits(*[25] * COUNT)
   scores.log_probs[2] = np.nan
   search.observe(candidates, scores, 20)
-  assert (bits(search) == candidates.bits()[0]).all()
+  assert (search.incumbent == candidates[0]).all()
   json.dumps(search.state(), allow_nan=False)
 
 
@@ -191,16 +186,16 @@ def test_the_set_that_reached_the_target_stays():
 
     def best(self, *_):
       is_late = search.iterations > 2
-      return GIVEN.bits() if is_late else self.incumbent
+      return GIVEN if is_late else self.incumbent
 
   for target, stays in ((0.5, True), (0.95, False)):
     search = synthetic.searcher(target_matchness=target, max_iterations=3)
     search._surrogate = Process()
-    before = bits(search)
+    before = search.incumbent
     for _ in range(3):
       observe(search, 45)
     assert not search.active
-    assert (bits(search) == (before if stays else GIVEN.bits())).all()
+    assert (search.incumbent == (before if stays else GIVEN)).all()
 
 
 def test_the_process_names_the_incumbent_between_its_turns_too():
@@ -257,13 +252,13 @@ def test_texts_further_apart_are_further_apart_for_the_process():
 def test_a_mask_that_only_the_process_remembers_may_draft(monkeypatch):
   monkeypatch.setattr(searchers, '_REMEMBERED', 1)
   search = started(bayes_interval=99, target_matchness=1.0)
-  start = bits(search)
+  start = search.incumbent
   for _ in range(12):
     synthetic.run(search, 1)
     search.candidates()
-    if (bits(search) != start).any():
+    if (search.incumbent != start).any():
       break
-  assert (bits(search) != start).any()
+  assert (search.incumbent != start).any()
   assert (search.source, search.matchness) == ('gp', None)
   synthetic.run(search, 1)
   assert search.matchness is not None
@@ -339,7 +334,7 @@ def test_a_set_that_is_given_stays():
   search.observe(candidates, scores, 20)
   search.rest()
   fall(search)
-  assert search.incumbent.to_lists() == GIVEN.to_lists()
+  assert (search.incumbent == GIVEN).all()
   assert search.iterations == 1 and search.restarts == 0
   assert not search.active and search.matchness is None
 
@@ -361,14 +356,14 @@ def test_a_lasting_fall_starts_it_once_more():
   assert search.restarts == 0
   synthetic.run(search, 99)
   assert not search.active and search.may_search
-  best = bits(search)
+  best = search.incumbent
   for _ in range(20):
     search.watch(BLOCK, 58)
   assert not search.active
   fall(search)
   assert search.active and search.restarts == 1
   # The set drafts on, but scores on the old stream are no evidence.
-  assert (bits(search) == best).all() and search.matchness is None
+  assert (search.incumbent == best).all() and search.matchness is None
   assert search.wants_importance
   synthetic.run(search, 99)  # caps count from there
   assert search.iterations == 6 and not search.active
@@ -418,7 +413,7 @@ def test_a_cached_start_may_search_once_the_stream_changes():
   assert not search.active and search.may_search
   fall(search)
   assert search.active and search.restarts == 1
-  assert search.incumbent.to_lists() == GIVEN.to_lists()
+  assert (search.incumbent == GIVEN).all()
   # All masks skip two sublayers as it does, whatever the ratio is.
   search.take_importance(synthetic.COST)
   sources = set()
@@ -450,12 +445,12 @@ def test_a_cached_start_knows_nothing_of_a_search_before_it():
 def test_a_long_rest_does_not_pay_for_the_search_after_it():
   search = synthetic.searcher(time_budget=0.1, max_iterations=1)
   synthetic.run(search, 99)
-  search.budget.add(3600.0)
-  assert search.budget.affords(300.0)
+  search.governor.add(3600.0)
+  assert search.governor.affords(300.0)
   fall(search)
-  assert search.active and not search.budget.affords(0.1)
-  search.budget.add(10.0)
-  assert search.budget.affords(0.9) and not search.budget.affords(1.1)
+  assert search.active and not search.governor.affords(0.1)
+  search.governor.add(10.0)
+  assert search.governor.affords(0.9) and not search.governor.affords(1.1)
 
 
 @pytest.mark.parametrize('recipe', ['default', 'paper'])
@@ -506,7 +501,7 @@ def test_a_search_goes_on_from_its_state_as_if_it_had_not_ended(name, passes):
   unbroken, first = started(**settings), started(**settings)
   records = {True: [], False: []}
   for search in (unbroken, first):
-    search.budget.add(7.0)
+    search.governor.add(7.0)
     search.take_importance(importance)
   unbroken.on_pass = records[False].append
   synthetic.run(unbroken, 12)
@@ -536,11 +531,13 @@ def test_a_search_at_rest_is_restored_with_what_it_watches():
 
 def test_a_state_keeps_its_budget_and_takes_the_share_of_the_settings():
   one = synthetic.searcher(time_budget=0.5)
-  one.budget.add(3.0)
-  one.budget.pay(2.0, is_pass=True)
+  one.governor.add(3.0)
+  one.governor.pay(2.0, is_pass=True)
   two = synthetic.searcher(time_budget=0.25)
+  governor = two.governor  # a batch that is being written has it
   two.restore(saved(one))
-  assert vars(two.budget) == {**vars(one.budget), 'share': 0.25}
+  assert two.governor is governor
+  assert governor.account() == {**one.governor.account(), 'share': 0.25}
 
 
 def test_the_settings_count_that_a_state_is_restored_with():
@@ -708,14 +705,14 @@ def test_a_gpjax_that_does_not_import_is_named(monkeypatch, recipe, request):
     search.start_process()
 
 
-def test_it_saves_for_the_process_once_that_has_enough_to_be_told():
+def test_it_keeps_a_reserve_once_the_process_has_enough_to_be_told():
   search = synthetic.searcher(bayes_interval=1)
   for number in range(20):
-    assert search.saves == (number >= 16)
+    assert search.keeps_reserve == (number >= 16)
     observe(search, 25)
   search.start_process()
-  assert not search.saves
+  assert not search.keeps_reserve
   without = synthetic.searcher(bayes_interval=0)
   for _ in range(20):
     observe(without, 25)
-  assert not without.saves
+  assert not without.keeps_reserve

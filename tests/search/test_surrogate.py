@@ -219,7 +219,7 @@ def test_importances_help_and_useless_ones_do_little_harm():
         search._surrogate.trust(importance)
       synthetic.run(search, passes, seed)
       search.candidates()
-      first = search._suggested[0] if passes == 1 else search.incumbent.bits()
+      first = search._suggested[0] if passes == 1 else search.incumbent
       found.append(-(first @ COST))
     return np.mean(found)
 

@@ -55,7 +55,7 @@ def distributions(engine: Engine, temperature: float) -> list[np.ndarray]:
   for result in engine.generate(prompts[-PROMPTS:], decode):
     text = jnp.asarray([[*result.prompt, *result.tokens]])
     generated = slice(len(result.prompt) - 1, -1)
-    masks = model.full, model.put(engine.skip_mask)
+    masks = model.none_skipped, model.put(engine.skip_mask)
     for rows, mask in zip(found, masks, strict=True):
       rows.append(np.asarray(log_probs(model.params, text, mask))[generated])
   return [np.concatenate(rows) for rows in found]

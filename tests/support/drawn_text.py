@@ -133,8 +133,8 @@ def _logits():
   @jax.jit
   def logits(tokens):
     model = nnx.merge(graphdef, params)
-    full = skip_masks.none_skipped(CFG.num_hidden_layers)
-    hidden, _ = model(tokens, full)
+    none_skipped = skip_masks.none_skipped(CFG.num_hidden_layers)
+    hidden, _ = model(tokens, none_skipped)
     return model.logits(hidden)
 
   return logits

@@ -4,7 +4,6 @@ import numpy as np
 
 from swift_jax.config.settings import SearchConfig
 from swift_jax.model import skip_mask as skip_masks
-from swift_jax.model.skip_mask import SkipMask
 from swift_jax.search.matchness import Scores
 from swift_jax.search.paper import recipe as paper
 from swift_jax.search.searcher import Searcher
@@ -22,13 +21,13 @@ def searcher(**changes) -> Searcher:
   return paper.make_searcher(SearchConfig(**settings), LAYERS)
 
 
-def worth(mask: SkipMask) -> np.ndarray:
+def worth(bits: np.ndarray) -> np.ndarray:
   """Mean log-probability that a mask would have on all text."""
-  return -(mask.bits() @ COST)
+  return -(bits @ COST)
 
 
 def scores(
-  candidates: SkipMask, rng: np.random.Generator, positions: int = 50
+  candidates: np.ndarray, rng: np.random.Generator, positions: int = 50
 ) -> Scores:
   """On a text whose positions are easy or hard for all, and a bit of luck."""
   value = worth(candidates)[:, None, None]
@@ -57,13 +56,11 @@ def run(search: Searcher, passes: int, seed: int = 0) -> list[np.ndarray]:
   while search.active and len(seen) < passes:
     rng = np.random.default_rng([seed, search.iterations])
     candidates = search.candidates()
-    seen.append(candidates.bits())
+    seen.append(candidates)
     search.observe(candidates, scores(candidates, rng), 20)
   return seen
 
 
 def random_bits(rng: np.random.Generator, count: int) -> np.ndarray:
   """Masks of the right size."""
-  ratio = SearchConfig().skip_ratio
-  masks = [skip_masks.random(rng, LAYERS, ratio) for _ in range(count)]
-  return skip_masks.stack(masks).bits()
+  return np.stack([skip_masks.random(rng, FREE, SKIPPED) for _ in range(count)])

@@ -18,6 +18,7 @@ from swift_jax.config.settings import (
   SearchConfig,
 )
 from swift_jax.model import kv_cache, llama
+from swift_jax.model import skip_mask as skip_masks
 from swift_jax.model.skip_mask import SkipMask
 from swift_jax.runtime.engine import Engine
 from swift_jax.search.matchness import Text
@@ -33,6 +34,13 @@ CFG = ModelConfig(
   max_position_embeddings=90,
 )
 CHUNK = 7
+
+
+def random_bits(rng: np.random.Generator, ratio: float) -> np.ndarray:
+  """The bits of a mask that skips this share of the free sublayers."""
+  layers = CFG.num_hidden_layers
+  sizes = skip_masks.num_free(layers), skip_masks.num_to_skip(layers, ratio)
+  return skip_masks.random(rng, *sizes)
 
 
 @functools.cache

@@ -91,7 +91,7 @@ class Passes:
     """The arguments of `passes`, with the cache at its place."""
     model = self._model
     tokens = model.put(np.zeros((self._batch, width), np.int32))
-    mask = model.full if mask is None else model.put(mask)
+    mask = model.none_skipped if mask is None else model.put(mask)
     count = model.number(PASSES)
     return model.graphdef, model.params, self._cache, tokens, mask, count
 
@@ -110,7 +110,7 @@ class Passes:
 
     def key_of(width: int, mask: Mask | None) -> tuple[int, KnownMask | None]:
       """The key of a pass's program; all gated masks share a program."""
-      mask = self._model.full if mask is None else mask
+      mask = self._model.none_skipped if mask is None else mask
       return width, mask if isinstance(mask, KnownMask) else None
 
     programs = {}

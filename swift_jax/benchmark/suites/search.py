@@ -20,7 +20,6 @@ from swift_jax.benchmark.measuring import Compilations
 from swift_jax.benchmark.replay import Pace, replay
 from swift_jax.config.settings import DecodeConfig, DraftConfig, SearchConfig
 from swift_jax.model import skip_mask as skip_masks
-from swift_jax.model.skip_mask import SkipMask
 from swift_jax.runtime.engine import Engine
 from swift_jax.runtime.metrics import distinct_ngrams, ratio
 from swift_jax.runtime.model import Model
@@ -38,8 +37,7 @@ class RandomOnly(Searcher):
   """A search that scores random masks against the incumbent."""
 
   def plan(self) -> list[tuple[int, proposals.Stream]]:
-    ratio = self.cfg.skip_ratio
-    masks = proposals.random(self._rng, self.num_layers, ratio)
+    masks = proposals.random(self._rng, self._free, self._skipped)
     return [(self.num_candidates, masks)]
 
 
@@ -74,16 +72,16 @@ class Fresh:
     self._draft = draft
     self._known: dict[bytes, tuple[float, float]] = {}
 
-  def matchness(self, mask: SkipMask) -> float:
+  def matchness(self, bits: skip_masks.Bits) -> float:
     """The share of positions that the draft hits."""
-    return self._figures(mask)[0]
+    return self._figures(bits)[0]
 
-  def accepted_length(self, mask: SkipMask) -> float:
+  def accepted_length(self, bits: skip_masks.Bits) -> float:
     """Tokens of a round on the chain, under the draft's settings."""
-    return self._figures(mask)[1]
+    return self._figures(bits)[1]
 
-  def _figures(self, mask: SkipMask) -> tuple[float, float]:
-    name = mask.bits().tobytes()
+  def _figures(self, bits: skip_masks.Bits) -> tuple[float, float]:
+    name = bits.tobytes()
     if name not in self._known:
       hits = positions = rounds = 0
       cfg = self._draft
@@ -91,7 +89,7 @@ class Fresh:
       for text in self._texts:
         for seen in (text, matchness.as_of(text, self._window)):
           scores = self._model.scorer.score(
-            seen, skip_masks.stack([mask]), self._window, 'map'
+            seen, bits[None], self._window, 'map'
           )
           hits += int(scores.num_hits()[0])
           positions += scores.positions
@@ -159,7 +157,7 @@ def compare(
       rows.append([fresh.matchness(sets[point]) for point in POINTS])
       last.append(fresh.accepted_length(sets[POINTS[-1]]))
       if name == 'ours':
-        found.append(sets[POINTS[-1]].bits())
+        found.append(sets[POINTS[-1]])
     results[name] = np.array(rows)
     lengths[name] = float(np.mean(last))
   return Comparison(results, lengths, np.array(found))
@@ -169,8 +167,8 @@ def importance_cost(model: Model, text: Text, cfg: SearchConfig) -> int:
   """The number of scored masks that take as long as the sensitivities."""
   count, window = cfg.num_candidates, cfg.context_window
   layers = len(text.cache.k)
-  uniform = skip_masks.uniform(layers, cfg.skip_ratio)
-  masks = skip_masks.stack([uniform] * count)
+  uniform = skip_masks.uniform(layers, cfg.skip_ratio).bits()
+  masks = np.stack([uniform] * count)
 
   def scores() -> None:
     model.scorer.score(text, masks, window, 'auto')
@@ -207,7 +205,7 @@ def importance_figures(
   """
   kept = 1 - found.mean(0)
   model, ratio_ = engine.model, engine.searcher.cfg.skip_ratio
-  alone = skip_masks.from_bits(np.eye(found.shape[1], dtype=bool))
+  alone = np.eye(found.shape[1], dtype=bool)
   both: dict[str, list[float]] = {'derivative': [], 'leave_one_out': []}
   for text in texts:
     slopes = model.scorer.importance(text, window, ratio_)
@@ -327,14 +325,11 @@ def suggestion_ms(
 def _full_process(num_layers: int, skip_ratio: float) -> Surrogate:
   """A Gaussian process whose buffer is full of random masks."""
   rng = np.random.default_rng(0)
-  process = Surrogate(
-    skip_masks.num_free(num_layers),
-    skip_masks.num_to_skip(num_layers, skip_ratio),
-  )
+  free = skip_masks.num_free(num_layers)
+  skipped = skip_masks.num_to_skip(num_layers, skip_ratio)
+  process = Surrogate(free, skipped)
   for _ in range(16):
-    masks = [
-      skip_masks.random(rng, num_layers, skip_ratio).bits() for _ in range(8)
-    ]
+    masks = [skip_masks.random(rng, free, skipped) for _ in range(8)]
     process.observe(np.array(masks), rng.normal(-1, 0.2, 8), np.full(8, 0.005))
   return process
 
@@ -352,7 +347,7 @@ def overlap(
   """
   layers, cfg = engine.cfg.num_hidden_layers, engine.searcher.cfg
   process = _full_process(layers, cfg.skip_ratio)
-  incumbent = engine.skip_mask.bits()
+  incumbent = engine.searcher.incumbent
   session = engine.session([prompt], decode)
   kept = jax.device_get(session.state)
   taken: dict[str, list[float]] = {

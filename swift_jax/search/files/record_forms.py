@@ -11,22 +11,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import json
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, TypeAdapter
 
 from swift_jax.errors import InputError
 from swift_jax.files.fields import (
-  Fields,
-  Valid,
+  Count,
+  Fingerprint,
+  Natural,
   bad,
-  check,
-  is_fingerprint,
-  is_int,
+  matches,
+  parse_json,
 )
 from swift_jax.model.skip_mask import num_free
 
 FORMAT = 'swift_jax_search'
 VERSION = 1
-SOURCES = (
+Source = Literal[
   'incumbent',
   'start',
   'random',
@@ -35,9 +37,14 @@ SOURCES = (
   'gp',
   'paper',
   'cached',
-)
-EVENTS = ('start', 'restart', 'stopped')
+]
+Event = Literal['start', 'restart', 'stopped']
+SOURCES, EVENTS = get_args(Source), get_args(Event)
 _LIMIT = 1e12  # no share, log-probability or time is larger
+Finite = Annotated[float, Field(ge=-_LIMIT, le=_LIMIT, allow_inf_nan=False)]
+Positive = Annotated[Finite, Field(ge=0)]
+Mask = Annotated[str, matches('[01]*', 'a string of 0 and 1')]
+Filled = Field(min_length=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +57,8 @@ class Header:
     settings: the `SearchConfig` as a dict.
   """
 
-  num_layers: int
-  model: str | None
+  num_layers: Natural
+  model: Fingerprint | None
   settings: Mapping[str, Any]
 
 
@@ -80,20 +87,20 @@ class PassRecord:
     event: one of `EVENTS`, or None.
   """
 
-  number: int
-  evaluations: int
-  seconds: float
-  search_seconds: float
-  positions: int
-  sources: tuple[str, ...]
-  hits: tuple[int, ...]
-  log_probs: tuple[float | None, ...]
-  masks: tuple[str, ...]
-  incumbent: str
-  incumbent_source: str
-  matchness: float | None = None
-  stddev: float | None = None
-  event: str | None = None
+  number: Annotated[Count, Field(alias='pass')]
+  evaluations: Count
+  seconds: Positive
+  search_seconds: Positive
+  positions: Natural
+  sources: Annotated[tuple[Source, ...], Filled]
+  hits: Annotated[tuple[Count, ...], Filled]
+  log_probs: Annotated[tuple[Finite | None, ...], Filled]
+  masks: Annotated[tuple[Mask, ...], Filled]
+  incumbent: Mask
+  incumbent_source: Source
+  matchness: Finite | None
+  stddev: Positive | None
+  event: Event | None
 
   def shares(self) -> tuple[float, ...]:
     """Each mask's hits over the positions."""
@@ -146,8 +153,7 @@ def parse_header(line: bytes, where: str) -> Header:
   version = fields[FORMAT]
   if type(version) is not int or version != VERSION:
     raise bad(where, FORMAT, version, f'version {VERSION}')
-  check(fields, _HEADER_FIELDS, where)
-  return Header(**{name: fields[name] for name in _HEADER_FIELDS})
+  return parse_json(_HEADER, line, where)
 
 
 def parse_pass(line: bytes, num_layers: int, where: str) -> PassRecord:
@@ -156,20 +162,10 @@ def parse_pass(line: bytes, num_layers: int, where: str) -> PassRecord:
   Raises:
     InputError: names the field that is missing or wrong, and its value.
   """
-  fields = _json(line, where)
-  if not isinstance(fields, dict):
-    raise InputError(f'{where}: expected an object, found {fields!r:.60}')
-  check(fields, _PASS_FIELDS, where)
-  _check_together(fields, where)
-  _check_masks(fields, num_free(num_layers), where)
-  values = {
-    'number' if name == 'pass' else name: tuple(value)
-    if isinstance(value, list)
-    else value
-    for name, value in fields.items()
-    if name in _PASS_FIELDS
-  }
-  return PassRecord(**values)
+  record = parse_json(_PASS, line, where)
+  _check_together(record, where)
+  _check_masks(record, num_free(num_layers), where)
+  return record
 
 
 def check_order(before: PassRecord, record: PassRecord, where: str) -> None:
@@ -191,27 +187,27 @@ def check_order(before: PassRecord, record: PassRecord, where: str) -> None:
     raise bad(where, 'incumbent', record.incumbent, wanted)
 
 
-def _check_together(fields: Mapping[str, Any], where: str) -> None:
+def _check_together(record: PassRecord, where: str) -> None:
   """Refuses values that contradict each other."""
-  count, positions = len(fields['masks']), fields['positions']
+  count, positions = len(record.masks), record.positions
   for name in ('sources', 'hits', 'log_probs'):
-    if len(fields[name]) != count:
-      raise bad(where, name, fields[name], f'one for each of {count} masks')
-  if max(fields['hits']) > positions:
+    value = getattr(record, name)
+    if len(value) != count:
+      raise bad(where, name, value, f'one for each of {count} masks')
+  if max(record.hits) > positions:
     wanted = f'at most positions={positions} for each mask'
-    raise bad(where, 'hits', fields['hits'], wanted)
-  if fields['search_seconds'] > fields['seconds']:
-    wanted = f'at most seconds={fields["seconds"]}'
-    raise bad(where, 'search_seconds', fields['search_seconds'], wanted)
+    raise bad(where, 'hits', record.hits, wanted)
+  if record.search_seconds > record.seconds:
+    wanted = f'at most seconds={record.seconds}'
+    raise bad(where, 'search_seconds', record.search_seconds, wanted)
 
 
-def _check_masks(fields: Mapping[str, Any], free: int, where: str) -> None:
+def _check_masks(record: PassRecord, free: int, where: str) -> None:
   """Refuses masks of a wrong length, or with a wrong number of skips."""
-  incumbent = fields['incumbent']
-  if len(incumbent) != free:
-    raise bad(where, 'incumbent', incumbent, f'{free} times 0 or 1')
-  skipped = incumbent.count('1')
-  for mask in fields['masks']:
+  if len(record.incumbent) != free:
+    raise bad(where, 'incumbent', record.incumbent, f'{free} times 0 or 1')
+  skipped = record.incumbent.count('1')
+  for mask in record.masks:
     if len(mask) != free or mask.count('1') != skipped:
       wanted = f'{free} times 0 or 1, {skipped} times 1 as in the incumbent'
       raise bad(where, 'masks', mask, wanted)
@@ -233,52 +229,5 @@ def _json(line: bytes, where: str) -> Any:
     raise InputError(f'{where}: not JSON: {error}') from None
 
 
-def _is_finite(value: Any) -> bool:
-  return type(value) in (int, float) and abs(value) <= _LIMIT
-
-
-def _is_positive(value: Any) -> bool:
-  return _is_finite(value) and value >= 0
-
-
-def _is_mask(value: Any) -> bool:
-  return isinstance(value, str) and not value.strip('01')
-
-
-def _or_none(is_valid: Valid) -> Valid:
-  return lambda value: value is None or is_valid(value)
-
-
-def _some(is_valid: Valid) -> Valid:
-  """Accepts a list that is not empty and holds only valid values."""
-  return lambda value: (
-    isinstance(value, list) and bool(value) and all(map(is_valid, value))
-  )
-
-
-# For each field, in the file's order: a test of its value, and the words for a
-# valid value in errors.
-_HEADER_FIELDS: Fields = {
-  'num_layers': (lambda value: is_int(value, 1), 'an integer >= 1'),
-  'model': (_or_none(is_fingerprint), '16 hexadecimal digits or null'),
-  'settings': (lambda value: isinstance(value, dict), 'an object'),
-}
-_COUNT = (lambda value: is_int(value, 0), 'an integer >= 0')
-_SECONDS = (_is_positive, 'a number >= 0')
-_SOURCE = (SOURCES.__contains__, f'one of {", ".join(SOURCES)}')
-_PASS_FIELDS: Fields = {
-  'pass': _COUNT,
-  'evaluations': _COUNT,
-  'seconds': _SECONDS,
-  'search_seconds': _SECONDS,
-  'positions': (lambda value: is_int(value, 1), 'an integer >= 1'),
-  'sources': (_some(_SOURCE[0]), f'a filled list of {", ".join(SOURCES)}'),
-  'hits': (_some(_COUNT[0]), 'a filled list of integers >= 0'),
-  'log_probs': (_some(_or_none(_is_finite)), 'a filled list of finite numbers'),
-  'masks': (_some(_is_mask), 'a filled list of strings of 0 and 1'),
-  'incumbent': (_is_mask, 'a string of 0 and 1'),
-  'incumbent_source': _SOURCE,
-  'matchness': (_or_none(_is_finite), 'a finite number or null'),
-  'stddev': (_or_none(_is_positive), 'a number >= 0 or null'),
-  'event': (_or_none(EVENTS.__contains__), f'null, {", ".join(EVENTS)}'),
-}
+_HEADER = TypeAdapter(Header)
+_PASS = TypeAdapter(PassRecord)

@@ -8,21 +8,84 @@ Each function's `where` says which setting and file an error is about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 import dataclasses
 import datetime
 import json
-import reprlib
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from swift_jax.errors import InputError
-from swift_jax.files.fields import is_fingerprint, is_int
+from swift_jax.files.fields import (
+  Count,
+  Fingerprint,
+  Natural,
+  meets,
+  parse_json,
+)
 from swift_jax.model import skip_mask
 from swift_jax.model.skip_mask import SkipMask
 
 FORMAT = 'swift_jax skip sets'
 VERSION = 1
-_LAYERS = ('attention', 'mlp')
+Text = Annotated[
+  str, meets(lambda text: text.isprintable() and text, 'text that prints')
+]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Layers = Annotated[
+  tuple[Count, ...],
+  meets(lambda layers: len({*layers}) == len(layers), 'each layer once'),
+]
+
+
+def _is_date(text: str) -> bool:
+  try:
+    date = datetime.datetime.fromisoformat(text)
+  except ValueError:
+    return False
+  return text == date.isoformat() and text[19:] == '+00:00'
+
+
+Date = Annotated[
+  str, meets(_is_date, 'a UTC time such as 2026-11-25T02:03:04+00:00')
+]
+_ALL = ConfigDict(extra='forbid')  # `save` would drop other fields
+
+
+@dataclass(config=_ALL)
+class _Entry:
+  model: Fingerprint
+  name: Text
+  attention: Layers
+  mlp: Layers
+  matchness: Share | None
+  positions: Count | None
+  skip_ratio: Share
+  context_window: Natural
+  date: Date
+  swift_jax: Text
+
+
+@dataclass(config=_ALL)
+class _Ours:
+  format: Annotated[str, meets(lambda name: name == FORMAT, repr(FORMAT))]
+  version: Annotated[
+    int, meets(lambda version: version == VERSION, f'version {VERSION}')
+  ]
+  sets: tuple[_Entry, ...]
+
+
+@dataclass
+class _Official:
+  attention: Layers
+  mlp: Layers
+
+
+_OURS = TypeAdapter(_Ours)
+_ENTRY = TypeAdapter(_Entry)
+_SETS = TypeAdapter(dict[str, _Official])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +129,12 @@ def parse(raw: bytes, where: str) -> list[CachedSet]:
   Raises:
     InputError: the file is of neither form.
   """
-  content = _json(raw, where)
-  return (
-    _ours(content, where) if _is_ours(content) else _official(content, where)
-  )
+  if _is_ours(raw, where):
+    return _ours(raw, where)
+  sets = parse_json(_SETS, raw, where)
+  if not sets:
+    raise InputError(f'{where}: expected an object of named sets')
+  return [CachedSet(name, s.attention, s.mlp) for name, s in sets.items()]
 
 
 def parse_ours(raw: bytes, where: str) -> list[CachedSet]:
@@ -78,10 +143,9 @@ def parse_ours(raw: bytes, where: str) -> list[CachedSet]:
   Raises:
     InputError: the file is not in our form.
   """
-  content = _json(raw, where)
-  if not _is_ours(content):
+  if not _is_ours(raw, where):
     raise InputError(f'{where}: the file there is not of the form {FORMAT!r}')
-  return _ours(content, where)
+  return _ours(raw, where)
 
 
 def to_ours(sets: Iterable[CachedSet]) -> str:
@@ -123,7 +187,8 @@ def check_entry(entry: CachedSet, where: str) -> None:
   Raises:
     InputError: the error names the field and its value.
   """
-  _check(_fields(entry), _FIELDS, f'{where}, set {entry.name!r:.60}')
+  where = f'{where}, set {entry.name!r:.60}'
+  parse_json(_ENTRY, json.dumps(_fields(entry)), where)
 
 
 def check_name(name: str, setting: str) -> None:
@@ -132,9 +197,8 @@ def check_name(name: str, setting: str) -> None:
   Raises:
     InputError: the name is empty or holds characters that do not print.
   """
-  is_valid, wanted = _FIELDS['name']
-  if not is_valid(name):
-    raise InputError(f'{setting}={name!r:.60}: expected {wanted}')
+  if not name or not name.isprintable():
+    raise InputError(f'{setting}={name!r:.60}: expected text that prints')
 
 
 def _json(raw: bytes, where: str) -> Any:
@@ -162,127 +226,27 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return fields
 
 
-def _is_ours(content: Any) -> bool:
+def _is_ours(raw: bytes, where: str) -> bool:
+  content = _json(raw, where)
   # In the official form `format` could be a set's name: an object.
   return isinstance(content, dict) and isinstance(content.get('format'), str)
 
 
-def _ours(content: dict[str, Any], where: str) -> list[CachedSet]:
-  if content['format'] != FORMAT:
-    raise InputError(
-      f'{where}: format={reprlib.repr(content["format"])}: expected {FORMAT!r}'
-    )
-  version, sets = content.get('version'), content.get('sets')
-  if type(version) is not int or version != VERSION:
-    raise InputError(
-      f'{where}: is of version {reprlib.repr(version)} of the form: this'
-      f' swift_jax reads version {VERSION}'
-    )
-  if not isinstance(sets, list):
-    raise InputError(f'{where}: sets={reprlib.repr(sets)}: expected a list')
-  _only(content, ('format', 'version', 'sets'), where)
+def _ours(raw: bytes, where: str) -> list[CachedSet]:
   found = {}
-  for number, fields in enumerate(sets, 1):
-    here = f'{where}, set {number}'
-    _check(fields, _FIELDS, here)
-    _only(fields, _FIELDS, here)
-    entry = _entry(fields)
+  for i, fields in enumerate(parse_json(_OURS, raw, where).sets):
+    values = {**vars(fields), 'version': fields.swift_jax}
+    del values['swift_jax']
+    entry = CachedSet(**values)
     if (entry.model, entry.name) in found:
       raise InputError(
-        f'{here}: {entry.name!r} for model {entry.model} comes twice'
+        f'{where}: sets[{i}]: {entry.name!r} for model {entry.model} comes twice'
       )
     found[entry.model, entry.name] = entry
   return list(found.values())
 
 
-def _official(content: Any, where: str) -> list[CachedSet]:
-  if not isinstance(content, dict) or not content:
-    raise InputError(f'{where}: expected an object of named sets')
-  for name, fields in content.items():
-    _check(fields, _LAYERS, f'{where}, set {name!r:.60}')
-  return [
-    CachedSet(name, *(tuple(fields[kind]) for kind in _LAYERS))
-    for name, fields in content.items()
-  ]
-
-
 def _fields(entry: CachedSet) -> dict[str, Any]:
   """A set as an object of our form."""
-  return {key: getattr(entry, _ATTRIBUTES.get(key, key)) for key in _FIELDS}
-
-
-def _entry(fields: dict[str, Any]) -> CachedSet:
-  """The inverse of `_fields`."""
-  values = {_ATTRIBUTES.get(key, key): fields[key] for key in _FIELDS}
-  return CachedSet(**values | {kind: tuple(fields[kind]) for kind in _LAYERS})
-
-
-def _check(fields: Any, keys: Iterable[str], where: str) -> None:
-  """Refuses an object where one of `keys` is missing or has a wrong value."""
-  if not isinstance(fields, dict):
-    raise InputError(
-      f'{where}: expected an object, found {reprlib.repr(fields)}'
-    )
-  for key in keys:
-    if key not in fields:
-      raise InputError(f'{where}: {key!r} is missing')
-    is_valid, wanted = _FIELDS[key]
-    if not is_valid(fields[key]):
-      raise InputError(
-        f'{where}: {key}={reprlib.repr(fields[key])}: expected {wanted}'
-      )
-
-
-def _only(fields: dict[str, Any], keys: Iterable[str], where: str) -> None:
-  """Refuses unknown fields, which `save` would drop."""
-  unknown = sorted(fields.keys() - set(keys))
-  if unknown:
-    raise InputError(f'{where}: {unknown[0]!r:.60} is no field of the form')
-
-
-def _is_text(value: Any) -> bool:
-  return isinstance(value, str) and value.isprintable() and bool(value)
-
-
-def _is_share(value: Any) -> bool:
-  is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  return is_number and 0 <= value <= 1
-
-
-def _is_layers(value: Any) -> bool:
-  return (
-    isinstance(value, (list, tuple))
-    and all(is_int(layer, 0) for layer in value)
-    and len(set(value)) == len(value)
-  )
-
-
-def _is_date(value: Any) -> bool:
-  try:
-    date = datetime.datetime.fromisoformat(value)
-  except (TypeError, ValueError):
-    return False
-  return value == date.isoformat() and value[19:] == '+00:00'
-
-
-# The fields of our form: a test of the value, and the words for a valid value
-# in errors.
-_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-  'model': (is_fingerprint, '16 hexadecimal digits'),
-  'name': (_is_text, 'text that prints'),
-  'attention': (_is_layers, 'a list of layers, each once'),
-  'mlp': (_is_layers, 'a list of layers, each once'),
-  'matchness': (
-    lambda value: value is None or _is_share(value),
-    'a number in [0, 1] or null',
-  ),
-  'positions': (
-    lambda value: value is None or is_int(value, 0),
-    'an integer >= 0 or null',
-  ),
-  'skip_ratio': (_is_share, 'a number in [0, 1]'),
-  'context_window': (lambda value: is_int(value, 1), 'an integer >= 1'),
-  'date': (_is_date, 'a UTC time such as 2026-11-25T02:03:04+00:00'),
-  'swift_jax': (_is_text, 'a version'),
-}
-_ATTRIBUTES = {'swift_jax': 'version'}  # fields with another attribute's name
+  values = {**vars(entry), 'swift_jax': entry.version}
+  return {f.name: values[f.name] for f in dataclasses.fields(_Entry)}

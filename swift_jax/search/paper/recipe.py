@@ -20,7 +20,7 @@ import numpy as np
 
 from swift_jax.config.settings import SearchConfig
 from swift_jax.model import skip_mask as skip_masks
-from swift_jax.model.skip_mask import SkipMask
+from swift_jax.model.skip_mask import Bits, Candidates
 from swift_jax.search.matchness import Scores
 from swift_jax.search.searcher import Searcher, needs_gpjax
 
@@ -52,9 +52,9 @@ class PaperSearcher(Searcher):
   def _history_form(self) -> list[Any]:
     return [np.zeros(self._free, bool), 0.0]
 
-  def start_from(self, mask: SkipMask, may_restart: bool = False) -> None:
+  def start_from(self, bits: Bits, may_restart: bool = False) -> None:
     del may_restart
-    super().start_from(mask)
+    super().start_from(bits)
 
   def start_process(self) -> None:
     try:
@@ -73,27 +73,25 @@ class PaperSearcher(Searcher):
   def rest(self) -> None:
     self.active = False
 
-  def candidates(self) -> SkipMask:
+  def candidates(self) -> Candidates:
     is_due = (self.iterations + 1) % BAYES_INTERVAL == 0
     if self._surrogate is not None and is_due:
       self._sources = ['paper']
-      return skip_masks.stack([skip_masks.from_bits(self._surrogate.suggest())])
+      return self._surrogate.suggest()[None]
     self._sources = ['random']
-    ratio = self.cfg.skip_ratio
-    mask = skip_masks.random(self._rng, self.num_layers, ratio)
-    return skip_masks.stack([mask])
+    return skip_masks.random(self._rng, self._free, self._skipped)[None]
 
   def observe(
-    self, candidates: SkipMask, scores: Scores, fresh: float = 0.0
+    self, candidates: Candidates, scores: Scores, fresh: float = 0.0
   ) -> None:
     del fresh
     positions = scores.positions
     if not positions or not self.active:
       return
-    self._count(candidates)
-    (bits,), (hits,) = candidates.bits(), scores.num_hits()
-    self._remember(bits[None], np.array([hits]), positions)
-    share = float(hits / positions)
+    self._count(1)
+    (bits,), hits = candidates, scores.num_hits()
+    self._remember(candidates, hits, positions)
+    share = float(hits[0] / positions)
     if self._surrogate is not None:
       self._surrogate.observe(bits, share)
     elif self.cfg.bayes_interval:

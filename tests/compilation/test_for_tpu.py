@@ -1,0 +1,76 @@
+"""libtpu's compiler, where it is installed, on two layers as wide as a real model's."""
+
+import dataclasses
+
+import pytest
+from small_run import small_run
+
+from swift_jax.compilation import child, targets
+from swift_jax.compilation.programs import Shapes
+from swift_jax.config import shapes as published
+from swift_jax.config.settings import DraftConfig, MeshConfig, SearchConfig
+from swift_jax.model.skip_mask import KnownMask
+
+pytest.importorskip('libtpu')
+pytestmark = pytest.mark.nightly
+
+LAYERS = 2
+
+
+@pytest.fixture(scope='module')
+def run():
+  wide = dataclasses.replace(
+    published.SHAPES['llama2_7b'], num_hidden_layers=LAYERS
+  )
+  return dataclasses.replace(
+    small_run(batch=2, mesh=MeshConfig(1, 2), context=900),
+    cfg=wide,
+    machine=targets.find('v5e:2x2'),
+    draft=DraftConfig(),
+    search=SearchConfig(),
+  )
+
+
+@pytest.fixture(scope='module')
+def compiled(run):
+  names = ['prefill', 'plain', 'score', child.COSTS]
+  return dict(zip(names, child.results(run, names), strict=True))
+
+
+def test_it_is_traced_for_the_target(run):
+  target = Shapes(run).target
+  assert not target.gates_are_quick and isinstance(target.full, KnownMask)
+
+
+def test_sizes_are_those_of_the_shapes(run, compiled):
+  least = sum(Shapes(run).parts.values())
+  for name in ('plain', 'score'):
+    program = compiled[name]
+    assert not program.refused
+    assert least <= program.arguments < 1.1 * least  # padding adds a little
+  # It takes neither the head nor what comes behind the last keys and values.
+  head = 2 * run.cfg.vocab_size * run.cfg.hidden_size // 2
+  assert compiled['prefill'].arguments < least - head
+
+
+def test_what_is_copied_before_a_loop_lies_among_the_temporaries(compiled):
+  plain = compiled['plain']
+  assert plain.copied_weights <= plain.temporaries
+
+
+def test_a_known_mask_takes_no_gates(compiled):
+  # What is left chooses how much of the cache a layer reads, and the penalties.
+  assert compiled['plain'].conditionals <= LAYERS + 2
+
+
+def test_each_sublayer_has_its_all_reduce(compiled):
+  count, nbytes = compiled['plain'].collectives['all-reduce']
+  assert count >= 2 * LAYERS and nbytes >= 2 * LAYERS * 2 * 4096 * 2
+
+
+def test_the_compilers_own_estimate_rises_with_the_work(run, compiled):
+  costs = compiled[child.COSTS]
+  assert set(costs) == {'compiler', 'bandwidth'}
+  for one in costs.values():
+    assert 1e-5 < one.step_s < 1 and one.attn > 0 and one.mlp > 0
+    assert 1 <= one.verify[0] <= one.verify[1]
