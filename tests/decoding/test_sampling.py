@@ -350,7 +350,7 @@ def test_any_verify_widths(widths):
   ],
 )
 def test_no_end_of_text_before_the_minimum(method, settings):
-  eos = tuple(range(0, CFG.vocab_size, 13))  # eight of them
+  eos = tuple(range(0, CFG.vocab_size, 10))  # eleven of them
   engine = tiny_model.engine(
     skip_masks.none_skipped(CFG.num_hidden_layers),
     eos,
