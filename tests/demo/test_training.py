@@ -64,6 +64,7 @@ def test_loss_falls(tmp_path, optimizer):
   assert figures['tokens'] == 60 * 4 * 12
 
 
+@pytest.mark.nightly
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
   straight, _ = train(tmp_path / 'straight')
   real = training.rows

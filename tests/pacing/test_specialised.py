@@ -79,7 +79,8 @@ def test_a_known_mask_is_the_gated_one():
 
 
 @pytest.mark.parametrize(
-  ('adaptive', 'temperature'), [(False, 0.0), (True, 0.8)]
+  ('adaptive', 'temperature'),
+  [(False, 0.0), pytest.param(True, 0.8, marks=pytest.mark.nightly)],
 )
 def test_the_text_is_the_same(drafted_by, clock, adaptive, temperature):
   how = {'temperature': temperature, 'seed': 3}
@@ -190,6 +191,7 @@ def test_a_search_that_goes_on_drafts_behind_gates(drafted_by, clock):
   assert not any(isinstance(mask, KnownMask) for mask, _ in drafted_by)
 
 
+@pytest.mark.nightly
 def test_real_programs_by_the_real_clock(said):
   """Compiled and timed; what fails would be a warning."""
   engine = make_engine(adaptive=True)
