@@ -13,7 +13,7 @@ from swift_jax.pacing import costs
 _RATE = 0.2  # share of a dispatch's error that is corrected
 _KEPT = 0.998  # share of corrections kept from one dispatch to the next
 _OUTLIER = 1.2  # seconds over expected seconds count no more than this
-_SMALLEST_RATIO = 0.1
+_SMALLEST = 0.1  # of the same, so that one dispatch decides little
 
 
 class Clock:
@@ -73,11 +73,10 @@ class Clock:
     shares = passes * self.ratios / expected
     # Longer dispatches include another program's time, or a compilation.
     taken = min(seconds / self.measured.step_s, expected * _OUTLIER)
-    error = math.log(max(taken / expected, _SMALLEST_RATIO))
+    error = math.log(max(taken / expected, _SMALLEST))
     # The smallest change of the logarithms that corrects so much of the error.
     change = _RATE * error * shares / (shares @ shares)
-    logs = _KEPT * self._logs + change
-    self._logs = np.maximum(logs, math.log(_SMALLEST_RATIO))
+    self._logs = _KEPT * self._logs + change
     self.ratios = np.exp(self._logs)
     self.costs = self._corrected()
     return taken / float(self.ratios[0])

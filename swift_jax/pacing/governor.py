@@ -154,7 +154,8 @@ class Governor:
     """Lets drafts rest where they have fallen behind plain decoding.
 
     Whatever the policy expects of drafts, the tokens count that came, and the
-    time that they took.
+    time that they took. A machine that got slower looks like drafts that got
+    dearer, until the plain steps of a rest show it.
     """
     known = self._drafts
     known.unseen = 0.0 if has_plain_steps else known.unseen + cost
@@ -165,18 +166,11 @@ class Governor:
     known.lead = min(kept + steps - cost, _MAX_LEAD)
     if known.lead > 0:
       known.next_rest = _REST
-    if known.lead >= -_MAX_LAG:
-      return
-    # Half of the allowance is left for another try.
-    known.lead = -_MAX_LAG / 2
-    if known.unseen > _FIRST_UNSEEN:
-      # A machine that got slower looks like drafts that got dearer, until plain
-      # steps are seen. So they are seen before drafts rest.
-      known.unseen = _MAX_UNSEEN
-      return
-    # Each rest is longer than the one before.
-    known.rest_left = known.next_rest
-    known.next_rest = min(2 * known.next_rest, _LONGEST_REST)
+    if known.lead < -_MAX_LAG:
+      # After the rest half of the allowance is left for another try. Each rest
+      # is longer than the one before.
+      known.lead, known.rest_left = -_MAX_LAG / 2, known.next_rest
+      known.next_rest = min(2 * known.next_rest, _LONGEST_REST)
 
   # What may be done.
 

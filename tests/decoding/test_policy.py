@@ -282,9 +282,15 @@ def test_every_source_is_used_where_it_pays():
   alone = totals(adaptive(CHEAP, whole, copy=False).generate(prompts, limit))
   assert alone['copied'] == 0 < alone['accepted'] == alone['drafted']
   free = PassCosts(1e-3, 9.0, 0.0, 0.0, (1.0, 1.0, 1.0))
-  copies = totals(adaptive(free).generate(prompts, limit))
+  engine, watched = adaptive(free), []
+  engine.searcher.watch = lambda *tokens: watched.append(tokens)
+  copies = totals(engine.generate(prompts, limit))
   assert copies['copied'] > copies['copies_accepted'] > 0
   assert copies['drafted'] - copies['copied'] < 10
+  # A change of the stream shows in the drafts by layers alone.
+  drafted, accepted = np.sum(watched, axis=0).tolist()
+  assert drafted == copies['drafted'] - copies['copied']
+  assert accepted == copies['accepted'] - copies['copies_accepted']
   dear = totals(adaptive(DEAR).generate(prompts, limit))
   assert dear['verify_passes'] > 130
   assert dear['drafted'] < 10

@@ -246,8 +246,8 @@ def test_drafts_are_judged_apart_for_each_clock():
   assert one.elapsed > 80  # the time is of all texts
 
 
-def test_a_slower_machine_is_no_reason_for_drafts_to_rest():
-  """Plain steps are looked at before, where they were not seen for long."""
+def test_drafts_rest_for_a_short_time_where_a_machine_gets_slower():
+  """It looks like dearer drafts until the plain steps of the rest show it."""
   one, rested = governor(clock=Clock(MEASURED)), 0
   brought = 1.2 * 1e3 * seconds(LAYERS)  # plain steps: drafts pay
   for number in range(400):
