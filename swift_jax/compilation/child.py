@@ -2,7 +2,7 @@
 
   python -m swift_jax.compilation.child NAME ... < RUN > RESULTS
 
-Run and results are pickles. What a compiler's crash takes along is one program: the next process
+Run and results are pickles. A compiler's crash costs one program: the next process
 goes on behind it.
 """
 
@@ -79,9 +79,8 @@ def _started(run: Run, names: Sequence[str]) -> Iterator[Any]:
       return errors.read().decode(errors='replace')
 
     try:
-      with contextlib.suppress(
-        BrokenPipeError
-      ):  # it has ended: `said` says why
+      # Where it has ended already, `said` says why.
+      with contextlib.suppress(BrokenPipeError):
         process.stdin.write(job)
         process.stdin.close()
       yield process, said

@@ -136,14 +136,14 @@ def _by_bandwidth(
 
 def _relative(shapes: Shapes, one: Parts, wide: Sequence[Parts]) -> PassCosts:
   """Seconds of parts as costs in plain steps."""
-  full = skip_masks.none_skipped(shapes.run.cfg.num_hidden_layers)
-  step = one.of(full)
+  none_skipped = skip_masks.none_skipped(shapes.run.cfg.num_hidden_layers)
+  step = one.of(none_skipped)
   return PassCosts(
     step_s=step,
     head=one.head / step,
     attn=one.attn / step,
     mlp=one.mlp / step,
-    verify=rising([parts.of(full) / step for parts in wide]),
+    verify=rising([parts.of(none_skipped) / step for parts in wide]),
   )
 
 

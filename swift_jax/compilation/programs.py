@@ -186,17 +186,15 @@ class Shapes:
       mesh=self.mesh,
     )
     state = self._state(begin)
-    model, full = (
-      (target.graphdef, self.params),
-      self.whole(target.none_skipped),
-    )
+    model = target.graphdef, self.params
+    none_skipped = self.whole(target.none_skipped)
     settings = self.whole(self._settings)
     drawn = self.whole(sampling.from_config(run.decode.sampling, ()))
     layers, chunk = run.cfg.num_hidden_layers, run.decode.prefill_chunk
     mask = skip_masks.uniform(layers, run.search.skip_ratio)
 
     def a_round(gated: Any, shapes: DraftShapes) -> Callable[[], Any]:
-      rest = full, settings, drawn, number, shapes
+      rest = none_skipped, settings, drawn, number, shapes
       return lambda: rounds.speculative_rounds.lower(
         *model, state, gated, *rest
       )
@@ -208,12 +206,14 @@ class Shapes:
       Program('start', begin),
       Program(
         'prefill',
-        lambda: rounds.prefill.lower(*model, state, full, number, chunk),
+        lambda: rounds.prefill.lower(
+          *model, state, none_skipped, number, chunk
+        ),
       ),
       Program(
         'plain',
         lambda: rounds.plain_steps.lower(
-          *model, state, full, drawn, number, self.draft.samples
+          *model, state, none_skipped, drawn, number, self.draft.samples
         ),
         self.logits(1),
       ),
@@ -229,7 +229,7 @@ class Shapes:
       programs.append(Program('known', known, wide, beside))
     programs += self._search(model, state)
     if run.decode.sampling.logprobs is not None:
-      programs.append(self._logprobs(model, state, full, number))
+      programs.append(self._logprobs(model, state, none_skipped, number))
     return programs
 
   def _state(self, begin: Callable[[], Any]) -> DecodeState:

@@ -183,14 +183,14 @@ def _advice(shapes: Shapes, found: Memory, over: int) -> str:
 def bytes_of_passes(shapes: Shapes) -> dict[str, float]:
   """Bytes that passes move on a device, with a full cache; see `estimate`."""
   layers = shapes.run.cfg.num_hidden_layers
-  full = skip_masks.none_skipped(layers)
+  none_skipped = skip_masks.none_skipped(layers)
   one = estimate.moved(shapes, 1)
-  found = {'plain step': one.of(full)}
+  found = {'plain step': one.of(none_skipped)}
   for ratio in estimate.RATIOS:
     mask = skip_masks.uniform(layers, ratio)
     found[f'token drafted, {ratio} skipped'] = one.of(mask)
   for width in estimate.WIDTHS:
-    found[f'verify of {width}'] = estimate.moved(shapes, width).of(full)
+    found[f'verify of {width}'] = estimate.moved(shapes, width).of(none_skipped)
   return found
 
 

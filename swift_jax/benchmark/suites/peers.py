@@ -71,9 +71,8 @@ def peers(
       bench.new_tokens,
       threads,
     )
-  for (
-    write
-  ) in writers.values():  # compiles our programs, and warms the peers up
+  for write in writers.values():
+    # Compiles our programs, and warms the peers up.
     write(bench.timed[0])
   taken: Seconds = {name: [] for name in writers}
   texts: dict[str, list[list[int]]] = {name: [] for name in writers}
