@@ -264,12 +264,12 @@ class Shapes:
     ]
 
   def _logprobs(
-    self, model: Any, state: DecodeState, full: Any, number: Any
+    self, model: Any, state: DecodeState, none_skipped: Any, number: Any
   ) -> Program:
     decode = self.run.decode
     chunk = min(decode.prefill_chunk, logprobs.WIDEST, self.target.capacity)
     text = state.cache, state.tokens, state.prompt_length
-    rest = full, number, chunk, decode.sampling.logprobs, self.mesh
+    rest = none_skipped, number, chunk, decode.sampling.logprobs, self.mesh
     return Program(
       'logprobs',
       lambda: logprobs.force.lower(*model, *text, *rest),
