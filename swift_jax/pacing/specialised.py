@@ -46,7 +46,7 @@ class Specialised:
     self._jobs: dict[_Key, futures.Future[None]] = {}
     self._compiler = futures.ThreadPoolExecutor(1)
 
-  def saves(
+  def saved_seconds(
     self,
     bits: Bits,
     batch: int,

@@ -233,10 +233,10 @@ class Session:
       bits: the mask of a search at rest.
       waits: wait for the program.
     """
-    saves = self.model.specialised.saves
+    saved_seconds = self.model.specialised.saved_seconds
     batch, capacity = self.state.tokens.shape
     how = batch, capacity, self._shapes, self.decode.sampling
-    self._saved = saves(bits, *how, waits=waits)
+    self._saved = saved_seconds(bits, *how, waits=waits)
 
   def run(self) -> Iterator[Piece]:
     """Writes until every row has ended, and yields each row's new text.
