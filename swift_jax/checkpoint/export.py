@@ -15,8 +15,8 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from swift_jax.checkpoint import fused, hf_config, weight_files
-from swift_jax.checkpoint.fused import Path
+from swift_jax.checkpoint import forms, hf_config, weight_files
+from swift_jax.checkpoint.forms import Path
 from swift_jax.config.settings import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.typing import Array
@@ -108,7 +108,7 @@ def _write_weights(
   from safetensors.numpy import save_file
 
   flat = traverse_util.flatten_dict(params)
-  shapes = traverse_util.flatten_dict(jax.eval_shape(fused.split, params))
+  shapes = traverse_util.flatten_dict(jax.eval_shape(forms.split, params))
   sizes = {p: s.size * cfg.jax_dtype.itemsize for p, s in shapes.items()}
   shards = list(_shards(sizes, max_shard_bytes))
   weight_map = {}
@@ -145,7 +145,7 @@ def _shards(sizes: Mapping[Path, int], max_bytes: int) -> Iterator[list[Path]]:
 def _to_host(
   flat: Mapping[Path, Array], path: Path, cfg: ModelConfig
 ) -> np.ndarray:
-  tensor = jax.device_get(fused.separate(flat, path)).astype(cfg.jax_dtype)
+  tensor = jax.device_get(forms.separate(flat, path)).astype(cfg.jax_dtype)
   if weight_files.is_transposed(path):
     tensor = tensor.T
   # safetensors writes the memory as it is and ignores strides.

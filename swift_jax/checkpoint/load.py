@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from orbax.checkpoint.experimental import v1 as ocp
 
 from swift_jax import progress
-from swift_jax.checkpoint import fused, hf_config, weight_files
+from swift_jax.checkpoint import forms, hf_config, weight_files
 from swift_jax.checkpoint.hf_config import one_line
 from swift_jax.config.settings import ModelConfig
 from swift_jax.errors import InputError
@@ -42,23 +42,25 @@ class Weight(NamedTuple):
     target: its sharding in the model.
   """
 
-  path: fused.Path
+  path: forms.Path
   shape: tuple[int, ...]
   in_file: Sharding
   target: Sharding
 
 
 @functools.cache  # a load calls it twice; for 16 layers a call takes 0.33 s
-def _flat_abstract(cfg: ModelConfig) -> tuple[llama.GraphDef, dict[Any, Any]]:
-  graphdef, abstract = llama.abstract_model(cfg)
+def _flat_abstract(
+  cfg: ModelConfig, platform: str
+) -> tuple[llama.GraphDef, dict[Any, Any]]:
+  graphdef, abstract = llama.abstract_model(cfg, platform)
   return graphdef, traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
 
 
 def expected_weights(cfg: ModelConfig, mesh: Mesh | None) -> dict[str, Weight]:
   """The tensors that a checkpoint of this model must hold, by their names."""
   weights = {}
-  _, flat = _flat_abstract(cfg)
-  separate = jax.eval_shape(fused.split, traverse_util.unflatten_dict(flat))
+  _, flat = _flat_abstract(cfg, sharding.platform(mesh))
+  separate = jax.eval_shape(forms.split, traverse_util.unflatten_dict(flat))
   flat = traverse_util.flatten_dict(separate)
   targets = sharding.param_shardings(traverse_util.unflatten_dict(flat), mesh)
   for path, target in traverse_util.flatten_dict(targets).items():
@@ -111,7 +113,7 @@ def load_params(
 
   Each process reads only the bytes that its devices hold. Files are read one after
   another. So besides the parameters the devices hold only one file's tensors, to
-  be transposed, and one layer's, to be fused.
+  be transposed or put into a stack, and one layer's, to be fused.
 
   Args:
     folder: the folder with model.safetensors, or with shards and their index.
@@ -134,6 +136,11 @@ def load_params(
   by_file: dict[pathlib.Path, list[str]] = {}
   for name in sorted(weights):
     by_file.setdefault(infos[name].file, []).append(name)
+  graphdef, flat = _flat_abstract(cfg, sharding.platform(mesh))
+  is_stacked = any(map(forms.is_stacked, flat))
+  places = traverse_util.flatten_dict(
+    sharding.param_shardings(traverse_util.unflatten_dict(flat), mesh)
+  )
   params = {}
   context = ocp.Context()
   _choose_processes(context, mesh)
@@ -152,21 +159,65 @@ def load_params(
       tensors = ocp.load(file.absolute(), abstract)
     for name in names:
       path, tensor = weights[name].path, tensors.pop(infos[name].name)
-      if weight_files.is_transposed(path):
-        tensor = _transpose(weights[name].target)(tensor)
-      params[path] = tensor
-  graphdef, flat = _flat_abstract(cfg)
+      if is_stacked:
+        _put_in_stack(params, path, tensor, flat, places)
+      else:
+        if weight_files.is_transposed(path):
+          tensor = _transpose(weights[name].target)(tensor)
+        params[path] = tensor
   params = traverse_util.unflatten_dict(params)
-  fuse = _fuse(cfg, traverse_util.unflatten_dict(flat), mesh)
-  for i in params['layers']:  # frees a layer's tensors before it fuses the next
-    params['layers'][i] = fuse(params['layers'][i])
+  if not is_stacked:
+    fuse = _fuse(cfg, traverse_util.unflatten_dict(flat), mesh)
+    for i in params['layers']:  # frees a layer's tensors before the next fuses
+      params['layers'][i] = fuse(params['layers'][i])
   return graphdef, params
+
+
+def _put_in_stack(
+  params: dict[forms.Path, Array],
+  path: forms.Path,
+  tensor: Array,
+  shapes: Mapping[forms.Path, jax.ShapeDtypeStruct],
+  places: Mapping[forms.Path, Sharding],
+) -> None:
+  """Puts a file's tensor into `params`, by the stack's paths.
+
+  Args:
+    path: its path among the separate parameters.
+    shapes, places: of the stack's parameters.
+  """
+  into = forms.in_stack(path)
+  if path[0] != 'layers':
+    params[into] = tensor
+    return
+  if into not in params:
+    shape = shapes[into]
+    params[into] = _zeros(places[into])(shape.shape, shape.dtype)
+  is_transposed = weight_files.is_transposed(path) and not forms.is_turned(path)
+  insert = _insert(places[into], is_transposed)
+  params[into] = insert(params[into], tensor, path[1])
 
 
 def _fuse(cfg: ModelConfig, abstract: Any, mesh: Mesh | None) -> Any:
   """The compiled program that fuses one layer's separate parameters."""
   places = sharding.param_shardings(abstract, mesh)['layers'][0]
-  return jax.jit(functools.partial(fused.fuse, cfg=cfg), out_shardings=places)
+  return jax.jit(functools.partial(forms.fuse, cfg=cfg), out_shardings=places)
+
+
+@functools.cache
+def _zeros(place: Sharding) -> Any:
+  return jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=place)
+
+
+@functools.cache
+def _insert(place: Sharding, is_transposed: bool) -> Any:
+  """The program that writes a layer's tensor into a stack, where that is."""
+
+  def insert(stack: Array, tensor: Array, layer: Array) -> Array:
+    tensor = tensor.T if is_transposed else tensor
+    return jax.lax.dynamic_update_index_in_dim(stack, tensor, layer, 0)
+
+  return jax.jit(insert, donate_argnums=0, out_shardings=place)
 
 
 def _choose_processes(context: ocp.Context, mesh: Mesh | None) -> None:
@@ -281,6 +332,9 @@ def restore_params(
 ) -> tuple[llama.GraphDef, dict[str, Any]]:
   """Restores parameters that `save_params` saved, into the shardings of this mesh.
 
+  They may have been saved in the form of another kind of device. Then they are
+  needed twice for a moment.
+
   Returns:
     As `load_params`.
 
@@ -290,7 +344,8 @@ def restore_params(
   """
   sharding.check_mesh(cfg, mesh)
   directory = pathlib.Path(directory).absolute()
-  graphdef, flat = _flat_abstract(cfg)
+  platform = sharding.platform(mesh)
+  graphdef, wanted = _flat_abstract(cfg, platform)
   try:
     saved = ocp.metadata(directory).metadata
   except (ValueError, OSError) as error:
@@ -301,6 +356,8 @@ def restore_params(
     '/'.join(path): tuple(leaf.shape)
     for path, leaf in traverse_util.flatten_dict(saved).items()
   }
+  is_stack = any(name.startswith('layers/mlp/') for name in found)
+  _, flat = _flat_abstract(cfg, 'tpu' if is_stack else 'cpu')
   expected = {'/'.join(map(str, p)): leaf.shape for p, leaf in flat.items()}
   odd = [
     f'{name}: expected {expected.get(name)}, found {found.get(name)}'
@@ -320,7 +377,21 @@ def restore_params(
     abstract,
     sharding.param_shardings(abstract, mesh),
   )
-  return graphdef, ocp.load(directory, abstract)
+  params = ocp.load(directory, abstract)
+  if flat.keys() != wanted.keys():
+    params = _converted(cfg, platform, wanted, mesh)(params)
+  return graphdef, params
+
+
+def _converted(
+  cfg: ModelConfig, platform: str, wanted: Mapping[forms.Path, Any], mesh: Any
+) -> Any:
+  """The program that gives parameters of any form the platform's form."""
+  wanted = traverse_util.unflatten_dict(wanted)
+  return jax.jit(
+    lambda params: forms.join(forms.split(params), cfg, platform),
+    out_shardings=sharding.param_shardings(wanted, mesh),
+  )
 
 
 def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
@@ -332,19 +403,19 @@ def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
   Returns:
     16 hexadecimal digits.
   """
-  flat = traverse_util.flatten_dict(params)
-  paths = sorted(flat)
-  place = getattr(flat[paths[0]], 'sharding', None)
+  place = getattr(jax.tree.leaves(params)[0], 'sharding', None)
   if isinstance(place, NamedSharding):
     place = NamedSharding(place.mesh, PartitionSpec())
 
   def sample(params: Any) -> Array:
-    separate = traverse_util.flatten_dict(fused.split(params))
+    separate = traverse_util.flatten_dict(forms.split(params))
     leaves = [separate[path] for path in sorted(separate)]
     rows = [leaf[(0,) * (leaf.ndim - 1)] for leaf in leaves]
     return jnp.concatenate([row[:16].astype(jnp.float32) for row in rows])
 
   numbers = jax.device_get(jax.jit(sample, out_shardings=place)(params))
+  # By the paths of one form, whichever this one is: a set must fit on any device.
+  shapes = _flat_abstract(cfg, 'cpu')[1]
   shape = dataclasses.asdict(cfg)
   if not cfg.weights:
     del shape[
@@ -352,7 +423,7 @@ def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
     ]  # keeps the hash of sets saved before the field existed
   facts = [
     shape,
-    [('.'.join(map(str, path)), flat[path].shape) for path in paths],
+    [('.'.join(map(str, p)), shapes[p].shape) for p in sorted(shapes)],
   ]
   digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
   digest.update(numbers.tobytes())

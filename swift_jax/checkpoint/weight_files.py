@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from swift_jax.checkpoint.fused import Path
+from swift_jax.checkpoint.forms import Path
 from swift_jax.checkpoint.hf_config import one_line, read_json, refuse_pointer
 from swift_jax.errors import InputError
 

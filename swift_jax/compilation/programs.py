@@ -117,22 +117,32 @@ class Shapes:
     )
     self.draft = self.draft._replace(samples=run.decode.sampling.samples)
     self.target.reserve(run.context + self.draft.max_width + 1)
-    self.cache = self.cache_of(cfg.num_hidden_layers)
+    stacked = llama.has_stack(self.params)
+    self.cache = self.cache_of(cfg.num_hidden_layers, stacked)
 
-  def cache_of(self, num_layers: int) -> KVCache:
-    """A cache of some layers, as large as the run's."""
+  def cache_of(self, num_layers: int, stacked: bool = False) -> KVCache:
+    """A cache of some layers, of as many slots as the run's."""
     cfg, batch = self.run.cfg, self.run.decode.batch_size
     size = batch, cfg.num_key_value_heads, self.target.capacity, cfg.head_dim
     empty = functools.partial(
-      kv_cache.empty, num_layers, *size, dtype=cfg.jax_dtype
+      kv_cache.empty,
+      num_layers,
+      *size,
+      dtype=cfg.jax_dtype,
+      stacked=stacked,
+      mesh=self.mesh,
     )
-    cache, places = jax.eval_shape(empty), sharding.cache_shardings(self.mesh)
+    cache = jax.eval_shape(empty)
+    places = sharding.cache_shardings(self.mesh, stacked)
 
     def placed(slots: Any) -> Any:
       return jax.tree.map(lambda leaf: _like(leaf, places.k), slots)
 
     return KVCache(
-      placed(cache.k), placed(cache.v), _like(cache.length, places.length)
+      placed(cache.k),
+      placed(cache.v),
+      _like(cache.length, places.length),
+      self.mesh,
     )
 
   def whole(self, tree: Any) -> Any:
@@ -285,11 +295,6 @@ def _mesh(run: Run) -> jax.sharding.Mesh | None:
     raise InputError(
       f'mesh.data={data}, mesh.tensor={tensor}: {wanted} devices wanted,'
       f' {len(devices)} in {run.machine.name}'
-    )
-  if run.cfg.weights and wanted > 1:
-    raise InputError(
-      f'model.weights={run.cfg.weights!r}: on one device, but mesh.data={data},'
-      f' mesh.tensor={tensor}'
     )
   if run.machine.platform == 'cpu' and wanted == 1:
     return None  # as a run has it

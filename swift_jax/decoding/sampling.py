@@ -30,6 +30,7 @@ import numpy as np
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.typing import Array, Bool, Float, Int, UInt
 
+_COMPARED = 64  # tokens that are compared with the vocabulary at once
 _IMPL = 'threefry2x32'  # whatever JAX's default: a seed must mean one text
 _MIN_TEMPERATURE = 1e-30  # float32 cannot divide by less
 _FEW_EOS_IDS = 8  # every program has room for so many
@@ -185,26 +186,44 @@ def choose(
   return raw, written
 
 
-def _among(ids: Int[Array, ' e'], vocab_size: int) -> Bool[Array, ' v']:
-  """Which tokens of the vocabulary are in `ids`."""
+def _among(ids: Int[Array, '*n i'], vocab_size: int) -> Bool[Array, '*n v']:
+  """Which tokens of the vocabulary are in `ids`; other numbers do not count."""
   # An index of -1 would mean the last token of the vocabulary.
   ids = jnp.where(ids < 0, vocab_size, ids)
-  return jnp.zeros(vocab_size, bool).at[ids].set(True, mode='drop')
+  rows, count = ids.shape[:-1], ids.shape[-1]
+  if not count:
+    return jnp.zeros((*rows, vocab_size), bool)
+
+  def by_place(ids: Array) -> Array:
+    flat = ids.reshape(-1, count)
+    row = jnp.arange(len(flat))[:, None]
+    found = jnp.zeros((len(flat), vocab_size), bool)
+    found = found.at[row, flat].set(True, mode='drop')
+    return found.reshape(*rows, vocab_size)
+
+  def by_comparing(ids: Array) -> Array:
+    pad = [(0, 0)] * len(rows) + [(0, -count % _COMPARED)]
+    ids = jnp.pad(ids, pad, constant_values=vocab_size)
+
+    def compare(i: Array, found: Array) -> Array:
+      some = jax.lax.dynamic_slice_in_dim(
+        ids, i * _COMPARED, _COMPARED, axis=len(rows)
+      )
+      return found | (some[..., None] == jnp.arange(vocab_size)).any(-2)
+
+    found = jnp.zeros((*rows, vocab_size), bool)
+    return jax.lax.fori_loop(0, ids.shape[-1] // _COMPARED, compare, found)
+
+  # A TPU's compiler takes a minute for the scatter of a wide pass.
+  return jax.lax.platform_dependent(ids, tpu=by_comparing, default=by_place)
 
 
 def _seen(context: Context, vocab_size: int) -> Bool[Array, 'b w v']:
   """Which tokens stand before each of the next tokens."""
-  batch, width, _ = context.path.shape
-  rows = jnp.arange(batch)[:, None]
   index = jnp.arange(context.text.shape[1])
-  # Tokens that do not count get an index past the vocabulary, which is dropped.
-  text = jnp.where(index < context.length[:, None], context.text, vocab_size)
-  seen = jnp.zeros((batch, vocab_size), bool)
-  seen = seen.at[rows, text].set(True, mode='drop')
-  seen = jnp.broadcast_to(seen[:, None], (batch, width, vocab_size))
-  path = jnp.where(context.in_path, context.path, vocab_size)
-  nodes = jnp.arange(width)[:, None]
-  return seen.at[rows[..., None], nodes, path].set(True, mode='drop')
+  text = jnp.where(index < context.length[:, None], context.text, -1)
+  path = jnp.where(context.in_path, context.path, -1)
+  return _among(text, vocab_size)[:, None] | _among(path, vocab_size)
 
 
 def probabilities(

@@ -82,7 +82,7 @@ class DecodeState:
     rows = sharding.rows(self.mesh)
     whole = sharding.replicated(self.mesh)
     places = DecodeState(
-      cache=sharding.cache_shardings(self.mesh),
+      cache=sharding.cache_shardings(self.mesh, self.cache.is_stacked),
       tokens=rows,
       target=rows,
       prompt_length=rows,

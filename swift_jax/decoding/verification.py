@@ -100,8 +100,7 @@ def verify(
       block=jnp.pad(verified.block, rows),
       target=jnp.pad(verified.target, rows),
     )
-    pads = ((0, 0), (0, 0), (0, pad), (0, 0))
-    return verified, jax.tree.map(lambda u: jnp.pad(u, pads), updates)
+    return verified, jax.tree.map(lambda u: _pad(u, pad), updates)
 
   widths = jnp.asarray(shapes.verify_widths)
   chosen = jnp.searchsorted(widths, tree.num_nodes.max(), side='left')
@@ -113,6 +112,11 @@ def verify(
     lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), result)
   )
   return jax.lax.switch(jnp.where(wanted, chosen, len(widths)), branches)
+
+
+def _pad(new: Array, pad: int) -> Array:
+  """New keys or values [..., w, H], zeros after them."""
+  return jnp.pad(new, [(0, 0)] * (new.ndim - 2) + [(0, pad), (0, 0)])
 
 
 def follow(tree: Tree, target: Int[Array, 'b w']) -> Path:
@@ -174,11 +178,12 @@ def place_leaf(updates: Updates, verified: Verified) -> Updates:
   commit never moves a row of the cache.
   """
 
-  def move(new: Array) -> Array:  # [B, K, W, H]
+  def move(new: Array) -> Array:  # [B, K, W, H], or of all layers
     node = verified.leaf[:, None, None, None]
-    leaf = jnp.take_along_axis(new, node, axis=2)
+    node = node.reshape((1,) * (new.ndim - 4) + node.shape)
+    leaf = jnp.take_along_axis(new, node, axis=-2)
     after = verified.num_accepted[:, None] + 1
-    slot = jnp.arange(new.shape[2]) == after  # [B, W]
+    slot = jnp.arange(new.shape[-2]) == after  # [B, W]
     return jnp.where(slot[:, None, :, None], leaf, new)
 
   return jax.tree.map(move, updates)

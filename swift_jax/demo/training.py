@@ -28,7 +28,7 @@ import optax.contrib
 from orbax.checkpoint.experimental import v1 as ocp
 
 from swift_jax import progress
-from swift_jax.checkpoint import fused
+from swift_jax.checkpoint import forms
 from swift_jax.checkpoint.hf_config import one_line
 from swift_jax.config.checks import require_int, require_number
 from swift_jax.config.settings import ModelConfig
@@ -259,7 +259,7 @@ def train(
   graphdef, params = llama.init_model(model_cfg, cfg.seed)
   # The parameters are separate: Muon makes each matrix orthogonal, so q, k and v
   # must not be one matrix.
-  params = fused.split(nnx.to_pure_dict(params))
+  params = forms.split(nnx.to_pure_dict(params))
   optimizer = make_optimizer(cfg)
   state = {
     'params': params,
@@ -271,10 +271,13 @@ def train(
   )
   everywhere = NamedSharding(mesh, PartitionSpec())
   by_row = NamedSharding(mesh, PartitionSpec('data'))
-  fused_loss = make_loss(graphdef)
+  loss_of_model = make_loss(graphdef)
+
+  def join(params: Any) -> Any:
+    return forms.join(params, model_cfg, jax.default_backend())
 
   def loss(params: Any, rows: Array, mask: SkipMask) -> Array:
-    return fused_loss(fused.fuse(params, model_cfg), rows, mask)
+    return loss_of_model(join(params), rows, mask)
 
   grad = jax.jit(
     jax.value_and_grad(loss), out_shardings=(everywhere, everywhere)
@@ -337,4 +340,4 @@ def train(
       }
   figures['seconds'] = float(state['seconds'])
   figures['tokens'] = step * cfg.batch_size * cfg.seq_len
-  return graphdef, fused.fuse(state['params'], model_cfg), figures
+  return graphdef, join(state['params']), figures

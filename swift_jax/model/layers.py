@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from swift_jax.config.settings import ModelConfig, RopeConfig
+from swift_jax.model.kv_cache import Past
 from swift_jax.typing import Array, Bool, Float, Int
 
-_LARGE_CACHE = 512  # slots from which a pass may read only a prefix
+_LARGE_CACHE = 512  # slots from which a CPU's pass may read only a prefix
+_BLOCK = 1024  # slots that a TPU's pass reads at once
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'silu': jax.nn.silu,
@@ -24,6 +26,18 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'gelu_pytorch_tanh': functools.partial(jax.nn.gelu, approximate=True),
   'relu': jax.nn.relu,
 }
+
+
+def is_stacked(platform: str) -> bool:
+  """Whether the weights of all layers are one stack, over which a pass loops.
+
+  A TPU's compiler reads a layer's part of a stack where it lies. The others
+  copy it first. For them each layer has arrays and instructions of its own.
+
+  Args:
+    platform: `cpu`, `gpu` or `tpu`, for which passes are traced.
+  """
+  return platform == 'tpu'
 
 
 def rope_frequencies(
@@ -128,46 +142,49 @@ class RMSNorm(nnx.Module):
     return self.scale[...] * y.astype(x.dtype)
 
 
-def _linear(
-  cfg: ModelConfig,
-  n_in: int,
-  n_out: int | tuple[int, ...],
-  bias: bool,
-  rngs: nnx.Rngs,
-) -> nnx.LinearGeneral | Int8Linear:
-  if cfg.weights == 'int8':
-    return Int8Linear(cfg, n_in, n_out, bias)
-  return nnx.LinearGeneral(
-    n_in,
-    n_out,
-    use_bias=bias,
-    dtype=cfg.jax_dtype,
-    param_dtype=cfg.jax_dtype,
-    kernel_init=nnx.initializers.normal(0.02),
-    rngs=rngs,
-  )
+class Linear(nnx.Module):
+  """A projection. Int8 weights have a scale for each output.
 
-
-class Int8Linear(nnx.Module):
-  """A projection with int8 weights and a scale for each output."""
+  Attributes:
+    kernel: [in, *out]; or [out, in] if `out_first`.
+  """
 
   def __init__(
-    self, cfg: ModelConfig, n_in: int, n_out: int | tuple[int, ...], bias: bool
+    self,
+    cfg: ModelConfig,
+    n_in: int,
+    n_out: int | tuple[int, ...],
+    bias: bool,
+    rngs: nnx.Rngs,
+    out_first: bool = False,
   ):
     outputs = (n_out,) if isinstance(n_out, int) else n_out
-    self.kernel = nnx.Param(jnp.zeros((n_in, *outputs), jnp.int8))
-    self.scale = nnx.Param(jnp.ones(outputs, jnp.float32))
+    shape = (*outputs, n_in) if out_first else (n_in, *outputs)
+    self.out_first = out_first
+    if cfg.weights == 'int8':
+      self.kernel = nnx.Param(jnp.zeros(shape, jnp.int8))
+      self.scale = nnx.Param(jnp.ones(outputs, jnp.float32))
+    else:
+      init = nnx.initializers.normal(0.02)
+      self.kernel = nnx.Param(init(rngs.params(), shape, cfg.jax_dtype))
     if bias:
       self.bias = nnx.Param(jnp.zeros(outputs, cfg.jax_dtype))
 
-  def __call__(self, x: Array) -> Array:
-    # Integers up to 127 are exact in each dtype that activations may have.
-    kernel = self.kernel[...].astype(x.dtype)
-    contract = (((x.ndim - 1,), (0,)), ((), ()))
-    y = jax.lax.dot_general(
-      x, kernel, contract, preferred_element_type=jnp.float32
-    )
-    y = (y * self.scale[...]).astype(x.dtype)
+  def __call__(self, x: Float[Array, 'b t i']) -> Float[Array, 'b t *o']:
+    kernel = self.kernel[...]
+    axis = kernel.ndim - 1 if self.out_first else 0
+    contract = (((x.ndim - 1,), (axis,)), ((), ()))
+    if hasattr(self, 'scale'):
+      # Integers up to 127 are exact in each dtype that activations may have.
+      y = jax.lax.dot_general(
+        x,
+        kernel.astype(x.dtype),
+        contract,
+        preferred_element_type=jnp.float32,
+      )
+      y = (y * self.scale[...]).astype(x.dtype)
+    else:
+      y = jax.lax.dot_general(x, kernel, contract)
     return y + self.bias[...] if hasattr(self, 'bias') else y
 
 
@@ -178,16 +195,22 @@ class Attention(nnx.Module):
     heads, kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
     width, h, bias = cfg.hidden_size, cfg.head_dim, cfg.attention_bias
     self.platform = platform
-    qkv = (kv_heads, heads // kv_heads + 2, h)  # [K, G + 2, H]
-    self.qkv_proj = _linear(cfg, width, qkv, bias, rngs)
-    self.o_proj = _linear(cfg, heads * h, width, bias, rngs)
+    self.heads = kv_heads, heads // kv_heads, h  # K, G, H
+    linear = functools.partial(Linear, cfg, width, bias=bias, rngs=rngs)
+    if is_stacked(platform):
+      self.q_proj = linear(heads * h, out_first=True)
+      self.k_proj = linear(kv_heads * h, out_first=True)
+      self.v_proj = linear(kv_heads * h, out_first=True)
+    else:
+      self.qkv_proj = linear((kv_heads, heads // kv_heads + 2, h))
+    self.o_proj = Linear(cfg, heads * h, width, bias, rngs)
 
   def __call__(
     self,
     x: Float[Array, 'b t d'],
     rope: tuple[Array, Array],
     attn_mask: Bool[Array, '#b t t'],
-    past: tuple[Array, Array, Array] | None,
+    past: Past | None,
   ) -> tuple[Array, Array, Array]:
     """Attends from T new tokens.
 
@@ -195,20 +218,32 @@ class Attention(nnx.Module):
       x: normed hidden states.
       rope: cos and sin of the new tokens' positions.
       attn_mask: which new token (axis 2) each new token (axis 1) sees.
-      past: cached keys and values [B, K, S, H] and the filled slots int[B];
-        None where there is no cache.
+      past: the layer's cached keys and values; None where there is no cache.
 
     Returns:
       The sublayer's output [B, T, D], and the new keys and values [B, K, T, H].
     """
     b, t, _ = x.shape
-    qkv = self.qkv_proj(x)  # [B, T, K, G + 2, H]
-    qk = qkv[..., :-1, :]
-    qk = apply_rope(qk.reshape(b, t, -1, qk.shape[-1]), *rope).reshape(qk.shape)
-    q, k, v = qk[..., :-1, :], qk[..., -1, :], qkv[..., -1, :]
+    q, k, v = self._project(x, rope)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # [B, K, T, H]
     out = attend(q, k, v, attn_mask, past, self.platform)
     return self.o_proj(out.reshape(b, t, -1)), k, v
+
+  def _project(
+    self, x: Float[Array, 'b t d'], rope: tuple[Array, Array]
+  ) -> tuple[Array, Array, Array]:
+    """Queries [B, T, K, G, H], keys and values [B, T, K, H], after RoPE."""
+    b, t, _ = x.shape
+    kv_heads, group, h = self.heads
+    if hasattr(self, 'q_proj'):
+      q = apply_rope(self.q_proj(x).reshape(b, t, -1, h), *rope)
+      k = apply_rope(self.k_proj(x).reshape(b, t, -1, h), *rope)
+      v = self.v_proj(x).reshape(b, t, -1, h)
+      return q.reshape(b, t, kv_heads, group, h), k, v
+    qkv = self.qkv_proj(x)  # [B, T, K, G + 2, H]
+    qk = qkv[..., :-1, :]
+    qk = apply_rope(qk.reshape(b, t, -1, h), *rope).reshape(qk.shape)
+    return qk[..., :-1, :], qk[..., -1, :], qkv[..., -1, :]
 
 
 def attend(
@@ -216,17 +251,17 @@ def attend(
   k: Float[Array, 'b k t h'],
   v: Float[Array, 'b k t h'],
   attn_mask: Bool[Array, '#b t t'],
-  past: tuple[Array, Array, Array] | None,
+  past: Past | None,
   platform: str = '',
 ) -> Float[Array, 'b t k g h']:
   """Softmax attention over filled slots and visible new tokens.
 
   Scores and softmax are float32. Dead slots have no effect, even if they hold
-  NaN. Of a large cache only the first quarter or half is read, if all filled
-  slots lie in it.
+  NaN. Of a large cache a CPU reads only the first quarter or half, if all filled
+  slots lie in it, and a TPU block after block as far as they go.
 
   Args:
-    platform: `cpu`, `gpu` or `tpu`, for which it is traced; empty: JAX's own.
+    platform: `cpu`, `gpu` or `tpu`, for which it is traced.
   """
   b, t, kv_heads, group, h = q.shape
   # One matrix of T * G queries for each key/value head: with more axes XLA on
@@ -236,26 +271,74 @@ def attend(
   new = jnp.where(attn_mask, _scores(rows, k), -jnp.inf)
   if past is None:
     out = jax.nn.softmax(new, axis=-1).astype(v.dtype) @ v
+  elif platform == 'tpu' and past.capacity > _BLOCK:
+    out = _by_blocks(rows, new, v, past)
   else:
-    past_k, past_v, length = past
-
-    def over_first(slots: int) -> Array:
-      prefix = past_k[:, :, :slots], past_v[:, :, :slots]
-      return _over_both(rows, new, v, *prefix, length)
-
-    sizes = _prefix_sizes(past_k.shape[2], platform)
-    chosen = jnp.searchsorted(jnp.asarray(sizes), length.max(), side='left')
-    out = jax.lax.switch(chosen, [lambda n=n: over_first(n) for n in sizes])
+    longest = past.length.max()
+    sizes = jnp.asarray(_prefix_sizes(past.capacity, platform))
+    chosen = jnp.searchsorted(sizes, longest, side='left')
+    out = jax.lax.switch(
+      chosen,
+      [
+        lambda n=n: _over_both(rows, new, v, *past.slots(0, n), past.length)
+        for n in _prefix_sizes(past.capacity, platform)
+      ],
+    )
   return out.reshape(b, kv_heads, t, group, h).swapaxes(1, 2)
 
 
-def _prefix_sizes(slots: int, platform: str = '') -> list[int]:
+def _prefix_sizes(slots: int, platform: str) -> list[int]:
   """How many slots a pass may read: few sizes, since each is a branch."""
-  is_large = slots >= _LARGE_CACHE
   # A GPU asks the host at each branch, which costs more than a branch saves.
-  if not is_large or (platform or jax.default_backend()) == 'gpu':
+  if slots < _LARGE_CACHE or platform == 'gpu':
     return [slots]
   return [slots // 4, slots // 2, slots]
+
+
+def _by_blocks(
+  rows: Float[Array, 'b k r h'],
+  new: Float[Array, 'b k r t'],
+  v: Float[Array, 'b k t h'],
+  past: Past,
+) -> Float[Array, 'b k r h']:
+  """One softmax over new tokens and cached slots, a block of slots at a time.
+
+  So scores take little memory. The sums of exponentials are rescaled whenever a
+  block has a higher score (Milakov and Gimelshein, 1805.02867).
+
+  Args:
+    new: scores of the new tokens.
+  """
+  size = past.capacity
+  while size > _BLOCK:
+    size //= 2  # capacities are powers of two, or three times one
+  longest = past.length.max()
+
+  def add(carry: tuple[Array, ...], start: Array) -> tuple[Array, ...]:
+    out, total, highest = carry
+    keys, values = past.slots(start, size)
+    filled = start + jnp.arange(size) < past.length[:, None]
+    scores = jnp.where(filled[:, None, None], _scores(rows, keys), -jnp.inf)
+    values = jnp.where(filled[:, None, :, None], values, 0)  # 0 * NaN is NaN
+    higher = jnp.maximum(highest, scores.max(-1, keepdims=True))
+    scale, weights = jnp.exp(highest - higher), jnp.exp(scores - higher)
+    out = out * scale + _weighed(weights, values)
+    return out, total * scale + weights.sum(-1, keepdims=True), higher
+
+  # For derivatives: else the branch would keep the cache once for each block.
+  @jax.checkpoint
+  def block(
+    carry: tuple[Array, ...], start: Array
+  ) -> tuple[tuple[Array, ...], None]:
+    is_filled = start < longest
+    return jax.lax.cond(is_filled, add, lambda c, _: c, carry, start), None
+
+  highest = new.max(-1, keepdims=True)
+  weights = jnp.exp(new - highest)
+  carry = _weighed(weights, v), weights.sum(-1, keepdims=True), highest
+  starts = jnp.arange(0, past.capacity, size)
+  (out, total, _), _ = jax.lax.scan(block, carry, starts)
+  return (out / total).astype(v.dtype)
 
 
 def _scores(
@@ -288,26 +371,37 @@ def _over_both(
   highest = jnp.maximum(past.max(-1, keepdims=True), new.max(-1, keepdims=True))
   past, new = jnp.exp(past - highest), jnp.exp(new - highest)
   total = past.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)
-
-  def weighed(weights: Array, values: Array) -> Array:
-    return jnp.matmul(
-      weights.astype(values.dtype), values, preferred_element_type=jnp.float32
-    )
-
-  out = (weighed(past, past_v) + weighed(new, v)) / total
+  out = (_weighed(past, past_v) + _weighed(new, v)) / total
   return out.astype(v.dtype)
+
+
+def _weighed(
+  weights: Float[Array, 'b k r s'], values: Float[Array, 'b k s h']
+) -> Float[Array, 'b k r h']:
+  """Sums of values, float32."""
+  return jnp.matmul(
+    weights.astype(values.dtype), values, preferred_element_type=jnp.float32
+  )
 
 
 class MLP(nnx.Module):
   """The gated MLP: down(act(gate(x)) * up(x))."""
 
-  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
     width, inner, bias = cfg.hidden_size, cfg.intermediate_size, cfg.mlp_bias
-    self.gate_up_proj = _linear(cfg, width, (2, inner), bias, rngs)
-    self.down_proj = _linear(cfg, inner, width, bias, rngs)
+    linear = functools.partial(Linear, cfg, width, bias=bias, rngs=rngs)
+    if is_stacked(platform):
+      self.gate_proj = linear(inner, out_first=True)
+      self.up_proj = linear(inner, out_first=True)
+    else:
+      self.gate_up_proj = linear((2, inner))
+    self.down_proj = Linear(cfg, inner, width, bias, rngs)
     self.act = cfg.hidden_act
 
   def __call__(self, x: Float[Array, 'b t d']) -> Float[Array, 'b t d']:
-    gate_up = self.gate_up_proj(x)  # [B, T, 2, F]
-    gate, up = gate_up[..., 0, :], gate_up[..., 1, :]
+    if hasattr(self, 'gate_proj'):
+      gate, up = self.gate_proj(x), self.up_proj(x)
+    else:
+      gate_up = self.gate_up_proj(x)  # [B, T, 2, F]
+      gate, up = gate_up[..., 0, :], gate_up[..., 1, :]
     return self.down_proj(ACTIVATIONS[self.act](gate) * up)

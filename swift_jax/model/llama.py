@@ -14,9 +14,15 @@ import numpy as np
 
 from swift_jax.config.settings import ModelConfig
 from swift_jax.model import kv_cache
-from swift_jax.model.kv_cache import KVCache
-from swift_jax.model.layers import MLP, Attention, RMSNorm, rope_tables
-from swift_jax.model.skip_mask import Mask
+from swift_jax.model.kv_cache import KVCache, Past
+from swift_jax.model.layers import (
+  MLP,
+  Attention,
+  RMSNorm,
+  is_stacked,
+  rope_tables,
+)
+from swift_jax.model.skip_mask import KnownMask, Mask
 from swift_jax.typing import Array, Bool, Float, Int
 
 Params = nnx.State | dict[str, Any]
@@ -53,19 +59,20 @@ def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
   important the sublayer is.
   """
   shapes = jax.eval_shape(sublayer)
-  # For derivatives only: a skipped branch must return zeros for every residual
-  # of the other branch. So keep few residuals and recompute the rest.
-  sublayer = jax.checkpoint(
-    sublayer,
-    policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-  )
+  policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
   if jnp.issubdtype(jnp.result_type(skip), jnp.floating):
+    # For derivatives only, as below: the search must not need much memory.
+    sublayer = jax.checkpoint(sublayer)
 
     def share(d: Array) -> Array:
       # A skipped sublayer adds nothing, not even where its output overflows.
       return jnp.where(skip == 1, 0, (1 - skip).astype(d.dtype) * d)
 
     return jax.tree.map(share, sublayer())
+
+  # A skipped branch must return zeros for every residual of the other branch.
+  # So keep few residuals and recompute the rest.
+  sublayer = jax.checkpoint(sublayer, policy=policy)
 
   def zeros() -> object:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -86,7 +93,7 @@ def exact_products(dtype: jnp.dtype) -> contextlib.AbstractContextManager:
 
 
 class DecoderLayer(nnx.Module):
-  """One layer: two gated sublayers with norms, added to the residual stream."""
+  """One layer: two sublayers and their norms."""
 
   def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
     norm = functools.partial(
@@ -95,35 +102,46 @@ class DecoderLayer(nnx.Module):
     self.input_layernorm = norm()
     self.self_attn = Attention(cfg, rngs, platform)
     self.post_attention_layernorm = norm()
-    self.mlp = MLP(cfg, rngs)
+    self.mlp = MLP(cfg, rngs, platform)
 
-  def __call__(
-    self,
-    x: Float[Array, 'b t d'],
-    rope: tuple[Array, Array],
-    attn_mask: Bool[Array, '#b t t'],
-    past: tuple[Array, Array, Array] | None,
-    skip_attn: Flag,
-    skip_mlp: Flag,
-  ) -> tuple[Array, tuple[Array, Array]]:
-    def attn() -> tuple[Array, Array, Array]:
-      return self.self_attn(self.input_layernorm(x), rope, attn_mask, past)
 
-    def mlp() -> Array:
-      return self.mlp(self.post_attention_layernorm(x))
+def _run_layer(
+  read: Callable[[], DecoderLayer],
+  x: Float[Array, 'b t d'],
+  rope: tuple[Array, Array],
+  attn_mask: Bool[Array, '#b t t'],
+  past: Past | None,
+  skip_attn: Flag,
+  skip_mlp: Flag,
+) -> tuple[Array, tuple[Array, Array]]:
+  """Adds both sublayers, each behind its gate, to the residual stream.
 
-    delta, k, v = gate(skip_attn, attn)
-    x = x + delta
-    x = x + gate(skip_mlp, mlp)
-    return x, (k, v)
+  Args:
+    read: the layer. It is called in the branch of each gate, so that a skipped
+      sublayer's weights are not read.
+  """
+
+  def attn() -> tuple[Array, Array, Array]:
+    layer = read()
+    return layer.self_attn(layer.input_layernorm(x), rope, attn_mask, past)
+
+  def mlp() -> Array:
+    layer = read()
+    return layer.mlp(layer.post_attention_layernorm(x))
+
+  delta, k, v = gate(skip_attn, attn)
+  x = x + delta
+  x = x + gate(skip_mlp, mlp)
+  return x, (k, v)
 
 
 @functools.partial(jax.jit, static_argnames='graphdef')
-def _run_layer(
+def _run_alone(
   graphdef: nnx.GraphDef, params: nnx.State, *arguments: Any
 ) -> tuple[Array, tuple[Array, Array]]:
-  """One layer as a jitted function: it is traced once and serves all layers."""
-  return nnx.merge(graphdef, params)(*arguments)
+  """A layer with arrays of its own, jitted: it is traced once for all layers."""
+  layer = nnx.merge(graphdef, params)
+  return _run_layer(lambda: layer, *arguments)
 
 
 class Llama(nnx.Module):
@@ -131,27 +149,31 @@ class Llama(nnx.Module):
 
   def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
     self.cfg = cfg
-    self.embed_tokens = nnx.Embed(
+    init = nnx.initializers.normal(0.02)
+    dtypes = {'dtype': cfg.jax_dtype, 'param_dtype': cfg.jax_dtype}
+    rows = functools.partial(
+      nnx.Embed,
       cfg.vocab_size,
       cfg.hidden_size,
-      dtype=cfg.jax_dtype,
-      param_dtype=cfg.jax_dtype,
-      embedding_init=nnx.initializers.normal(0.02),
+      embedding_init=init,
       rngs=rngs,
+      **dtypes,
     )
-    self.layers = nnx.List(
-      DecoderLayer(cfg, rngs, platform) for _ in range(cfg.num_hidden_layers)
-    )
+    self.embed_tokens = rows()
+    self.layers = _layers(cfg, rngs, platform)
     self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps, cfg.jax_dtype)
-    if not cfg.tie_word_embeddings:
+    if cfg.tie_word_embeddings:
+      return
+    if is_stacked(platform):  # as a stack's kernels, D last
+      self.lm_head = rows()
+    else:
       self.lm_head = nnx.Linear(
         cfg.hidden_size,
         cfg.vocab_size,
         use_bias=False,
-        dtype=cfg.jax_dtype,
-        param_dtype=cfg.jax_dtype,
-        kernel_init=nnx.initializers.normal(0.02),
+        kernel_init=init,
         rngs=rngs,
+        **dtypes,
       )
 
   def __call__(
@@ -172,7 +194,7 @@ class Llama(nnx.Module):
       cache: it is only read; the caller writes it by `cache.write(updates)`.
 
     Returns:
-      Normed hidden states, and each layer's new (k, v) [B, K, T, H].
+      Normed hidden states, and the new keys and values, see `kv_cache.Updates`.
     """
     t = tokens.shape[1]
     if positions is None:
@@ -182,28 +204,121 @@ class Llama(nnx.Module):
       attn_mask = jnp.tril(jnp.ones((1, t, t), bool))
     rope = rope_tables(self.cfg, positions)
     x = self.embed_tokens(tokens)
-    updates = []
+    walk = self._one_by_one
+    if not isinstance(self.layers, nnx.List):
+      # A known mask takes no gates, so that its layers differ. But a mask that
+      # skips nothing fits a loop.
+      is_known = isinstance(skip_mask, KnownMask)
+      is_loop = not is_known or not any((*skip_mask.attn, *skip_mask.mlp))
+      walk = self._in_a_loop if is_loop else self._unrolled
     with exact_products(self.cfg.jax_dtype):
-      for i, layer in enumerate(self.layers):
-        past = cache and (cache.k[i], cache.v[i], cache.length)
-        skip_attn, skip_mlp = skip_mask.attn[i], skip_mask.mlp[i]
-        x, update = _run_layer(
-          *nnx.split(layer), x, rope, attn_mask, past, skip_attn, skip_mlp
-        )
-        updates.append(update)
-    return self.norm(x), tuple(updates)
+      x, updates = walk(x, rope, attn_mask, cache, skip_mask)
+    return self.norm(x), updates
+
+  def _one_by_one(
+    self,
+    x: Array,
+    rope: tuple[Array, Array],
+    attn_mask: Array,
+    cache: KVCache | None,
+    skip_mask: Mask,
+  ) -> tuple[Array, kv_cache.Updates]:
+    """Layers that have arrays of their own."""
+    updates = []
+    for i, layer in enumerate(self.layers):
+      past = cache and cache.past(i)
+      skips = skip_mask.attn[i], skip_mask.mlp[i]
+      x, update = _run_alone(
+        *nnx.split(layer), x, rope, attn_mask, past, *skips
+      )
+      updates.append(update)
+    return x, tuple(updates)
+
+  def _in_a_loop(
+    self,
+    x: Array,
+    rope: tuple[Array, Array],
+    attn_mask: Array,
+    cache: KVCache | None,
+    skip_mask: Mask,
+  ) -> tuple[Array, kv_cache.Updates]:
+    """A stack of layers, one instruction for all."""
+    index = jnp.arange(self.cfg.num_hidden_layers)
+    skips = None
+    if not isinstance(skip_mask, KnownMask):
+      skips = skip_mask.attn, skip_mask.mlp
+
+    def body(x: Array, at: Any) -> tuple[Array, tuple[Array, Array]]:
+      i, skips = at
+      past = cache and cache.past(i)
+      skips = (False, False) if skips is None else skips
+      return _run_layer(
+        lambda: self._layer(i), x, rope, attn_mask, past, *skips
+      )
+
+    return jax.lax.scan(body, x, (index, skips))
+
+  def _unrolled(
+    self,
+    x: Array,
+    rope: tuple[Array, Array],
+    attn_mask: Array,
+    cache: KVCache | None,
+    skip_mask: KnownMask,
+  ) -> tuple[Array, kv_cache.Updates]:
+    """A stack of layers, some of whose sublayers are known to be skipped."""
+    updates = []
+    for i in range(self.cfg.num_hidden_layers):
+      past = cache and cache.past(i)
+      skips = skip_mask.attn[i], skip_mask.mlp[i]
+      x, update = _run_layer(
+        lambda i=i: self._layer(i), x, rope, attn_mask, past, *skips
+      )
+      updates.append(update)
+    return x, jax.tree.map(lambda *rows: jnp.stack(rows), *updates)
+
+  def _layer(self, i: int | Array) -> DecoderLayer:
+    """One layer of the stack."""
+    graphdef, params = nnx.split(self.layers)
+    read = functools.partial(
+      jax.lax.dynamic_index_in_dim, index=i, keepdims=False
+    )
+    return nnx.merge(graphdef, jax.tree.map(read, params))
 
   def logits(self, hidden: Float[Array, '*t d']) -> Float[Array, '*t v']:
     """The head's logits, accumulated and returned in float32."""
-    if self.cfg.tie_word_embeddings:
-      kernel, dims = self.embed_tokens.embedding[...], 1
+    head = self.embed_tokens if self.cfg.tie_word_embeddings else self.lm_head
+    if isinstance(head, nnx.Embed):
+      kernel, dims = head.embedding[...], 1
     else:
-      kernel, dims = self.lm_head.kernel[...], 0
+      kernel, dims = head.kernel[...], 0
     contract = (((hidden.ndim - 1,), (dims,)), ((), ()))
     with exact_products(self.cfg.jax_dtype):
       return jax.lax.dot_general(
         hidden, kernel, contract, preferred_element_type=jnp.float32
       )
+
+
+def _layers(
+  cfg: ModelConfig, rngs: nnx.Rngs, platform: str
+) -> nnx.List[DecoderLayer] | DecoderLayer:
+  """The layers; as a stack one layer, whose arrays have an axis L in front."""
+  if not is_stacked(platform):
+    return nnx.List(
+      DecoderLayer(cfg, rngs, platform) for _ in range(cfg.num_hidden_layers)
+    )
+
+  @nnx.split_rngs(splits=cfg.num_hidden_layers)
+  @nnx.vmap
+  def stack(rngs: nnx.Rngs) -> DecoderLayer:
+    return DecoderLayer(cfg, rngs, platform)
+
+  return stack(rngs)
+
+
+def has_stack(params: Params) -> bool:
+  """Whether these parameters have all layers as one stack."""
+  return 'mlp' in params['layers']
 
 
 def abstract_model(
@@ -213,18 +328,22 @@ def abstract_model(
 
   Args:
     platform: `cpu`, `gpu` or `tpu`, for which its passes are traced; empty: the
-      one that JAX runs on when they are traced.
+      one that JAX runs on.
   """
+  platform = platform or jax.default_backend()
   model = nnx.eval_shape(lambda: Llama(cfg, nnx.Rngs(0), platform))
   graphdef, params = nnx.split(model)
   return GraphDef(graphdef), params
 
 
-def init_model(cfg: ModelConfig, seed: int) -> tuple[GraphDef, Params]:
-  """(graphdef, random parameters)."""
+def init_model(
+  cfg: ModelConfig, seed: int, platform: str = ''
+) -> tuple[GraphDef, Params]:
+  """(graphdef, random parameters); `platform` as for `abstract_model`."""
+  platform = platform or jax.default_backend()
 
   @jax.jit
   def init(key: Array) -> Params:
-    return nnx.split(Llama(cfg, nnx.Rngs(key)))[1]
+    return nnx.split(Llama(cfg, nnx.Rngs(key), platform))[1]
 
-  return abstract_model(cfg)[0], init(jax.random.key(seed))
+  return abstract_model(cfg, platform)[0], init(jax.random.key(seed))

@@ -18,9 +18,8 @@ import numpy as np
 
 from swift_jax.config.settings import MeshConfig, ModelConfig
 from swift_jax.errors import InputError
-from swift_jax.model.kv_cache import KVCache
+from swift_jax.model.kv_cache import AXES, KVCache
 
-AXES = ('data', 'tensor')
 # For each module the split of its output axes.
 _SPLIT_OUTPUT = {
   'qkv_proj': ('tensor', None, None),
@@ -167,10 +166,16 @@ def check_batch(batch_size: int, mesh: Mesh | None) -> None:
 def param_spec(path: tuple[str | int, ...]) -> PartitionSpec:
   """The split of the parameter at `path`, say (..., 'q_proj', 'kernel').
 
-  Kernels are [in, *out], the embedding is [V, D].
+  Kernels are [in, *out], the embedding is [V, D]. In a stack of layers all
+  arrays have L in front, and every kernel has the axis in the middle that is
+  split, so that the last one, D, keeps its length: a TPU pads last axes to
+  multiples of 128.
   """
   module, leaf = path[-2], path[-1]
-  if module == 'embed_tokens':
+  if path[0] == 'layers' and not isinstance(path[1], int):
+    is_split = leaf == 'kernel' or module in _SPLIT_OUTPUT
+    return PartitionSpec(None, 'tensor') if is_split else PartitionSpec()
+  if leaf == 'embedding':
     return PartitionSpec('tensor', None)
   if module == 'lm_head':
     return PartitionSpec(None, 'tensor')
@@ -210,7 +215,12 @@ def param_shardings(abstract_params: Any, mesh: Mesh | None) -> Any:
   return jax.tree_util.tree_map_with_path(sharding, abstract_params)
 
 
-def cache_shardings(mesh: Mesh | None) -> KVCache:
-  """Shardings of a cache, a prefix of its tree: k and v [B, K, S, H]."""
-  slots = _place(mesh, PartitionSpec('data', 'tensor'))
-  return KVCache(k=slots, v=slots, length=rows(mesh))
+def cache_shardings(mesh: Mesh | None, stacked: bool) -> KVCache:
+  """Shardings of a cache, a prefix of its tree: k and v [B, K, S, H].
+
+  Args:
+    stacked: k and v are [L, B, K, S, H].
+  """
+  axes = (None,) * stacked + ('data', 'tensor')
+  slots = _place(mesh, PartitionSpec(*axes))
+  return KVCache(k=slots, v=slots, length=rows(mesh), mesh=mesh)

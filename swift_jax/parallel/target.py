@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from swift_jax.config.settings import ModelConfig
-from swift_jax.model import kv_cache
+from swift_jax.model import kv_cache, llama
 from swift_jax.model import skip_mask as skip_masks
 from swift_jax.model.llama import GraphDef, Params
 from swift_jax.parallel import sharding
@@ -25,9 +25,10 @@ class Target:
     mesh: its devices; None is the one default device.
     capacity: cache slots a row. It grows when a batch needs more and never
       shrinks: programs are compiled for it.
-    gates_are_quick: whether gates are quicker than a program without them: true
-      on a CPU.
-    none_skipped: skips nothing; with gates only where they are quick.
+    gates_are_quick: whether drafts stay behind gates. On a GPU, which asks the
+      host at each gate, a program without them is quicker.
+    none_skipped: skips nothing; without gates, but on a CPU, which is slower
+      without.
   """
 
   def __init__(
@@ -41,10 +42,11 @@ class Target:
     self.mesh = mesh
     self.capacity = _MIN_CAPACITY
     none_skipped = skip_masks.none_skipped(cfg.num_hidden_layers)
-    self.gates_are_quick = sharding.platform(mesh) == 'cpu'
+    platform = sharding.platform(mesh)
+    self.gates_are_quick = platform != 'gpu'
     self.none_skipped: skip_masks.Mask = (
       self.put(none_skipped)
-      if self.gates_are_quick
+      if platform == 'cpu'
       else skip_masks.KnownMask.of(none_skipped)
     )
     self._numbers: dict[int, jax.Array] = {}
@@ -89,10 +91,11 @@ class Target:
   def empty_cache(self, batch: int, capacity: int) -> kv_cache.KVCache:
     """A cache made where it will live: no device holds another's heads."""
     cfg = self.cfg
+    stacked = llama.has_stack(self.params)
     empty = jax.jit(
       kv_cache.empty,
-      static_argnums=range(6),
-      out_shardings=sharding.cache_shardings(self.mesh),
+      static_argnums=range(8),
+      out_shardings=sharding.cache_shardings(self.mesh, stacked),
     )
     cache: kv_cache.KVCache = empty(
       cfg.num_hidden_layers,
@@ -101,5 +104,7 @@ class Target:
       capacity,
       cfg.head_dim,
       cfg.jax_dtype,
+      stacked,
+      self.mesh,
     )
     return cache

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from swift_jax.checkpoint import hub, load
+from swift_jax.checkpoint import hub, load, quantised
 from swift_jax.config.checks import require
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.config.settings import (
@@ -21,7 +21,6 @@ from swift_jax.config.settings import (
   SearchConfig,
 )
 from swift_jax.errors import InputError
-from swift_jax.model import quantised
 from swift_jax.model.llama import GraphDef, Params
 from swift_jax.model.skip_mask import (
   SkipMask,
@@ -136,8 +135,7 @@ class Engine(Texts):
     Args:
       path: a local folder or a hub id.
       dtype: bfloat16, float16 or float32; None: the checkpoint's own.
-      weights: `int8` rounds the projections' weights to whole numbers, on one
-        device; see `quantised`.
+      weights: `int8` rounds the projections' weights to whole numbers; see `quantised`.
       mesh: devices with axes `data` and `tensor`; None: one device.
       draft: how blocks are drafted.
       search: how the skip mask is found.
@@ -148,11 +146,6 @@ class Engine(Texts):
       InputError: the checkpoint has a fault, or is not supported.
     """
     require(weights in WEIGHTS, 'model.weights', weights, "'' or 'int8'")
-    if weights and mesh is not None:
-      raise InputError(
-        f'model.weights={weights!r}: on one device, but mesh is'
-        f' {dict(mesh.shape)}'
-      )
     if search is not None:  # bad files are refused before weights are fetched
       search_files.check(search, mesh)
     folder = hub.resolve(path)
@@ -165,7 +158,7 @@ class Engine(Texts):
     )
     graphdef, params = load.load_params(folder, cfg, mesh)
     if weights:
-      cfg, graphdef, params = quantised.quantise(cfg, params)
+      cfg, graphdef, params = quantised.quantise(cfg, params, mesh)
     given = tokenizer, defaults, draft, search, mesh
     made = cls(cfg, graphdef, params, *given)
     made.name, (made._no_tokenizer, made._no_defaults) = path, faults

@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 from test_sampling import by_sorting, on_device
 
+from swift_jax.checkpoint import quantised
 from swift_jax.config.settings import ModelConfig
 from swift_jax.decoding import sampling
-from swift_jax.model import layers, llama, quantised
+from swift_jax.model import layers, llama
+from swift_jax.model.kv_cache import Past
 from swift_jax.search import matchness
 
 # The demo, Llama 2, CodeLlama, SmolLM, Yi, DeepSeek, Llama 3; and 32771, an odd
@@ -350,7 +352,7 @@ def test_norm_and_mlp(width, inner, kind):
 
 @jax.jit
 def attend(q, k, v, attn_mask, past):
-  return layers.attend(q, k, v, attn_mask, past)
+  return layers.attend(q, k, v, attn_mask, past and Past(*past))
 
 
 @jax.jit
@@ -358,7 +360,8 @@ def attention_slopes(q, k, v, attn_mask, past, weights):
   """As training and the search's derivative take them."""
 
   def gain(q, k, v):
-    return (layers.attend(q, k, v, attn_mask, past) * weights).sum()
+    out = layers.attend(q, k, v, attn_mask, past and Past(*past))
+    return (out * weights).sum()
 
   return jax.grad(gain, argnums=(0, 1, 2))(q, k, v)
 

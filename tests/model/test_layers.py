@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from swift_jax.model import layers
+from swift_jax.model.kv_cache import Past
 
 B, T, K, G, H = 2, 3, 2, 3, 5
-ATTEND = jax.jit(layers.attend)
+ATTEND = jax.jit(layers.attend, static_argnames='platform')
 
 
 def reference(q, k, v, attn_mask, past):
@@ -26,10 +27,12 @@ def reference(q, k, v, attn_mask, past):
   return out
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 @pytest.mark.parametrize('slots', [16, 384, 512, 768])
 @pytest.mark.parametrize('fill', [0.0, 0.01, 0.25, 0.26, 0.5, 0.6, 1.0])
-def test_what_is_filled_and_seen_is_weighed(slots, fill):
+def test_what_is_filled_and_seen_is_weighed(slots, fill, platform, monkeypatch):
   """Rows of different length; dead slots hold NaN."""
+  monkeypatch.setattr(layers, '_BLOCK', 200)  # three or four blocks
   rng = np.random.default_rng(round(slots + 100 * fill))
 
   def normal(*shape):
@@ -43,14 +46,14 @@ def test_what_is_filled_and_seen_is_weighed(slots, fill):
   attn_mask = np.tril(np.ones((B, T, T), bool))
   attn_mask[1, 2, 0] = False  # a leaf's neighbour
   given = q, k, v, attn_mask, (past_k, past_v, length)
-  got = np.asarray(ATTEND(*jax.tree.map(jnp.asarray, given)))
+  *new, past = jax.tree.map(jnp.asarray, given)
+  got = np.asarray(ATTEND(*new, Past(*past), platform=platform))
   np.testing.assert_allclose(got, reference(*given), rtol=2e-5, atol=2e-6)
 
 
 def test_a_large_cache_is_read_in_part():
-  assert layers._prefix_sizes(384) == [384]
-  assert layers._prefix_sizes(512) == [128, 256, 512]
-  assert layers._prefix_sizes(768) == [192, 384, 768]
-  assert layers._prefix_sizes(768, 'tpu') == [192, 384, 768]
+  assert layers._prefix_sizes(384, 'cpu') == [384]
+  assert layers._prefix_sizes(512, 'cpu') == [128, 256, 512]
+  assert layers._prefix_sizes(768, 'cpu') == [192, 384, 768]
   # A GPU asks the host at each branch.
   assert layers._prefix_sizes(768, 'gpu') == [768]

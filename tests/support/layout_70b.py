@@ -57,7 +57,7 @@ def layout(cfg, data, tensor, batch=BATCH):
       cfg.jax_dtype,
     )
   )
-  places = sharding.cache_shardings(mesh)
+  places = sharding.cache_shardings(mesh, stacked=False)
   slots = [(leaf, places.k) for leaf in jax.tree.leaves((cache.k, cache.v))]
   weights = list(
     zip(

@@ -130,7 +130,7 @@ def loading(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
       shape[::-1] if is_kernel else shape, cfg.jax_dtype, sharding=weight.target
     )
   layer = traverse_util.unflatten_dict(layer)['layers'][0]
-  _, flat = load._flat_abstract(cfg)
+  _, flat = load._flat_abstract(cfg, 'cpu')
   fuse = load._fuse(cfg, traverse_util.unflatten_dict(flat), mesh)
   programs.append(fuse.lower(layer))
   ready = [program.compile() for program in programs]

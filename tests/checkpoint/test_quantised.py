@@ -9,11 +9,10 @@ import pytest
 import tiny_model
 from tiny_model import PROMPTS_OF_DIFFERENT_LENGTH as PROMPTS
 
-from swift_jax.checkpoint import export, hub
+from swift_jax.checkpoint import export, hub, quantised
 from swift_jax.config.settings import DraftConfig
 from swift_jax.errors import InputError
-from swift_jax.model import llama, quantised, skip_mask
-from swift_jax.parallel import sharding
+from swift_jax.model import llama, skip_mask
 from swift_jax.runtime.engine import Engine
 
 CFG = dataclasses.replace(tiny_model.CFG, attention_bias=True)
@@ -102,10 +101,6 @@ def test_the_demo_as_int8(tmp_path):
   assert one == two
   with pytest.raises(InputError, match="model.weights='int4': expected"):
     Engine.from_pretrained(folder, weights='int4')
-  with pytest.raises(InputError, match="model.weights='int8': on one device"):
-    Engine.from_pretrained(
-      folder, weights='int8', mesh=sharding.make_mesh(1, 1)
-    )
   with pytest.raises(InputError, match="weights='int8' are not what"):
     export.export_hf(tmp_path / 'x', made.cfg, made.model.params)
   assert not (tmp_path / 'x').exists()
