@@ -15,7 +15,7 @@ from flax import traverse_util
 import jax
 import numpy as np
 
-from swift_jax.checkpoint import forms, hf_config, weight_files
+from swift_jax.checkpoint import fitting, forms, hf_config, weight_files
 from swift_jax.checkpoint.forms import Path
 from swift_jax.config.settings import ModelConfig
 from swift_jax.errors import InputError
@@ -55,6 +55,7 @@ def export_hf(
       f'{folder}: weights={cfg.weights!r} are not what transformers reads'
     )
   folder = pathlib.Path(folder).absolute()
+  held, cfg = cfg, fitting.as_in_files(cfg)
   special = {
     name: getattr(tokenizer, name, None) for name in _SPECIAL_TOKENS
   } | dict(generation_config or {})
@@ -71,7 +72,7 @@ def export_hf(
         _write_json(made / 'generation_config.json', dict(generation_config))
       if tokenizer is not None:
         tokenizer.save_pretrained(str(made))
-      _write_weights(made, cfg, params, max_shard_bytes)
+      _write_weights(made, held, params, max_shard_bytes)
       _move(made, folder)
   except OSError as error:
     raise InputError(
@@ -111,7 +112,7 @@ def _write_weights(
   shapes = traverse_util.flatten_dict(jax.eval_shape(forms.split, params))
   sizes = {p: s.size * cfg.jax_dtype.itemsize for p, s in shapes.items()}
   shards = list(_shards(sizes, max_shard_bytes))
-  weight_map = {}
+  weight_map, written = {}, 0
   for i, paths in enumerate(shards, 1):
     file = weight_files.SINGLE
     if len(shards) > 1:
@@ -122,10 +123,10 @@ def _write_weights(
     # transformers refuses files without this field.
     save_file(tensors, made / file, metadata={'format': 'pt'})
     _let_others_read(made / file)
+    written += sum(tensor.nbytes for tensor in tensors.values())
     weight_map |= dict.fromkeys(tensors, file)
   if len(shards) > 1:
-    size = sum(leaf.size for leaf in flat.values()) * cfg.jax_dtype.itemsize
-    index = {'metadata': {'total_size': size}, 'weight_map': weight_map}
+    index = {'metadata': {'total_size': written}, 'weight_map': weight_map}
     _write_json(made / weight_files.INDEX, index)
 
 
@@ -148,6 +149,7 @@ def _to_host(
   tensor = jax.device_get(forms.separate(flat, path)).astype(cfg.jax_dtype)
   if weight_files.is_transposed(path):
     tensor = tensor.T
+  tensor = fitting.fit_of(cfg, path).narrow(tensor)
   # safetensors writes the memory as it is and ignores strides.
   return np.ascontiguousarray(tensor)
 

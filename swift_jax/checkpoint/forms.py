@@ -132,7 +132,7 @@ def fuse(params: Tree, cfg: ModelConfig) -> Tree:
     else:
       fused[path] = value
   inner = {
-    'qkv_proj': (cfg.num_key_value_heads, -1, cfg.head_dim),
+    'qkv_proj': (cfg.kv_heads, -1, cfg.head_dim),
     'gate_up_proj': (1, cfg.intermediate_size),
   }
   for path, by_name in parts.items():

@@ -14,12 +14,11 @@ import os
 import pathlib
 from typing import Any
 
+from swift_jax.config.rope import ROPE_TYPES, RopeConfig
 from swift_jax.config.sampling import SamplingConfig, from_generation_config
 from swift_jax.config.settings import (
   DTYPES,
-  ROPE_TYPES,
   ModelConfig,
-  RopeConfig,
 )
 from swift_jax.errors import InputError
 

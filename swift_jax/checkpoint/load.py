@@ -1,4 +1,4 @@
-"""Reads Hugging Face's checkpoints into sharded arrays; reads and writes Orbax's."""
+"""Reads Hugging Face's checkpoints into sharded arrays."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from orbax.checkpoint.experimental import v1 as ocp
 
 from swift_jax import progress
-from swift_jax.checkpoint import forms, hf_config, weight_files
-from swift_jax.checkpoint.hf_config import one_line
+from swift_jax.checkpoint import fitting, forms, hf_config, weight_files
 from swift_jax.config.settings import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.model import llama
@@ -40,18 +39,21 @@ class Weight(NamedTuple):
     path: its path in the tree of separate parameters.
     shape, in_file: its shape and its sharding in the file's axis order.
     target: its sharding in the model.
+    fit: how its first axis in the file becomes the model's.
   """
 
   path: forms.Path
   shape: tuple[int, ...]
   in_file: Sharding
   target: Sharding
+  fit: fitting.Fit
 
 
 @functools.cache  # a load calls it twice; for 16 layers a call takes 0.33 s
-def _flat_abstract(
+def flat_abstract(
   cfg: ModelConfig, platform: str
 ) -> tuple[llama.GraphDef, dict[Any, Any]]:
+  """graphdef and shapes of the parameters by path, in the platform's form."""
   graphdef, abstract = llama.abstract_model(cfg, platform)
   return graphdef, traverse_util.flatten_dict(nnx.to_pure_dict(abstract))
 
@@ -59,7 +61,7 @@ def _flat_abstract(
 def expected_weights(cfg: ModelConfig, mesh: Mesh | None) -> dict[str, Weight]:
   """The tensors that a checkpoint of this model must hold, by their names."""
   weights = {}
-  _, flat = _flat_abstract(cfg, sharding.platform(mesh))
+  _, flat = flat_abstract(cfg, sharding.platform(mesh))
   separate = jax.eval_shape(forms.split, traverse_util.unflatten_dict(flat))
   flat = traverse_util.flatten_dict(separate)
   targets = sharding.param_shardings(traverse_util.unflatten_dict(flat), mesh)
@@ -69,7 +71,14 @@ def expected_weights(cfg: ModelConfig, mesh: Mesh | None) -> dict[str, Weight]:
       shape = shape[::-1]
       if isinstance(target, NamedSharding):
         in_file = NamedSharding(target.mesh, PartitionSpec(*target.spec[::-1]))
-    weights[weight_files.hf_name(path)] = Weight(path, shape, in_file, target)
+    fit = fitting.fit_of(cfg, path)
+    if fit != fitting.Fit():
+      shape = fit.length(shape[0]), *shape[1:]
+      # This axis need not divide; the model's width does.
+      split = () if len(shape) == 1 else (None, 'tensor')
+      in_file = sharding.place(mesh, PartitionSpec(*split))
+    name = weight_files.hf_name(path)
+    weights[name] = Weight(path, shape, in_file, target, fit)
   return weights
 
 
@@ -136,7 +145,7 @@ def load_params(
   by_file: dict[pathlib.Path, list[str]] = {}
   for name in sorted(weights):
     by_file.setdefault(infos[name].file, []).append(name)
-  graphdef, flat = _flat_abstract(cfg, sharding.platform(mesh))
+  graphdef, flat = flat_abstract(cfg, sharding.platform(mesh))
   is_stacked = any(map(forms.is_stacked, flat))
   places = traverse_util.flatten_dict(
     sharding.param_shardings(traverse_util.unflatten_dict(flat), mesh)
@@ -159,11 +168,13 @@ def load_params(
       tensors = ocp.load(file.absolute(), abstract)
     for name in names:
       path, tensor = weights[name].path, tensors.pop(infos[name].name)
+      fit, is_transposed = weights[name].fit, weight_files.is_transposed(path)
       if is_stacked:
-        _put_in_stack(params, path, tensor, flat, places)
+        _put_in_stack(params, path, tensor, fit, flat, places)
       else:
-        if weight_files.is_transposed(path):
-          tensor = _transpose(weights[name].target)(tensor)
+        if is_transposed or fit != fitting.Fit():
+          adapt = _adapt(weights[name].target, is_transposed, fit)
+          tensor = adapt(tensor)
         params[path] = tensor
   params = traverse_util.unflatten_dict(params)
   if not is_stacked:
@@ -177,6 +188,7 @@ def _put_in_stack(
   params: dict[forms.Path, Array],
   path: forms.Path,
   tensor: Array,
+  fit: fitting.Fit,
   shapes: Mapping[forms.Path, jax.ShapeDtypeStruct],
   places: Mapping[forms.Path, Sharding],
 ) -> None:
@@ -188,13 +200,15 @@ def _put_in_stack(
   """
   into = forms.in_stack(path)
   if path[0] != 'layers':
-    params[into] = tensor
+    is_same = fit == fitting.Fit()
+    adapt = _adapt(places[into], False, fit)
+    params[into] = tensor if is_same else adapt(tensor)
     return
   if into not in params:
     shape = shapes[into]
     params[into] = _zeros(places[into])(shape.shape, shape.dtype)
   is_transposed = weight_files.is_transposed(path) and not forms.is_turned(path)
-  insert = _insert(places[into], is_transposed)
+  insert = _insert(places[into], is_transposed, fit)
   params[into] = insert(params[into], tensor, path[1])
 
 
@@ -210,10 +224,11 @@ def _zeros(place: Sharding) -> Any:
 
 
 @functools.cache
-def _insert(place: Sharding, is_transposed: bool) -> Any:
+def _insert(place: Sharding, is_transposed: bool, fit: fitting.Fit) -> Any:
   """The program that writes a layer's tensor into a stack, where that is."""
 
   def insert(stack: Array, tensor: Array, layer: Array) -> Array:
+    tensor = fit.widen(tensor)
     tensor = tensor.T if is_transposed else tensor
     return jax.lax.dynamic_update_index_in_dim(stack, tensor, layer, 0)
 
@@ -232,8 +247,14 @@ def _choose_processes(context: ocp.Context, mesh: Mesh | None) -> None:
 
 
 @functools.cache
-def _transpose(target: Sharding) -> Any:
-  return jax.jit(jnp.transpose, out_shardings=target)
+def _adapt(target: Sharding, is_transposed: bool, fit: fitting.Fit) -> Any:
+  """The program that makes a file's tensor the model's."""
+
+  def adapt(tensor: Array) -> Array:
+    tensor = fit.widen(tensor)
+    return tensor.T if is_transposed else tensor
+
+  return jax.jit(adapt, out_shardings=target)
 
 
 def _compare(
@@ -312,88 +333,6 @@ def _refuse_prefix(
   )
 
 
-def save_params(directory: pathlib.Path, params: Mapping[str, Any]) -> None:
-  """Saves parameters as an Orbax checkpoint, which appears only when complete.
-
-  Raises:
-    InputError: `directory` exists or cannot be written.
-  """
-  directory = pathlib.Path(directory).absolute()
-  if directory.exists():
-    raise InputError(f'{directory}: exists already')
-  try:
-    ocp.save(directory, params)
-  except (OSError, ValueError) as error:  # Orbax's storage raises ValueErrors
-    raise InputError(f'{directory}: {one_line(error)}') from error
-
-
-def restore_params(
-  directory: pathlib.Path, cfg: ModelConfig, mesh: Mesh | None = None
-) -> tuple[llama.GraphDef, dict[str, Any]]:
-  """Restores parameters that `save_params` saved, into the shardings of this mesh.
-
-  They may have been saved in the form of another kind of device. Then they are
-  needed twice for a moment.
-
-  Returns:
-    As `load_params`.
-
-  Raises:
-    InputError: there is no checkpoint, or its parameters do not fit `cfg`; the
-      error names the first ones.
-  """
-  sharding.check_mesh(cfg, mesh)
-  directory = pathlib.Path(directory).absolute()
-  platform = sharding.platform(mesh)
-  graphdef, wanted = _flat_abstract(cfg, platform)
-  try:
-    saved = ocp.metadata(directory).metadata
-  except (ValueError, OSError) as error:
-    raise InputError(
-      f'{directory}: not an Orbax checkpoint: {one_line(error)}'
-    ) from error
-  found = {
-    '/'.join(path): tuple(leaf.shape)
-    for path, leaf in traverse_util.flatten_dict(saved).items()
-  }
-  is_stack = any(name.startswith('layers/mlp/') for name in found)
-  _, flat = _flat_abstract(cfg, 'tpu' if is_stack else 'cpu')
-  expected = {'/'.join(map(str, p)): leaf.shape for p, leaf in flat.items()}
-  odd = [
-    f'{name}: expected {expected.get(name)}, found {found.get(name)}'
-    for name in sorted(expected.keys() | found.keys())
-    if expected.get(name) != found.get(name)
-  ]
-  if odd:
-    raise InputError(
-      f'{directory}: {len(odd)} parameters do not fit the model:'
-      f' {weight_files.the_first(odd)}'
-    )
-  abstract = traverse_util.unflatten_dict(flat)
-  abstract = jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=place
-    ),
-    abstract,
-    sharding.param_shardings(abstract, mesh),
-  )
-  params = ocp.load(directory, abstract)
-  if flat.keys() != wanted.keys():
-    params = _converted(cfg, platform, wanted, mesh)(params)
-  return graphdef, params
-
-
-def _converted(
-  cfg: ModelConfig, platform: str, wanted: Mapping[forms.Path, Any], mesh: Any
-) -> Any:
-  """The program that gives parameters of any form the platform's form."""
-  wanted = traverse_util.unflatten_dict(wanted)
-  return jax.jit(
-    lambda params: forms.join(forms.split(params), cfg, platform),
-    out_shardings=sharding.param_shardings(wanted, mesh),
-  )
-
-
 def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
   """A hash that ties a skip set to a model, whatever mesh it is loaded on.
 
@@ -409,14 +348,18 @@ def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
 
   def sample(params: Any) -> Array:
     separate = traverse_util.flatten_dict(forms.split(params))
+    for path, leaf in separate.items():
+      axis = 0 if path[-1] == 'embedding' else -1
+      separate[path] = fitting.fit_of(cfg, path).narrow(leaf, axis)
     leaves = [separate[path] for path in sorted(separate)]
     rows = [leaf[(0,) * (leaf.ndim - 1)] for leaf in leaves]
     return jnp.concatenate([row[:16].astype(jnp.float32) for row in rows])
 
   numbers = jax.device_get(jax.jit(sample, out_shardings=place)(params))
   # By the paths of one form, whichever this one is: a set must fit on any device.
-  shapes = _flat_abstract(cfg, 'cpu')[1]
+  shapes = flat_abstract(fitting.as_in_files(cfg), 'cpu')[1]
   shape = dataclasses.asdict(cfg)
+  del shape['kv_copies'], shape['vocab_padding']
   if not cfg.weights:
     del shape[
       'weights'

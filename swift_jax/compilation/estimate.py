@@ -100,11 +100,11 @@ def products(shapes: Shapes, width: int) -> Parts:
   tokens = width * shapes.run.decode.batch_size / mesh['data']
   each = 2 * tokens / mesh['tensor']
   d, h = cfg.hidden_size, cfg.head_dim
-  heads, kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
+  heads, kv_heads = cfg.num_attention_heads, cfg.kv_heads
   qkvo = d * h * (2 * heads + 2 * kv_heads)
   scores = 2 * heads * h * shapes.target.capacity
   return Parts(
-    head=each * d * cfg.vocab_size,
+    head=each * d * cfg.vocab_rows,
     attn=each * (qkvo + scores),
     mlp=each * 3 * d * cfg.intermediate_size,
   )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from swift_jax.checkpoint import fitting
 from swift_jax.compilation.targets import Machine
 from swift_jax.config.settings import (
   DecodeConfig,
@@ -103,8 +104,9 @@ class Shapes:
     Raises:
       InputError: the model does not fit the mesh, or the mesh the target.
     """
-    self.run, cfg = run, run.cfg
     self.mesh = _mesh(run)
+    cfg = fitting.fitted(run.cfg, self.mesh)
+    self.run = dataclasses.replace(run, cfg=cfg)
     sharding.check_mesh(cfg, self.mesh)
     sharding.check_batch(run.decode.batch_size, self.mesh)
     graphdef, params = llama.abstract_model(cfg, run.machine.platform)
@@ -123,7 +125,7 @@ class Shapes:
   def cache_of(self, num_layers: int, stacked: bool = False) -> KVCache:
     """A cache of some layers, of as many slots as the run's."""
     cfg, batch = self.run.cfg, self.run.decode.batch_size
-    size = batch, cfg.num_key_value_heads, self.target.capacity, cfg.head_dim
+    size = batch, cfg.kv_heads, self.target.capacity, cfg.head_dim
     empty = functools.partial(
       kv_cache.empty,
       num_layers,
@@ -167,7 +169,7 @@ class Shapes:
     """Bytes on a device of float32 logits of so many tokens a row."""
     shape = self.mesh.shape if self.mesh else {'data': 1, 'tensor': 1}
     rows = self.run.decode.batch_size // shape['data']
-    return 4 * tokens * rows * self.run.cfg.vocab_size // shape['tensor']
+    return 4 * tokens * rows * self.run.cfg.vocab_rows // shape['tensor']
 
   @property
   def names(self) -> list[str]:
@@ -263,13 +265,15 @@ class Shapes:
       matchness.score.lower, *model, text, masks, window
     )
     ratio = self.whole(np.float32(0))
+    batch = self.run.decode.batch_size
+    logits = self.logits(matchness.positions_at_once(batch, window))
     return [
-      Program('score', lambda: score(True), self.logits(count * window)),
-      Program('score_map', lambda: score(False), self.logits(window)),
+      Program('score', lambda: score(True), logits),
+      Program('score_map', lambda: score(False), logits),
       Program(
         'importance',
         lambda: matchness.sensitivities.lower(*model, text, ratio, window),
-        self.logits(window),
+        logits,
       ),
     ]
 

@@ -7,7 +7,6 @@ writes it, and the value that came in.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING
 
 from swift_jax.config.checks import (
@@ -17,6 +16,7 @@ from swift_jax.config.checks import (
   require_int,
   require_number,
 )
+from swift_jax.config.rope import RopeConfig
 from swift_jax.config.sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -24,73 +24,11 @@ if TYPE_CHECKING:
 
 DTYPES = ('bfloat16', 'float16', 'float32')
 WEIGHTS = ('', 'int8')
-ROPE_TYPES = ('default', 'linear', 'llama3', 'yarn')
 ACTIVATIONS = ('silu', 'swish', 'gelu', 'gelu_new', 'gelu_pytorch_tanh', 'relu')
 MAX_NGRAM = 8
 METHODS = ('plain', 'swift', 'prompt_lookup')
 SCORINGS = ('auto', 'vmap', 'map')
 RECIPES = ('default', 'paper')
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeConfig:
-  """Rotary embedding; names and meaning are Hugging Face's `rope_parameters`."""
-
-  rope_type: str = 'default'
-  rope_theta: float = 10000.0
-  factor: float = 1.0
-  low_freq_factor: float = 1.0
-  high_freq_factor: float = 4.0
-  original_max_position_embeddings: int = 2048
-  beta_fast: float = 32.0
-  beta_slow: float = 1.0
-  attention_factor: float | None = None
-  mscale: float | None = None
-  mscale_all_dim: float | None = None
-  truncate: bool = True
-
-  def __post_init__(self) -> None:
-    require(
-      self.rope_type in ROPE_TYPES,
-      'rope_parameters.rope_type',
-      self.rope_type,
-      f'one of {", ".join(ROPE_TYPES)}',
-    )
-    for name in (
-      'rope_theta',
-      'factor',
-      'low_freq_factor',
-      'high_freq_factor',
-      'beta_fast',
-      'beta_slow',
-    ):
-      value = getattr(self, name)
-      require_number(f'rope_parameters.{name}', value, 0, math.inf)
-      require(value > 0, f'rope_parameters.{name}', value, 'a number > 0')
-    for name in ('attention_factor', 'mscale', 'mscale_all_dim'):
-      value = getattr(self, name)
-      if value is not None:
-        require_number(f'rope_parameters.{name}', value, 0, math.inf)
-    require_int(
-      'rope_parameters.original_max_position_embeddings',
-      self.original_max_position_embeddings,
-      1,
-    )
-    require_bool('rope_parameters.truncate', self.truncate)
-    # Both types would divide by zero for the values that are refused here.
-    require(
-      self.rope_type != 'llama3'
-      or self.high_freq_factor > self.low_freq_factor,
-      'rope_parameters.high_freq_factor',
-      self.high_freq_factor,
-      f'a number > low_freq_factor={self.low_freq_factor}',
-    )
-    require(
-      self.rope_type != 'yarn' or self.rope_theta > 1,
-      'rope_parameters.rope_theta',
-      self.rope_theta,
-      'a number > 1 for yarn',
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +38,7 @@ class ModelConfig:
   Attributes:
     weights: `int8`: the projections are stored as whole numbers and scales, see
       `quantised`; empty: they have the type `dtype`, like all other parameters.
+    kv_copies, vocab_padding: set for a mesh, see `checkpoint.fitting`.
   """
 
   vocab_size: int
@@ -118,6 +57,8 @@ class ModelConfig:
   rope: RopeConfig = RopeConfig()
   dtype: str = 'float32'
   weights: str = ''
+  kv_copies: int = 1
+  vocab_padding: int = 0
 
   def __post_init__(self) -> None:
     for name in (
@@ -129,8 +70,10 @@ class ModelConfig:
       'num_key_value_heads',
       'head_dim',
       'max_position_embeddings',
+      'kv_copies',
     ):
       require_int(name, getattr(self, name), 1)
+    require_int('vocab_padding', self.vocab_padding, 0)
     require(
       self.num_attention_heads % self.num_key_value_heads == 0,
       'num_key_value_heads',
@@ -151,6 +94,16 @@ class ModelConfig:
       self.dtype in DTYPES, 'dtype', self.dtype, f'one of {", ".join(DTYPES)}'
     )
     require(self.weights in WEIGHTS, 'weights', self.weights, "'' or 'int8'")
+
+  @property
+  def kv_heads(self) -> int:
+    """Key/value heads that are held and cached, copies included."""
+    return self.num_key_value_heads * self.kv_copies
+
+  @property
+  def vocab_rows(self) -> int:
+    """Rows of embedding and head, padding included."""
+    return self.vocab_size + self.vocab_padding
 
   @property
   def jax_dtype(self) -> jnp.dtype:

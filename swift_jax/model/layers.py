@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from swift_jax.config.settings import ModelConfig, RopeConfig
+from swift_jax.config.rope import RopeConfig
+from swift_jax.config.settings import ModelConfig
 from swift_jax.model.kv_cache import Past
 from swift_jax.typing import Array, Bool, Float, Int
 
@@ -192,7 +193,7 @@ class Attention(nnx.Module):
   """Grouped-query attention over cached slots and the new tokens."""
 
   def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
-    heads, kv_heads = cfg.num_attention_heads, cfg.num_key_value_heads
+    heads, kv_heads = cfg.num_attention_heads, cfg.kv_heads
     width, h, bias = cfg.hidden_size, cfg.head_dim, cfg.attention_bias
     self.platform = platform
     self.heads = kv_heads, heads // kv_heads, h  # K, G, H

@@ -59,20 +59,19 @@ def gate(skip: Flag, sublayer: Callable[[], object]) -> object:
   important the sublayer is.
   """
   shapes = jax.eval_shape(sublayer)
-  policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+  # For derivatives only: a skipped branch must return zeros for every residual
+  # of the other branch. So keep few residuals and recompute the rest.
+  sublayer = jax.checkpoint(
+    sublayer,
+    policy=jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+  )
   if jnp.issubdtype(jnp.result_type(skip), jnp.floating):
-    # For derivatives only, as below: the search must not need much memory.
-    sublayer = jax.checkpoint(sublayer)
 
     def share(d: Array) -> Array:
       # A skipped sublayer adds nothing, not even where its output overflows.
       return jnp.where(skip == 1, 0, (1 - skip).astype(d.dtype) * d)
 
     return jax.tree.map(share, sublayer())
-
-  # A skipped branch must return zeros for every residual of the other branch.
-  # So keep few residuals and recompute the rest.
-  sublayer = jax.checkpoint(sublayer, policy=policy)
 
   def zeros() -> object:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -153,7 +152,7 @@ class Llama(nnx.Module):
     dtypes = {'dtype': cfg.jax_dtype, 'param_dtype': cfg.jax_dtype}
     rows = functools.partial(
       nnx.Embed,
-      cfg.vocab_size,
+      cfg.vocab_rows,
       cfg.hidden_size,
       embedding_init=init,
       rngs=rngs,
@@ -169,7 +168,7 @@ class Llama(nnx.Module):
     else:
       self.lm_head = nnx.Linear(
         cfg.hidden_size,
-        cfg.vocab_size,
+        cfg.vocab_rows,
         use_bias=False,
         kernel_init=init,
         rngs=rngs,
@@ -248,6 +247,8 @@ class Llama(nnx.Module):
     if not isinstance(skip_mask, KnownMask):
       skips = skip_mask.attn, skip_mask.mlp
 
+    # For derivatives: of each layer only what comes in is kept.
+    @jax.checkpoint
     def body(x: Array, at: Any) -> tuple[Array, tuple[Array, Array]]:
       i, skips = at
       past = cache and cache.past(i)
@@ -286,7 +287,10 @@ class Llama(nnx.Module):
     return nnx.merge(graphdef, jax.tree.map(read, params))
 
   def logits(self, hidden: Float[Array, '*t d']) -> Float[Array, '*t v']:
-    """The head's logits, accumulated and returned in float32."""
+    """The head's logits, accumulated and returned in float32.
+
+    Those of padding behind the vocabulary are -inf.
+    """
     head = self.embed_tokens if self.cfg.tie_word_embeddings else self.lm_head
     if isinstance(head, nnx.Embed):
       kernel, dims = head.embedding[...], 1
@@ -294,9 +298,13 @@ class Llama(nnx.Module):
       kernel, dims = head.kernel[...], 0
     contract = (((hidden.ndim - 1,), (dims,)), ((), ()))
     with exact_products(self.cfg.jax_dtype):
-      return jax.lax.dot_general(
+      logits = jax.lax.dot_general(
         hidden, kernel, contract, preferred_element_type=jnp.float32
       )
+    if self.cfg.vocab_padding:
+      is_token = jnp.arange(self.cfg.vocab_rows) < self.cfg.vocab_size
+      logits = jnp.where(is_token, logits, -jnp.inf)
+    return logits
 
 
 def _layers(

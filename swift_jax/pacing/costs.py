@@ -48,7 +48,7 @@ _SHORTEST_S = 1e-12  # lowest time of a step
 
 @dataclasses.dataclass(frozen=True)
 class PassCosts:
-  """Costs in plain steps, for one batch size and cache capacity.
+  """Costs in plain steps, for one batch size.
 
   Attributes:
     step_s: seconds of a plain step.
@@ -159,7 +159,6 @@ def _name(
   facts = {
     'model': dataclasses.asdict(target.cfg),
     'batch': batch,
-    'capacity': target.capacity,
     'shapes': shapes,
     'sampling': sampling_work(settings),
     'mesh': None if mesh is None else dict(mesh.shape),

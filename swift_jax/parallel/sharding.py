@@ -87,6 +87,7 @@ def check_mesh(cfg: ModelConfig, mesh: Mesh | None) -> None:
       ' sharding.make_mesh(data, tensor) has them'
     )
   parts = mesh.shape['tensor']
+  held = {'num_key_value_heads': cfg.kv_heads, 'vocab_size': cfg.vocab_rows}
   odd = [
     f'{name}={getattr(cfg, name)}'
     for name in (
@@ -95,7 +96,7 @@ def check_mesh(cfg: ModelConfig, mesh: Mesh | None) -> None:
       'intermediate_size',
       'vocab_size',
     )
-    if getattr(cfg, name) % parts
+    if held.get(name, getattr(cfg, name)) % parts
   ]
   if odd:
     raise InputError(f'mesh.tensor={parts} does not divide {", ".join(odd)}')
@@ -187,7 +188,8 @@ def param_spec(path: tuple[str | int, ...]) -> PartitionSpec:
   return PartitionSpec()
 
 
-def _place(mesh: Mesh | None, spec: PartitionSpec) -> Sharding:
+def place(mesh: Mesh | None, spec: PartitionSpec) -> Sharding:
+  """An array's place, split over the mesh by `spec`."""
   if mesh is None:
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return NamedSharding(mesh, spec)
@@ -198,19 +200,19 @@ def replicated(mesh: Mesh | None) -> Sharding:
 
   Without a mesh it is the default device.
   """
-  return _place(mesh, PartitionSpec())
+  return place(mesh, PartitionSpec())
 
 
 def rows(mesh: Mesh | None) -> Sharding:
   """The sharding of arrays whose first axis is the batch: split like the batch."""
-  return _place(mesh, PartitionSpec('data'))
+  return place(mesh, PartitionSpec('data'))
 
 
 def param_shardings(abstract_params: Any, mesh: Mesh | None) -> Any:
   """The tree of shardings for a nested dict of parameters, or of their shapes."""
 
   def sharding(path: tuple[Any, ...], _: Any) -> Sharding:
-    return _place(mesh, param_spec(tuple(entry.key for entry in path)))
+    return place(mesh, param_spec(tuple(entry.key for entry in path)))
 
   return jax.tree_util.tree_map_with_path(sharding, abstract_params)
 
@@ -222,5 +224,5 @@ def cache_shardings(mesh: Mesh | None, stacked: bool) -> KVCache:
     stacked: k and v are [L, B, K, S, H].
   """
   axes = (None,) * stacked + ('data', 'tensor')
-  slots = _place(mesh, PartitionSpec(*axes))
+  slots = place(mesh, PartitionSpec(*axes))
   return KVCache(k=slots, v=slots, length=rows(mesh), mesh=mesh)

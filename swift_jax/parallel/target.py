@@ -14,6 +14,7 @@ from swift_jax.model.llama import GraphDef, Params
 from swift_jax.parallel import sharding
 
 _MIN_CAPACITY = 128
+_ROOM = 4  # times as many slots as a batch needs, at most
 
 
 class Target:
@@ -23,8 +24,8 @@ class Target:
     cfg: the model's shape.
     graphdef, params: its layers and its weights, as every program takes them.
     mesh: its devices; None is the one default device.
-    capacity: cache slots a row. It grows when a batch needs more and never
-      shrinks: programs are compiled for it.
+    capacity: cache slots a row of the batch at hand; programs are compiled for
+      it.
     gates_are_quick: whether drafts stay behind gates. On a GPU, which asks the
       host at each gate, a program without them is quicker.
     none_skipped: skips nothing; without gates, but on a CPU, which is slower
@@ -49,19 +50,25 @@ class Target:
       if platform == 'cpu'
       else skip_masks.KnownMask.of(none_skipped)
     )
+    # Where a pass reads no more than is filled, a larger cache costs only memory.
+    self._room = 1 if platform == 'gpu' else _ROOM
+    self._capacities = {self.capacity}
     self._numbers: dict[int, jax.Array] = {}
 
   def reserve(self, slots: int) -> None:
-    """Grows `capacity` to the next of 128, 192, 256, 384, 512, 768, ...
+    """Chooses the `capacity` of a batch that needs so many slots a row.
 
-    Two sizes an octave: few to compile for, and a step reads all slots, so that
-    few stand empty.
+    It is the next of 128, 192, 256, 384, 512, 768, ...; or a larger one, if
+    programs were compiled for it before and it wastes little. So few are in use,
+    and one long text does not make later batches large.
     """
-    while self.capacity < slots:
-      is_power = self.capacity & (self.capacity - 1) == 0
-      self.capacity = (
-        self.capacity * 3 // 2 if is_power else self.capacity * 4 // 3
-      )
+    size = _MIN_CAPACITY
+    while size < slots:
+      is_power = size & (size - 1) == 0
+      size = size * 3 // 2 if is_power else size * 4 // 3
+    used = [c for c in self._capacities if size <= c <= self._room * size]
+    self.capacity = min(used, default=size)
+    self._capacities.add(self.capacity)
 
   def put(self, tree: Any) -> Any:
     """Arrays on the device, replicated over a mesh. Uploads go here."""
@@ -100,7 +107,7 @@ class Target:
     cache: kv_cache.KVCache = empty(
       cfg.num_hidden_layers,
       batch,
-      cfg.num_key_value_heads,
+      cfg.kv_heads,
       capacity,
       cfg.head_dim,
       cfg.jax_dtype,

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from swift_jax.checkpoint import hub, load, quantised
+from swift_jax.checkpoint import fitting, hub, load, quantised
 from swift_jax.config.checks import require
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.config.settings import (
@@ -151,6 +151,7 @@ class Engine(Texts):
     folder = hub.resolve(path)
     remarks: list[str] = []
     cfg = load.load_config(folder, dtype, remarks.append)
+    cfg = fitting.fitted(cfg, mesh)
     if search is not None and search.cache:
       search_files.cached_mask(search, cfg)
     tokenizer, defaults, *faults = texts.load(

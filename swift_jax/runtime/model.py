@@ -16,8 +16,8 @@ from swift_jax.pacing.specialised import Specialised
 from swift_jax.parallel.target import Target
 from swift_jax.search.scorer import Scorer
 
-# Batch, capacity, shapes and kind of sampling.
-_Key = tuple[int, int, DraftShapes, tuple[bool, ...]]
+# Batch, shapes and kind of sampling.
+_Key = tuple[int, DraftShapes, tuple[bool, ...]]
 
 
 class Model(Target):
@@ -31,7 +31,8 @@ class Model(Target):
     scorer: scores candidate masks.
     evidence: what was learnt of drafts in the texts so far, on the host.
     keeps_costs: measured costs are read from and written to the user's folder.
-    measured: costs of passes, by batch, capacity, shapes and kind of sampling.
+    measured: costs of passes, by batch, shapes and kind of sampling. Those of one
+      cache capacity serve the others; the clock corrects them.
     specialised: draft programs without gates, where gates are not quick.
   """
 
@@ -57,8 +58,8 @@ class Model(Target):
   def clock(
     self, batch: int, shapes: DraftShapes, sampling: SamplingConfig
   ) -> Clock:
-    """The clock of passes at the present capacity; `sampling` is resolved."""
-    key = batch, self.capacity, shapes, costs.sampling_work(sampling)
+    """The clock of passes; `sampling` is resolved."""
+    key = batch, shapes, costs.sampling_work(sampling)
     if key not in self.measured:
       self.measured[key] = costs.of_model(
         self, self.settings, batch, shapes, sampling, self.keeps_costs

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -16,6 +17,7 @@ from swift_jax.model.skip_mask import SkipMask
 from swift_jax.typing import Array, Bool, Float, Int
 
 _FLOOR = -5.0  # nats: any smaller log-probability is as bad a miss
+_POSITIONS = 256  # whose logits are held at once, over all rows
 
 
 class Text(NamedTuple):
@@ -141,6 +143,40 @@ def _target_log_probs(logits: Array, targets: Array) -> tuple[Array, Array]:
   return chosen - total, total
 
 
+def positions_at_once(batch: int, window: int) -> int:
+  """Positions of each row whose logits scoring holds at once."""
+  return min(window, max(1, _POSITIONS // batch))
+
+
+def _in_pieces(
+  judge: Callable[[Array, Array], Any], hidden: Array, targets: Array
+) -> Any:
+  """`judge` of hidden states [B, T, D] and targets [B, T], piece by piece.
+
+  Logits of all positions at once would take much memory.
+
+  Args:
+    judge: gives arrays [B, t] for t positions a row.
+  """
+  batch, window = targets.shape
+  size = positions_at_once(batch, window)
+  count = -(-window // size)
+  if count == 1:
+    return judge(hidden, targets)
+
+  def split(x: Array) -> Array:  # [B, T, ...] -> [count, B, size, ...]
+    pad = [(0, 0), (0, count * size - window), *[(0, 0)] * (x.ndim - 2)]
+    x = jnp.pad(x, pad).reshape(batch, count, size, *x.shape[2:])
+    return x.swapaxes(0, 1)
+
+  pieces = split(hidden), split(targets)
+  # For derivatives: else the logits of all pieces would be kept.
+  judged = jax.lax.map(jax.checkpoint(lambda piece: judge(*piece)), pieces)
+  return jax.tree.map(
+    lambda x: x.swapaxes(0, 1).reshape(batch, -1)[:, :window], judged
+  )
+
+
 @functools.partial(
   jax.jit, static_argnames=('graphdef', 'window', 'is_vmapped')
 )
@@ -170,8 +206,10 @@ def score(
   model = nnx.merge(graphdef, params)
   inputs, targets, compared, prefix = _window(text, window)
 
-  def one(skip_mask: SkipMask) -> tuple[Array, Array, Array]:
-    hidden, _ = model(inputs, skip_mask, cache=prefix)
+  def run(skip_mask: SkipMask) -> Array:
+    return model(inputs, skip_mask, cache=prefix)[0]
+
+  def judge(hidden: Array, targets: Array) -> tuple[Array, Array, Array]:
     logits = model.logits(hidden)
     log_probs, total = _target_log_probs(logits, targets)
     confidence = jnp.exp(logits.max(-1) - total)
@@ -182,8 +220,14 @@ def score(
       # As float shares: a branch that depends on the candidate would copy its
       # operands, the weights, for each candidate.
       shares = jax.tree.map(lambda m: m.astype(jnp.float32), candidate_masks)
-      return Scores(*jax.vmap(one)(shares), compared)
-    return Scores(*jax.lax.map(one, candidate_masks), compared)
+      hidden = jax.vmap(run)(shares)
+      one = functools.partial(_in_pieces, judge, targets=targets)
+      return Scores(*jax.lax.map(one, hidden), compared)
+
+    def alone(mask: SkipMask) -> tuple[Array, Array, Array]:
+      return _in_pieces(judge, run(mask), targets)
+
+    return Scores(*jax.lax.map(alone, candidate_masks), compared)
 
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'window'))
@@ -210,10 +254,13 @@ def sensitivities(
   layers = model.cfg.num_hidden_layers
   free = jnp.zeros(layers).at[1:-1].set(1.0)
 
+  def judge(hidden: Array, targets: Array) -> Array:
+    return _target_log_probs(model.logits(hidden), targets)[0]
+
   def gain(kept: SkipMask) -> Array:
     skipped = jax.tree.map(lambda row: free * (1 - row), kept)
     hidden, _ = model(inputs, skipped, cache=prefix)
-    log_probs, _ = _target_log_probs(model.logits(hidden), targets)
+    log_probs = _in_pieces(judge, hidden, targets)
     count = jnp.maximum(compared.sum(), 1)
     return jnp.where(compared, log_probs, 0.0).sum() / count
 

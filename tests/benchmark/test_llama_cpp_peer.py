@@ -12,7 +12,7 @@ import tiny_model
 
 from swift_jax.benchmark import llama_cpp_peer
 from swift_jax.checkpoint import export, load
-from swift_jax.config.settings import RopeConfig
+from swift_jax.config.rope import RopeConfig
 from swift_jax.model import layers, llama
 from swift_jax.runtime.engine import Engine
 

@@ -20,8 +20,16 @@ import pytest
 from reference import cases
 from safetensors.numpy import load_file, save_file
 
-from swift_jax.checkpoint import export, hf_config, hub, load, weight_files
-from swift_jax.config.settings import ModelConfig, RopeConfig
+from swift_jax.checkpoint import (
+  export,
+  hf_config,
+  hub,
+  load,
+  orbax_files,
+  weight_files,
+)
+from swift_jax.config.rope import RopeConfig
+from swift_jax.config.settings import ModelConfig
 from swift_jax.errors import InputError
 from swift_jax.model import llama, skip_mask
 from swift_jax.runtime import prompts
@@ -542,12 +550,12 @@ def test_export_that_fails_leaves_nothing(tmp_path):
 def test_orbax_round_trip(tmp_path):
   cfg = dataclasses.replace(CFG, dtype='bfloat16')
   params, directory = random_params(cfg), tmp_path / 'orbax'
-  load.save_params(directory, params)
-  graphdef, restored = load.restore_params(directory, cfg)
+  orbax_files.save_params(directory, params)
+  graphdef, restored = orbax_files.restore_params(directory, cfg)
   assert_same_bits(params, restored)
   nnx.merge(graphdef, restored)
   with refused(directory, 'exists already'):
-    load.save_params(directory, params)
+    orbax_files.save_params(directory, params)
   other = dataclasses.replace(cfg, intermediate_size=41, mlp_bias=True)
   with refused(
     directory,
@@ -556,9 +564,9 @@ def test_orbax_round_trip(tmp_path):
     'layers/0/mlp/down_proj/bias: expected (30,), found None',
     'and 9 more',
   ):
-    load.restore_params(directory, other)
+    orbax_files.restore_params(directory, other)
   with refused(tmp_path / 'none', 'not an Orbax checkpoint'):
-    load.restore_params(tmp_path / 'none', cfg)
+    orbax_files.restore_params(tmp_path / 'none', cfg)
 
 
 def test_fingerprint(tmp_path):

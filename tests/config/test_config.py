@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
+from swift_jax.config.rope import RopeConfig
 from swift_jax.config.sampling import MAX_LOGPROBS, SamplingConfig
 from swift_jax.config.settings import (
   MAX_NGRAM,
@@ -14,7 +15,6 @@ from swift_jax.config.settings import (
   DraftConfig,
   MeshConfig,
   ModelConfig,
-  RopeConfig,
   SearchConfig,
 )
 from swift_jax.errors import InputError
@@ -57,6 +57,8 @@ def no_int(low: int) -> st.SearchStrategy:
 INVALID = {
   **dict.fromkeys(MODEL, no_int(1)),
   'max_position_embeddings': no_int(1),
+  'kv_copies': no_int(1),
+  'vocab_padding': no_int(0),
   'rms_norm_eps': NO_SHARE,
   'hidden_act': NO_NAME,
   'dtype': NO_NAME,

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import tiny_model
 
-from swift_jax.checkpoint import export, forms, load, quantised
+from swift_jax.checkpoint import (
+  export,
+  fitting,
+  forms,
+  load,
+  orbax_files,
+  quantised,
+)
 from swift_jax.config.settings import DraftConfig, SearchConfig
 from swift_jax.model import layers, llama, skip_mask
 from swift_jax.model.skip_mask import KnownMask
@@ -50,10 +57,10 @@ def stacked(cfg=CFG):
   return graphdef, forms.join(forms.split(params), cfg, 'tpu')
 
 
-def engine(model):
+def engine(model, cfg=CFG):
   draft = DraftConfig(adaptive=False, max_draft_length=7, verify_widths=(8,))
   rest = SearchConfig(enabled=False)
-  made = Engine(CFG, *model, draft=draft, search=rest)
+  made = Engine(cfg, *model, draft=draft, search=rest)
   made.model.keeps_costs = False
   made.set_skip_mask(MASK)
   return made
@@ -125,14 +132,14 @@ def test_a_checkpoint_is_read_into_the_stack(tmp_path, monkeypatch, tied):
   graphdef, params = one_by_one(cfg)
   export.export_hf(tmp_path / 'hf', cfg, params, max_shard_bytes=9000)
   fingerprint = load.fingerprint(cfg, params)
-  load.save_params(tmp_path / 'orbax', params)
+  orbax_files.save_params(tmp_path / 'orbax', params)
   monkeypatch.setattr(sharding, 'platform', lambda mesh: 'tpu')
   wanted = stacked(cfg)
   for mesh in (None, sharding.make_mesh(1, 1)):
     found = load.load_params(tmp_path / 'hf', cfg, mesh)
     assert found[0] == wanted[0]
     same(found[1], wanted[1])
-  same(load.restore_params(tmp_path / 'orbax', cfg)[1], wanted[1])
+  same(orbax_files.restore_params(tmp_path / 'orbax', cfg)[1], wanted[1])
   assert load.fingerprint(cfg, found[1]) == fingerprint
   export.export_hf(tmp_path / 'again', cfg, found[1], max_shard_bytes=9000)
   for file in (tmp_path / 'hf').glob('model*'):
@@ -141,8 +148,8 @@ def test_a_checkpoint_is_read_into_the_stack(tmp_path, monkeypatch, tied):
 
 
 def test_a_stack_that_was_saved_is_read_elsewhere(tmp_path):
-  load.save_params(tmp_path / 'orbax', stacked()[1])
-  same(load.restore_params(tmp_path / 'orbax', CFG)[1], one_by_one()[1])
+  orbax_files.save_params(tmp_path / 'orbax', stacked()[1])
+  same(orbax_files.restore_params(tmp_path / 'orbax', CFG)[1], one_by_one()[1])
 
 
 def test_int8_is_the_same(for_tpu):
@@ -176,3 +183,41 @@ def test_random_weights_differ_by_layer():
   )
   assert kernel.shape == (LAYERS, CFG.intermediate_size, CFG.hidden_size)
   assert np.abs(kernel[0] - kernel[1]).max() > 0.01
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+def test_a_mesh_that_does_not_divide(tmp_path, monkeypatch, platform):
+  """More devices than key/value heads, and a vocabulary that leaves a rest."""
+  monkeypatch.setattr(sharding, 'platform', lambda mesh: platform)
+  cfg = dataclasses.replace(
+    CFG, vocab_size=61, num_key_value_heads=2, intermediate_size=36
+  )
+  whole = one_by_one(cfg) if platform == 'cpu' else stacked(cfg)
+  export.export_hf(tmp_path / 'hf', cfg, whole[1])
+  mesh = jax.sharding.AbstractMesh(
+    (1, 6), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2
+  )
+  held = fitting.fitted(cfg, mesh)
+  assert (held.kv_heads, held.vocab_rows) == (6, 66)
+  sharding.check_mesh(held, mesh)
+  graphdef, params = load.load_params(tmp_path / 'hf', held)
+  rows = params['embed_tokens']['embedding']
+  assert rows.shape[0] == 66 and not rows[61:].any()
+  assert load.fingerprint(held, params) == load.fingerprint(cfg, whole[1])
+  export.export_hf(tmp_path / 'again', held, params)
+  for file in (tmp_path / 'hf').glob('model*'):
+    assert (tmp_path / 'again' / file.name).read_bytes() == file.read_bytes()
+  found = []
+  for model in (whole, (graphdef, params)):
+    model = nnx.merge(*model)
+    hidden, _ = model(jnp.asarray([[3, 1, 4]]), skip_mask.none_skipped(LAYERS))
+    found.append(np.asarray(model.logits(hidden)))
+  np.testing.assert_allclose(found[1][..., :61], found[0], rtol=1e-5, atol=1e-5)
+  assert (found[1][..., 61:] == -np.inf).all()
+  drawn = tiny_model.decode('swift', temperature=0.9, seed=2)
+  texts = [
+    engine(model, cfg).generate(PROMPTS, drawn)
+    for model, cfg in ((whole, cfg), ((graphdef, params), held))
+  ]
+  one, two = ([result.tokens for result in text] for text in texts)
+  assert one == two and max(map(max, one)) < 61

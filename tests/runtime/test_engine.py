@@ -22,6 +22,7 @@ from swift_jax.config.settings import DraftConfig, SearchConfig
 from swift_jax.errors import InputError
 from swift_jax.model import llama, skip_mask
 from swift_jax.parallel import sharding
+from swift_jax.parallel.target import Target
 from swift_jax.runtime import search_files
 from swift_jax.runtime.engine import Engine
 from swift_jax.search.files import cached_sets, records
@@ -69,13 +70,17 @@ def test_streamed_pieces_are_the_text():
     assert seen[row] == result.text == words
 
 
-def test_the_cache_grows_by_steps_and_never_shrinks():
-  model, seen = tiny_model.engine().model, []
-  for slots in (1, 128, 129, 200, 100, 257, 385, 513, 2049):
-    model.reserve(slots)
-    assert model.capacity >= slots
-    seen.append(model.capacity)
-  assert seen == [128, 128, 192, 256, 256, 384, 512, 768, 3072]
+@pytest.mark.parametrize('platform', ['cpu', 'gpu'])
+def test_the_cache_is_chosen_for_the_batch(platform, monkeypatch):
+  """One that programs were compiled for is used again, if it is not too large."""
+  monkeypatch.setattr(sharding, 'platform', lambda mesh: platform)
+  target, seen = Target(CFG, *tiny_model.weights()), []
+  for slots in (1, 128, 129, 200, 100, 2049, 385, 700, 800, 1):
+    target.reserve(slots)
+    seen.append(target.capacity)
+  is_cpu = platform == 'cpu'  # a GPU reads all slots, so that none may be empty
+  last = (512, 3072, 3072) if is_cpu else (512, 768, 1024)
+  assert seen == [128, 128, 192, 256, 128, 3072, *last, 128]
 
 
 def test_a_window_longer_than_the_context_is_named():

@@ -125,12 +125,14 @@ def loading(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> dict:
       tensor = jax.ShapeDtypeStruct(
         shape, cfg.jax_dtype, sharding=weight.in_file
       )
-      programs.append(load._transpose(weight.target).lower(tensor))
+      programs.append(
+        load._adapt(weight.target, True, weight.fit).lower(tensor)
+      )
     layer[weight.path] = jax.ShapeDtypeStruct(
       shape[::-1] if is_kernel else shape, cfg.jax_dtype, sharding=weight.target
     )
   layer = traverse_util.unflatten_dict(layer)['layers'][0]
-  _, flat = load._flat_abstract(cfg, 'cpu')
+  _, flat = load.flat_abstract(cfg, 'cpu')
   fuse = load._fuse(cfg, traverse_util.unflatten_dict(flat), mesh)
   programs.append(fuse.lower(layer))
   ready = [program.compile() for program in programs]
