@@ -53,7 +53,8 @@ _LFS = b'version https://git-lfs.github.com/spec/'
 _MODEL_FIELDS = tuple(
   field.name
   for field in dataclasses.fields(ModelConfig)
-  if field.name not in ('rope', 'dtype', 'weights')
+  if field.name
+  not in ('rope', 'dtype', 'weights', 'kv_copies', 'vocab_padding')
 )
 
 

@@ -320,7 +320,12 @@ VALUES = {
 }
 # Read where config.json is: the context that RoPE was trained for, and the
 # engine's limit. The test above sees the first move.
-ELSEWHERE = {'max_position_embeddings', 'weights'}
+ELSEWHERE = {
+  'max_position_embeddings',
+  'weights',
+  'kv_copies',
+  'vocab_padding',
+}
 ROPES = {
   'rope_type': (YARN, 'linear'),
   'rope_theta': (YARN, 500.0),
