@@ -96,7 +96,8 @@ def force(
   if mesh is None:
     return written, places
   return jax.lax.with_sharding_constraint(
-    (written, places), (sharding.cache_shardings(mesh), sharding.rows(mesh))
+    (written, places),
+    (sharding.cache_shardings(mesh, cache.is_stacked), sharding.rows(mesh)),
   )
 
 

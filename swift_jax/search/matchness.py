@@ -18,6 +18,7 @@ from swift_jax.typing import Array, Bool, Float, Int
 
 _FLOOR = -5.0  # nats: any smaller log-probability is as bad a miss
 _POSITIONS = 256  # whose logits are held at once, over all rows
+_SLOPE_POSITIONS = 512  # that a derivative is taken on, over all rows
 
 
 class Text(NamedTuple):
@@ -244,12 +245,14 @@ def sensitivities(
   window with respect to the share of each sublayer that is kept. It is taken at
   a model in which every free sublayer is kept by 1 - skip_ratio. So it is
   leave-one-out to first order, around a model as incomplete as a draft and not
-  around the full model.
+  around the full model. Of many rows the window is shortened.
 
   Returns:
     Nats a position, in the order of `SkipMask.bits`; a high value means: keep.
   """
   model: Llama = nnx.merge(graphdef, params)
+  # Its memory grows with the positions, its use hardly.
+  window = min(window, max(1, _SLOPE_POSITIONS // len(text.tokens)))
   inputs, targets, compared, prefix = _window(text, window)
   layers = model.cfg.num_hidden_layers
   free = jnp.zeros(layers).at[1:-1].set(1.0)
