@@ -167,6 +167,6 @@ def step_bytes(model: Model, batch: int, filled: int) -> int:
   weights = tree_bytes(model.params)
   size = cfg.jax_dtype.itemsize
   if not cfg.tie_word_embeddings:
-    weights -= cfg.vocab_size * cfg.hidden_size * size
-  slot = 2 * cfg.num_hidden_layers * cfg.num_key_value_heads * cfg.head_dim
+    weights -= cfg.vocab_rows * cfg.hidden_size * size
+  slot = 2 * cfg.num_hidden_layers * cfg.kv_heads * cfg.head_dim
   return weights + batch * filled * slot * size

@@ -59,11 +59,12 @@ class Fit(NamedTuple):
       x = jnp.take(x, np.repeat(groups, self.copies, axis=0).ravel(), axis=0)
     return jnp.pad(x, [(0, self.padding)] + [(0, 0)] * (x.ndim - 1))
 
-  def narrow(self, x: Array, axis: int = 0) -> Array:
-    """What the file has, along `axis`."""
-    size = x.shape[axis] - self.padding
-    groups = np.arange(size).reshape(-1, self.copies, self.group)
-    return x if self == Fit() else x.take(groups[:, 0].ravel(), axis=axis)
+  def narrow(self, x: Array) -> Array:
+    """What the file has, along the first axis."""
+    if self.copies > 1:
+      groups = np.arange(len(x)).reshape(-1, self.copies, self.group)
+      x = x.take(groups[:, 0].ravel(), axis=0)
+    return x[: len(x) - self.padding]
 
   def length(self, held: int) -> int:
     """The length of the axis in the file."""

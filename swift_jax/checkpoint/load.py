@@ -74,9 +74,11 @@ def expected_weights(cfg: ModelConfig, mesh: Mesh | None) -> dict[str, Weight]:
     fit = fitting.fit_of(cfg, path)
     if fit != fitting.Fit():
       shape = fit.length(shape[0]), *shape[1:]
-      # This axis need not divide; the model's width does.
-      split = () if len(shape) == 1 else (None, 'tensor')
-      in_file = sharding.place(mesh, PartitionSpec(*split))
+      # This axis need not divide the mesh; the model's width most often does.
+      parts = mesh.shape['tensor'] if mesh is not None else 1
+      is_split = len(shape) > 1 and shape[1] % parts == 0
+      spec = PartitionSpec(None, 'tensor') if is_split else PartitionSpec()
+      in_file = sharding.place(mesh, spec)
     name = weight_files.hf_name(path)
     weights[name] = Weight(path, shape, in_file, target, fit)
   return weights
@@ -126,7 +128,8 @@ def load_params(
 
   Args:
     folder: the folder with model.safetensors, or with shards and their index.
-    cfg: the model, from `load_config`. In a tied model the embedding may stand under
+    cfg: the model, from `load_config`, and fitted to the mesh by
+      `fitting.fitted`. In a tied model the embedding may stand under
       the head's name alone.
     mesh: the devices; None: the default device.
 
@@ -348,11 +351,12 @@ def fingerprint(cfg: ModelConfig, params: Mapping[str, Any]) -> str:
 
   def sample(params: Any) -> Array:
     separate = traverse_util.flatten_dict(forms.split(params))
-    for path, leaf in separate.items():
-      axis = 0 if path[-1] == 'embedding' else -1
-      separate[path] = fitting.fit_of(cfg, path).narrow(leaf, axis)
-    leaves = [separate[path] for path in sorted(separate)]
-    rows = [leaf[(0,) * (leaf.ndim - 1)] for leaf in leaves]
+    rows = []
+    for path in sorted(separate):
+      row = separate[path][(0,) * (separate[path].ndim - 1)]
+      if path[-1] != 'embedding':  # whose rows are not longer than in the file
+        row = fitting.fit_of(cfg, path).narrow(row)
+      rows.append(row)
     return jnp.concatenate([row[:16].astype(jnp.float32) for row in rows])
 
   numbers = jax.device_get(jax.jit(sample, out_shardings=place)(params))

@@ -40,7 +40,8 @@ def restore_params(
   """Restores parameters that `save_params` saved, into the shardings of this mesh.
 
   They may have been saved in the form of another kind of device. Then they are
-  needed twice for a moment.
+  needed twice for a moment. Those of a model that was fitted to a mesh
+  (`fitting.fitted`) are read only for a mesh that it fits in the same way.
 
   Returns:
     As `load_params`.

@@ -118,7 +118,8 @@ class Shapes:
       run.draft, cfg.vocab_size
     )
     self.draft = self.draft._replace(samples=run.decode.sampling.samples)
-    self.target.reserve(run.context + self.draft.max_width + 1)
+    needed = run.context + self.draft.max_width + 1
+    self.target.reserve(needed, run.decode.batch_size)
     stacked = llama.has_stack(self.params)
     self.cache = self.cache_of(cfg.num_hidden_layers, stacked)
 
@@ -174,7 +175,7 @@ class Shapes:
   @property
   def names(self) -> list[str]:
     """The names of the run's programs, in their order."""
-    left_out = {'known'} if self.target.gates_are_quick else set()
+    left_out = {'known'} if self.target.drafts_stay_gated else set()
     if self.run.decode.sampling.logprobs is None:
       left_out.add('logprobs')
     return [name for name in NAMES if name not in left_out]
@@ -234,7 +235,7 @@ class Shapes:
         'published', a_round(gated, self.draft._replace(adaptive=False)), wide
       ),
     ]
-    if not target.gates_are_quick:
+    if not target.drafts_stay_gated:
       # It is compiled and timed on a text of its own beside the one that is written.
       beside = bytes_on_one(state)
       known = a_round(KnownMask.of(mask), adaptive)

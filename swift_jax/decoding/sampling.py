@@ -20,6 +20,7 @@ variation d, where the highest possible is 1 - d).
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 from typing import NamedTuple
 
 import flax.struct
@@ -188,34 +189,40 @@ def choose(
 
 def _among(ids: Int[Array, '*n i'], vocab_size: int) -> Bool[Array, '*n v']:
   """Which tokens of the vocabulary are in `ids`; other numbers do not count."""
+  if not ids.shape[-1]:
+    return jnp.zeros((*ids.shape[:-1], vocab_size), bool)
   # An index of -1 would mean the last token of the vocabulary.
   ids = jnp.where(ids < 0, vocab_size, ids)
-  rows, count = ids.shape[:-1], ids.shape[-1]
-  if not count:
-    return jnp.zeros((*rows, vocab_size), bool)
-
-  def by_place(ids: Array) -> Array:
-    flat = ids.reshape(-1, count)
-    row = jnp.arange(len(flat))[:, None]
-    found = jnp.zeros((len(flat), vocab_size), bool)
-    found = found.at[row, flat].set(True, mode='drop')
-    return found.reshape(*rows, vocab_size)
-
-  def by_comparing(ids: Array) -> Array:
-    pad = [(0, 0)] * len(rows) + [(0, -count % _COMPARED)]
-    ids = jnp.pad(ids, pad, constant_values=vocab_size)
-
-    def compare(i: Array, found: Array) -> Array:
-      some = jax.lax.dynamic_slice_in_dim(
-        ids, i * _COMPARED, _COMPARED, axis=len(rows)
-      )
-      return found | (some[..., None] == jnp.arange(vocab_size)).any(-2)
-
-    found = jnp.zeros((*rows, vocab_size), bool)
-    return jax.lax.fori_loop(0, ids.shape[-1] // _COMPARED, compare, found)
-
+  flat = ids.reshape(-1, ids.shape[-1])
   # A TPU's compiler takes a minute for the scatter of a wide pass.
-  return jax.lax.platform_dependent(ids, tpu=by_comparing, default=by_place)
+  found = jax.lax.platform_dependent(
+    flat,
+    tpu=functools.partial(_among_by_comparing, vocab_size=vocab_size),
+    default=functools.partial(_among_by_scatter, vocab_size=vocab_size),
+  )
+  return found.reshape(*ids.shape[:-1], vocab_size)
+
+
+def _among_by_scatter(
+  ids: Int[Array, 'n i'], vocab_size: int
+) -> Bool[Array, 'n v']:
+  rows = jnp.arange(len(ids))[:, None]
+  found = jnp.zeros((len(ids), vocab_size), bool)
+  return found.at[rows, ids].set(True, mode='drop')
+
+
+def _among_by_comparing(
+  ids: Int[Array, 'n i'], vocab_size: int
+) -> Bool[Array, 'n v']:
+  pad = [(0, 0), (0, -ids.shape[1] % _COMPARED)]
+  ids = jnp.pad(ids, pad, constant_values=vocab_size)
+
+  def compare(i: Array, found: Array) -> Array:
+    some = jax.lax.dynamic_slice_in_dim(ids, i * _COMPARED, _COMPARED, axis=1)
+    return found | (some[..., None] == jnp.arange(vocab_size)).any(1)
+
+  found = jnp.zeros((len(ids), vocab_size), bool)
+  return jax.lax.fori_loop(0, ids.shape[1] // _COMPARED, compare, found)
 
 
 def _seen(context: Context, vocab_size: int) -> Bool[Array, 'b w v']:

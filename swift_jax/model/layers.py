@@ -310,9 +310,10 @@ def _by_blocks(
   Args:
     new: scores of the new tokens.
   """
-  size = past.capacity
-  while size > _BLOCK:
-    size //= 2  # capacities are powers of two, or three times one
+  count = -(-past.capacity // _BLOCK)
+  while past.capacity % count:  # capacities have small factors
+    count += 1
+  size = past.capacity // count
   longest = past.length.max()
 
   def add(carry: tuple[Array, ...], start: Array) -> tuple[Array, ...]:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
 import platform
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -337,8 +339,22 @@ class Bench:
     """Seconds of a round that drafts by layers."""
     return self.round(policy.LAYERS, self.draft_length, mask)
 
+  def lowering(self, mask: Mask) -> Callable[[], jax.stages.Lowered]:
+    """What traces the program of `layers`; it starts nothing on a device."""
+    arguments = self._arguments(policy.LAYERS, self.draft_length, mask)
+    return functools.partial(rounds.speculative_rounds.lower, *arguments)
+
   def round(self, source: int, length: int, mask: Mask | None = None) -> float:
     """Seconds of a round that drafts `length` tokens from a source."""
+    arguments = self._arguments(source, length, mask)
+    started = time.perf_counter()
+    self._state = jax.block_until_ready(rounds.speculative_rounds(*arguments))
+    return (time.perf_counter() - started) / _ROUNDS
+
+  def _arguments(
+    self, source: int, length: int, mask: Mask | None
+  ) -> tuple[Any, ...]:
+    """Those of a dispatch whose rounds draft `length` tokens from a source."""
     target = self._target
     widths = len(self._shapes.verify_widths)
     dear = policy.Costs(
@@ -355,19 +371,14 @@ class Bench:
       threshold=threshold,  # 0: no draft ends earlier
       costs=prices,
     )
-    state, count = self._fresh(), target.number(_ROUNDS)
-    started = time.perf_counter()
-    self._state = jax.block_until_ready(
-      rounds.speculative_rounds(
-        target.graphdef,
-        target.params,
-        state,
-        self._none if mask is None else mask,
-        target.none_skipped,
-        settings,
-        self._sampling,
-        count,
-        self._shapes,
-      )
+    return (
+      target.graphdef,
+      target.params,
+      self._fresh(),
+      self._none if mask is None else mask,
+      target.none_skipped,
+      settings,
+      self._sampling,
+      target.number(_ROUNDS),
+      self._shapes,
     )
-    return (time.perf_counter() - started) / _ROUNDS

@@ -6,10 +6,13 @@ It is then timed against the gates, and used if a drafted token is cheaper.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent import futures
 import logging
 import statistics
 from typing import Any, NamedTuple
+
+import jax
 
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.decoding.drafting import DraftSettings, DraftShapes
@@ -43,7 +46,7 @@ class Specialised:
     """
     self._target, self._drafts = target, drafts
     self._saved: dict[_Key, float | None] = {}
-    self._jobs: dict[_Key, futures.Future[None]] = {}
+    self._jobs: dict[_Key, futures.Future[Any]] = {}
     self._compiler = futures.ThreadPoolExecutor(1)
 
   def saved_seconds(
@@ -67,30 +70,24 @@ class Specialised:
       waits: wait for the program.
 
     Returns:
-      None if the program saves nothing or is not ready. On several devices it is
-      never ready unless the call waits.
+      None if the program saves nothing or is not ready.
     """
     target = self._target
-    if target.gates_are_quick or sharding.spans_processes(target.mesh):
+    if target.drafts_stay_gated or sharding.spans_processes(target.mesh):
       return None  # processes in step would not switch at the same time
     known = KnownMask.of(from_bits(bits))
     work = costs.sampling_work(settings)
     key = _Key(known, batch, capacity, shapes, work)
     if key in self._saved:
       return self._saved[key]
-    if not waits and target.mesh is not None and target.mesh.size > 1:
-      return None  # two threads might start a program on devices in two orders
     how = target, self._drafts, batch, shapes, settings, capacity
-    if key not in self._jobs:
-      for job in self._jobs.values():
-        job.cancel()  # a program of an earlier mask: not needed now
-      job = self._compiler.submit(_compile, known, *how)
-      self._jobs = {key: job}
-    job = self._jobs[key]
-    if not waits and not job.done():
-      return None
-    del self._jobs[key]
     try:
+      if key not in self._jobs:
+        self._begin(key, costs.Bench(*how).lowering(known))
+      job = self._jobs[key]
+      if not waits and not job.done():
+        return None
+      del self._jobs[key]
       job.result()
       saved = _measured(costs.Bench(*how), target.put_mask(bits), known)
     except Exception as error:  # for instance no memory: the text goes on
@@ -99,10 +96,15 @@ class Specialised:
     self._saved[key] = saved
     return saved
 
+  def _begin(self, key: _Key, lower: Callable[[], jax.stages.Lowered]) -> None:
+    """Compiles in another thread, which starts nothing on a device.
 
-def _compile(known: KnownMask, *how: Any) -> None:
-  """Compiles the program; it runs in another thread and keeps only the program."""
-  costs.Bench(*how).layers(known)
+    Two threads might start programs on several devices in two orders.
+    """
+    for job in self._jobs.values():
+      job.cancel()  # a program of an earlier mask: not needed now
+    # The call that runs the program finds it compiled.
+    self._jobs = {key: self._compiler.submit(lambda: lower().compile())}
 
 
 def _measured(

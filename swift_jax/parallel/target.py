@@ -26,8 +26,8 @@ class Target:
     mesh: its devices; None is the one default device.
     capacity: cache slots a row of the batch at hand; programs are compiled for
       it.
-    gates_are_quick: whether drafts stay behind gates. On a GPU, which asks the
-      host at each gate, a program without them is quicker.
+    drafts_stay_gated: also when the search rests. On a GPU, which asks the host
+      at each gate, a program without gates is quicker.
     none_skipped: skips nothing; without gates, but on a CPU, which is slower
       without.
   """
@@ -44,7 +44,7 @@ class Target:
     self.capacity = _MIN_CAPACITY
     none_skipped = skip_masks.none_skipped(cfg.num_hidden_layers)
     platform = sharding.platform(mesh)
-    self.gates_are_quick = platform != 'gpu'
+    self.drafts_stay_gated = platform != 'gpu'
     self.none_skipped: skip_masks.Mask = (
       self.put(none_skipped)
       if platform == 'cpu'
@@ -52,23 +52,29 @@ class Target:
     )
     # Where a pass reads no more than is filled, a larger cache costs only memory.
     self._room = 1 if platform == 'gpu' else _ROOM
-    self._capacities = {self.capacity}
+    self._used: set[tuple[int, int]] = set()  # batch and capacity
+    self._warm: set[tuple[int, int]] = set()
     self._numbers: dict[int, jax.Array] = {}
 
-  def reserve(self, slots: int) -> None:
+  def reserve(self, slots: int, batch: int) -> None:
     """Chooses the `capacity` of a batch that needs so many slots a row.
 
-    It is the next of 128, 192, 256, 384, 512, 768, ...; or a larger one, if
-    programs were compiled for it before and it wastes little. So few are in use,
-    and one long text does not make later batches large.
+    It is the next of 128, 192, 256, 384, 512, 768, ...; or a larger one that
+    batches of this size had before, if it wastes little. So few are in use, and
+    one long text does not make later batches large.
     """
     size = _MIN_CAPACITY
     while size < slots:
       is_power = size & (size - 1) == 0
       size = size * 3 // 2 if is_power else size * 4 // 3
-    used = [c for c in self._capacities if size <= c <= self._room * size]
-    self.capacity = min(used, default=size)
-    self._capacities.add(self.capacity)
+    used = [c for b, c in self._used if b == batch and c <= self._room * size]
+    used += [c for b, c in self._warm if b == batch]
+    self.capacity = min((c for c in used if c >= size), default=size)
+    self._used.add((batch, self.capacity))
+
+  def keep_warm(self, batch: int) -> None:
+    """The programs of this capacity are compiled: shorter batches take it too."""
+    self._warm.add((batch, self.capacity))
 
   def put(self, tree: Any) -> Any:
     """Arrays on the device, replicated over a mesh. Uploads go here."""

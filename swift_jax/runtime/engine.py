@@ -372,6 +372,7 @@ class Engine(Texts):
       specialises=is_swift and not is_active,
     )
     self.model.dispatches, self.model.evidence = 0, evidence
+    self.model.keep_warm(decode.batch_size)
 
   def session(
     self,

@@ -122,7 +122,8 @@ class Session:
     chunks = self._prefill_chunks * self.decode.prefill_chunk
     # A pass may write a whole tree behind the last token that counts.
     longest = int((self._lengths + self._limits).max())
-    self.model.reserve(max(chunks, longest + self.model.shapes.max_width + 1))
+    needed = max(chunks, longest + self.model.shapes.max_width + 1)
+    self.model.reserve(needed, self.decode.batch_size)
 
   def _prefill(self) -> DecodeState:
     """Uploads the prompts and fills the cache; spare rows are done at once."""
@@ -267,7 +268,7 @@ class Session:
     """Chooses a program with gates or without, for the next dispatch."""
     self._saved = None
     is_at_rest = self._is_swift and not self.searcher.active
-    if is_at_rest and not self.model.gates_are_quick:
+    if is_at_rest and not self.model.drafts_stay_gated:
       with self.turns.timed():
         self.specialise(self.searcher.incumbent)
 
@@ -365,7 +366,7 @@ class Session:
   def _forced_width(self) -> int:
     """Tokens of each row that one pass over the finished text reads."""
     wanted = min(self.decode.prefill_chunk, logprobs.WIDEST)
-    return min(wanted, self.model.capacity)
+    return min(wanted, self.state.cache.capacity)
 
   def force(self, start: int) -> logprobs.Places:
     """One pass over the text, from the new token `start` of each row."""

@@ -433,3 +433,18 @@ def test_cold_draws_are_surer_of_themselves():
     passes = sum(r.metrics.verify_passes for r in results)
     drafted.append(sum(r.metrics.drafted for r in results) / passes)
   assert drafted[0] > 2 * drafted[1]
+
+
+@pytest.mark.parametrize('count', [1, 64, 65, 200])
+def test_tokens_are_found_by_comparing_as_by_scatter(count):
+  """A TPU compares, since its compiler is slow with scatters."""
+  rng = np.random.default_rng(count)
+  ids = jnp.asarray(rng.integers(-1, 90, (3, count)))  # 80 and more: no token
+  wanted = np.zeros((3, 80), bool)
+  for row, tokens in enumerate(np.asarray(ids)):
+    wanted[row, [token for token in tokens if 0 <= token < 80]] = True
+  found = [sampling._among(ids, 80)]
+  past = jnp.where(ids < 0, 80, ids)
+  found.append(sampling._among_by_comparing(past, 80))
+  for one in found:
+    np.testing.assert_array_equal(one, wanted)

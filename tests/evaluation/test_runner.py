@@ -74,7 +74,10 @@ def folder(tmp_path_factory):
 def made(folder):
   """Compiled once for all tests, since the cache has its full size at once."""
   engine = Engine.from_pretrained(str(folder), draft=DRAFT, search=SEARCH)
-  engine.model.reserve(CONTEXT + engine.model.shapes.max_width + 1)
+  needed = CONTEXT + engine.model.shapes.max_width + 1
+  for batch in range(1, 8):
+    engine.model.reserve(needed, batch)
+    engine.model.keep_warm(batch)
   return engine
 
 

@@ -76,11 +76,17 @@ def test_the_cache_is_chosen_for_the_batch(platform, monkeypatch):
   monkeypatch.setattr(sharding, 'platform', lambda mesh: platform)
   target, seen = Target(CFG, *tiny_model.weights()), []
   for slots in (1, 128, 129, 200, 100, 2049, 385, 700, 800, 1):
-    target.reserve(slots)
+    target.reserve(slots, batch=2)
     seen.append(target.capacity)
   is_cpu = platform == 'cpu'  # a GPU reads all slots, so that none may be empty
   last = (512, 3072, 3072) if is_cpu else (512, 768, 1024)
   assert seen == [128, 128, 192, 256, 128, 3072, *last, 128]
+  target.reserve(100, batch=3)  # no programs of another batch serve it
+  assert target.capacity == 128
+  target.reserve(400, batch=3)
+  target.keep_warm(3)
+  target.reserve(300, batch=3)  # nothing to compile
+  assert target.capacity == 512
 
 
 def test_a_window_longer_than_the_context_is_named():

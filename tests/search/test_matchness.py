@@ -298,3 +298,25 @@ def test_sensitivities_are_slopes():
   slopes = (gains[:FREE] - gains[FREE:]) / (2 * step)
   assert np.abs(slopes).max() > 0.1
   np.testing.assert_allclose(found, slopes, atol=0.01 * np.abs(slopes).max())
+
+
+def test_what_is_judged_in_pieces_is_the_same(monkeypatch):
+  """Values and derivatives, where the last piece is shorter."""
+  rng = np.random.default_rng(0)
+  hidden = jnp.asarray(rng.normal(size=(3, 11, 4)))
+  targets = jnp.asarray(rng.integers(0, 9, (3, 11)))
+
+  def judge(hidden, targets):
+    return jnp.sin(hidden.sum(-1)) * targets
+
+  def total(hidden):
+    return (matchness._in_pieces(judge, hidden, targets) ** 2).sum()
+
+  found = []
+  for positions in (33, 7):  # one piece, and six
+    monkeypatch.setattr(matchness, '_POSITIONS', positions)
+    judged = matchness._in_pieces(judge, hidden, targets)
+    found.append((judged, jax.grad(total)(hidden)))
+  assert matchness.positions_at_once(3, 11) == 2
+  for one, two in zip(*found, strict=True):
+    np.testing.assert_allclose(one, two, rtol=1e-6)

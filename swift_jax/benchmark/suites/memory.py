@@ -103,7 +103,7 @@ def measure(
   device = jax.local_devices()[0]
   stats = device.memory_stats() or {}
   cfg = model.cfg
-  slot = 2 * cfg.num_hidden_layers * cfg.num_key_value_heads * cfg.head_dim
+  slot = 2 * cfg.num_hidden_layers * cfg.kv_heads * cfg.head_dim
   on_one = _share_on_one_device(model.params)
   found = {
     'platform': device.platform,
