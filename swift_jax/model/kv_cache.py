@@ -3,7 +3,7 @@
 The draft writes at slots >= `length`, and verify overwrites the same slots. To
 roll back is to set `length`: nothing is ever cloned. Readers see only slots
 below `length`. So the slots that a skipped sublayer or a rejected token left
-are never read.
+have no effect: their weight is 0, and every value is finite.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ class KVCache:
     (`length + T <= S`); otherwise XLA would shift the write to the left.
     """
     start = self.length
+    updates = _finite_values(updates)
     if self.is_stacked:
       write_rows = _write_rows
       if self.mesh is not None:
@@ -127,6 +128,22 @@ class KVCache:
   def rollback(self, length: Int[Array, ' b']) -> KVCache:
     """The same cache with `length` filled slots; slots after them are dead."""
     return self.replace(length=length)
+
+
+def _finite_values(updates: Updates) -> Updates:
+  """The updates with 0 for values that are not finite.
+
+  A dead slot's value is weighed by 0, and 0 * NaN is NaN. A draft may overflow.
+  If the target does, its logits have shown it in the pass that made the values.
+  """
+
+  def finite(v: Array) -> Array:
+    return jnp.where(jnp.isfinite(v), v, 0)
+
+  if isinstance(updates[0], tuple):
+    return tuple((k, finite(v)) for k, v in updates)
+  k, v = updates
+  return k, finite(v)
 
 
 def _write(cache: Array, new: Array, start: Array) -> Array:

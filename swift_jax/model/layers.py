@@ -257,8 +257,8 @@ def attend(
 ) -> Float[Array, 'b t k g h']:
   """Softmax attention over filled slots and visible new tokens.
 
-  Scores and softmax are float32. Dead slots have no effect, even if they hold
-  NaN. Of a large cache a CPU reads only the first quarter or half, if all filled
+  Scores and softmax are float32. Dead slots have no effect, whatever keys and
+  finite values they hold. Of a large cache a CPU reads only the first quarter or half, if all filled
   slots lie in it, and a TPU block after block as far as they go.
 
   Args:
@@ -321,7 +321,6 @@ def _by_blocks(
     keys, values = past.slots(start, size)
     filled = start + jnp.arange(size) < past.length[:, None]
     scores = jnp.where(filled[:, None, None], _scores(rows, keys), -jnp.inf)
-    values = jnp.where(filled[:, None, :, None], values, 0)  # 0 * NaN is NaN
     higher = jnp.maximum(highest, scores.max(-1, keepdims=True))
     scale, weights = jnp.exp(highest - higher), jnp.exp(scores - higher)
     out = out * scale + _weighed(weights, values)
@@ -368,8 +367,6 @@ def _over_both(
   """
   filled = jnp.arange(past_k.shape[2]) < length[:, None]  # [B, S]
   past = jnp.where(filled[:, None, None], _scores(rows, past_k), -jnp.inf)
-  # A weight of 0 is not enough: 0 * NaN is NaN.
-  past_v = jnp.where(filled[:, None, :, None], past_v, 0)
   highest = jnp.maximum(past.max(-1, keepdims=True), new.max(-1, keepdims=True))
   past, new = jnp.exp(past - highest), jnp.exp(new - highest)
   total = past.sum(-1, keepdims=True) + new.sum(-1, keepdims=True)

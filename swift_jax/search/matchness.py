@@ -17,8 +17,8 @@ from swift_jax.model.skip_mask import SkipMask
 from swift_jax.typing import Array, Bool, Float, Int
 
 _FLOOR = -5.0  # nats: any smaller log-probability is as bad a miss
-_POSITIONS = 256  # whose logits are held at once, over all rows
-_SLOPE_POSITIONS = 512  # that a derivative is taken on, over all rows
+# Over all rows: of so many logits are held at once, and derivatives taken.
+_POSITIONS = 256
 
 
 class Text(NamedTuple):
@@ -145,7 +145,7 @@ def _target_log_probs(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def positions_at_once(batch: int, window: int) -> int:
-  """Positions of each row whose logits scoring holds at once."""
+  """Positions of each row whose logits are held at once."""
   return min(window, max(1, _POSITIONS // batch))
 
 
@@ -252,7 +252,7 @@ def sensitivities(
   """
   model: Llama = nnx.merge(graphdef, params)
   # Its memory grows with the positions, its use hardly.
-  window = min(window, max(1, _SLOPE_POSITIONS // len(text.tokens)))
+  window = positions_at_once(len(text.tokens), window)
   inputs, targets, compared, prefix = _window(text, window)
   layers = model.cfg.num_hidden_layers
   free = jnp.zeros(layers).at[1:-1].set(1.0)

@@ -31,7 +31,7 @@ def reference(q, k, v, attn_mask, past):
 @pytest.mark.parametrize('slots', [16, 384, 512, 768])
 @pytest.mark.parametrize('fill', [0.0, 0.01, 0.25, 0.26, 0.5, 0.6, 1.0])
 def test_what_is_filled_and_seen_is_weighed(slots, fill, platform, monkeypatch):
-  """Rows of different length; dead slots hold NaN."""
+  """Rows of different length; dead slots hold NaN, as values large numbers."""
   monkeypatch.setattr(layers, '_BLOCK', 200)  # three or four blocks
   rng = np.random.default_rng(round(slots + 100 * fill))
 
@@ -42,7 +42,7 @@ def test_what_is_filled_and_seen_is_weighed(slots, fill, platform, monkeypatch):
   past_k, past_v = normal(B, K, slots, H), normal(B, K, slots, H)
   length = np.array([round(fill * slots), round(fill * slots) // 2], np.int32)
   for b in range(B):
-    past_k[b, :, length[b] :] = past_v[b, :, length[b] :] = np.nan
+    past_k[b, :, length[b] :], past_v[b, :, length[b] :] = np.nan, 1e30
   attn_mask = np.tril(np.ones((B, T, T), bool))
   attn_mask[1, 2, 0] = False  # a leaf's neighbour
   given = q, k, v, attn_mask, (past_k, past_v, length)
