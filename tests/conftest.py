@@ -43,6 +43,7 @@ install_import_hook(
     'swift_jax.decoding',
     'swift_jax.model.layers',
     'swift_jax.model.llama',
+    'swift_jax.model.rope',
     'swift_jax.search.drift',
     'swift_jax.search.gaussian_process',
     'swift_jax.search.matchness',

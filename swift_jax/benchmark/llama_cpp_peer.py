@@ -24,7 +24,7 @@ import numpy as np
 from swift_jax.checkpoint import load, weight_files
 from swift_jax.config.rope import RopeConfig
 from swift_jax.config.settings import ModelConfig
-from swift_jax.model.layers import rope_frequencies
+from swift_jax.model.rope import rope_frequencies
 
 # Hugging Face's names of modules and GGUF's; first modules outside layers, then a
 # layer's.

@@ -20,8 +20,8 @@ from swift_jax.model.layers import (
   Attention,
   RMSNorm,
   is_stacked,
-  rope_tables,
 )
+from swift_jax.model.rope import rope_tables
 from swift_jax.model.skip_mask import KnownMask, Mask
 from swift_jax.typing import Array, Bool, Float, Int
 
