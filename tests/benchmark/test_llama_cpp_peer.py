@@ -13,7 +13,7 @@ import tiny_model
 from swift_jax.benchmark import llama_cpp_peer
 from swift_jax.checkpoint import export, load
 from swift_jax.config.rope import RopeConfig
-from swift_jax.model import layers, llama
+from swift_jax.model import llama, rope
 from swift_jax.runtime.engine import Engine
 
 # transformers wants a width that the heads divide.
@@ -56,9 +56,9 @@ def test_rows_go_where_llama_cpp_turns_them():
   width, heads, size = CFG.hidden_size, CFG.num_key_value_heads, CFG.head_dim
   kernel = rng.normal(size=(heads * size, width)).astype(np.float16)
   x = rng.normal(size=(width,)).astype(np.float32)
-  cos, sin = layers.rope_tables(CFG, jnp.array([[17]]))
+  cos, sin = rope.rope_tables(CFG, jnp.array([[17]]))
   ours = (kernel.astype(np.float32) @ x).reshape(1, 1, heads, size)
-  ours = layers.apply_rope(jnp.asarray(ours), cos, sin)[0, 0]
+  ours = rope.apply_rope(jnp.asarray(ours), cos, sin)[0, 0]
 
   name = 'model.layers.1.self_attn.k_proj.weight'
   theirs = llama_cpp_peer.gguf_tensor(name, kernel, CFG)
@@ -97,7 +97,7 @@ def test_every_tensor_is_there(cfg, tmp_path):
   assert ('blk.0.attn_output.bias' in shapes) == cfg.attention_bias
   assert all(tensor.dtype == np.float32 for tensor in found.values())
   plain = cfg.rope.rope_theta ** -(np.arange(0, size, 2) / size)
-  wanted, _ = layers.rope_frequencies(cfg.rope, size)
+  wanted, _ = rope.rope_frequencies(cfg.rope, size)
   divided = plain / found['rope_freqs.weight']
   np.testing.assert_allclose(divided, wanted, rtol=1e-6)
 

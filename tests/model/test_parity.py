@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from swift_jax.checkpoint import hf_config, load
 from swift_jax.config.sampling import SamplingConfig
 from swift_jax.config.settings import DecodeConfig
-from swift_jax.model import kv_cache, layers, skip_mask
+from swift_jax.model import kv_cache, rope, skip_mask
 from swift_jax.runtime.engine import Engine
 
 TOLERANCE = 1e-4
@@ -203,7 +203,7 @@ def test_rope_parameters_live(scaling, beside, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(raw))
   theirs = LlamaRotaryEmbedding(AutoConfig.from_pretrained(tmp_path))
   cfg = load.load_config(tmp_path)
-  frequencies, factor = layers.rope_frequencies(cfg.rope, cfg.head_dim)
+  frequencies, factor = rope.rope_frequencies(cfg.rope, cfg.head_dim)
   wanted = theirs.inv_freq.numpy()
   np.testing.assert_allclose(frequencies, wanted, rtol=1e-5)
   assert factor == pytest.approx(theirs.attention_scaling, rel=1e-9)
