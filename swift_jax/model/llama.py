@@ -231,6 +231,10 @@ class Llama(nnx.Module):
         *nnx.split(layer), x, rope, attn_mask, past, *skips
       )
       updates.append(update)
+    if self.layers[0].self_attn.platform == 'gpu':
+      # So a layer's cache is written after the next layer began, and in place.
+      # Else XLA may plan the write before the read, and copies the cache for it.
+      updates = jax.lax.optimization_barrier(updates)
     return x, tuple(updates)
 
   def _in_a_loop(
