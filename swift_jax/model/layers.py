@@ -101,7 +101,7 @@ class Linear(nnx.Module):
 class Attention(nnx.Module):
   """Grouped-query attention over cached slots and the new tokens."""
 
-  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str):
     heads, kv_heads = cfg.num_attention_heads, cfg.kv_heads
     width, h, bias = cfg.hidden_size, cfg.head_dim, cfg.attention_bias
     self.platform = platform
@@ -162,7 +162,7 @@ def attend(
   v: Float[Array, 'b k t h'],
   attn_mask: Bool[Array, '#b t t'],
   past: Past | None,
-  platform: str = '',
+  platform: str,
 ) -> Float[Array, 'b t k g h']:
   """Softmax attention over filled slots and visible new tokens.
 
@@ -295,7 +295,7 @@ def _weighed(
 class MLP(nnx.Module):
   """The gated MLP: down(act(gate(x)) * up(x))."""
 
-  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str):
     width, inner, bias = cfg.hidden_size, cfg.intermediate_size, cfg.mlp_bias
     linear = functools.partial(Linear, cfg, width, bias=bias, rngs=rngs)
     if is_stacked(platform):

@@ -94,7 +94,7 @@ def exact_products(dtype: jnp.dtype) -> contextlib.AbstractContextManager:
 class DecoderLayer(nnx.Module):
   """One layer: two sublayers and their norms."""
 
-  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str):
     norm = functools.partial(
       RMSNorm, cfg.hidden_size, cfg.rms_norm_eps, cfg.jax_dtype
     )
@@ -146,7 +146,7 @@ def _run_alone(
 class Llama(nnx.Module):
   """`LlamaForCausalLM`: embedding, layers, norm and head."""
 
-  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str = ''):
+  def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs, platform: str):
     self.cfg = cfg
     init = nnx.initializers.normal(0.02)
     dtypes = {'dtype': cfg.jax_dtype, 'param_dtype': cfg.jax_dtype}
@@ -203,34 +203,36 @@ class Llama(nnx.Module):
       attn_mask = jnp.tril(jnp.ones((1, t, t), bool))
     rope = rope_tables(self.cfg, positions)
     x = self.embed_tokens(tokens)
-    walk = self._one_by_one
-    if not isinstance(self.layers, nnx.List):
-      # A known mask takes no gates, so that its layers differ. But a mask that
-      # skips nothing fits a loop.
-      is_known = isinstance(skip_mask, KnownMask)
-      is_loop = not is_known or not any((*skip_mask.attn, *skip_mask.mlp))
-      walk = self._in_a_loop if is_loop else self._unrolled
+    given = rope, attn_mask
+    # A known mask takes no gates, so that its layers differ. But a mask that
+    # skips nothing fits a loop.
+    is_known = isinstance(skip_mask, KnownMask)
+    differ = is_known and any((*skip_mask.attn, *skip_mask.mlp))
+    is_loop = not isinstance(self.layers, nnx.List) and not differ
+    walk = self._in_a_loop if is_loop else self._one_by_one
     with exact_products(self.cfg.jax_dtype):
-      x, updates = walk(x, rope, attn_mask, cache, skip_mask)
+      x, updates = walk(x, given, cache, skip_mask)
     return self.norm(x), updates
 
   def _one_by_one(
     self,
     x: Array,
-    rope: tuple[Array, Array],
-    attn_mask: Array,
+    given: tuple[tuple[Array, Array], Array],
     cache: KVCache | None,
     skip_mask: Mask,
   ) -> tuple[Array, kv_cache.Updates]:
-    """Layers that have arrays of their own."""
-    updates = []
-    for i, layer in enumerate(self.layers):
+    """Instructions for each layer, alone or out of a stack."""
+    is_stack, updates = not isinstance(self.layers, nnx.List), []
+    for i in range(self.cfg.num_hidden_layers):
       past = cache and cache.past(i)
-      skips = skip_mask.attn[i], skip_mask.mlp[i]
-      x, update = _run_alone(
-        *nnx.split(layer), x, rope, attn_mask, past, *skips
-      )
+      arguments = x, *given, past, skip_mask.attn[i], skip_mask.mlp[i]
+      if is_stack:
+        x, update = _run_layer(functools.partial(self._layer, i), *arguments)
+      else:
+        x, update = _run_alone(*nnx.split(self.layers[i]), *arguments)
       updates.append(update)
+    if is_stack:
+      return x, jax.tree.map(lambda *rows: jnp.stack(rows), *updates)
     if self.layers[0].self_attn.platform == 'gpu':
       # So a layer's cache is written after the next layer began, and in place.
       # Else XLA may plan the write before the read, and copies the cache for it.
@@ -240,47 +242,25 @@ class Llama(nnx.Module):
   def _in_a_loop(
     self,
     x: Array,
-    rope: tuple[Array, Array],
-    attn_mask: Array,
+    given: tuple[tuple[Array, Array], Array],
     cache: KVCache | None,
     skip_mask: Mask,
   ) -> tuple[Array, kv_cache.Updates]:
-    """A stack of layers, one instruction for all."""
+    """A stack of layers, the same instructions for all."""
     index = jnp.arange(self.cfg.num_hidden_layers)
-    skips = None
-    if not isinstance(skip_mask, KnownMask):
-      skips = skip_mask.attn, skip_mask.mlp
+    is_known = isinstance(skip_mask, KnownMask)
+    flags = None if is_known else (skip_mask.attn, skip_mask.mlp)
 
     # For derivatives: of each layer only what comes in is kept.
     @jax.checkpoint
     def body(x: Array, at: Any) -> tuple[Array, tuple[Array, Array]]:
-      i, skips = at
+      i, flags = at
       past = cache and cache.past(i)
-      skips = (False, False) if skips is None else skips
-      return _run_layer(
-        lambda: self._layer(i), x, rope, attn_mask, past, *skips
-      )
+      skips = (False, False) if is_known else flags
+      read = functools.partial(self._layer, i)
+      return _run_layer(read, x, *given, past, *skips)
 
-    return jax.lax.scan(body, x, (index, skips))
-
-  def _unrolled(
-    self,
-    x: Array,
-    rope: tuple[Array, Array],
-    attn_mask: Array,
-    cache: KVCache | None,
-    skip_mask: KnownMask,
-  ) -> tuple[Array, kv_cache.Updates]:
-    """A stack of layers, some of whose sublayers are known to be skipped."""
-    updates = []
-    for i in range(self.cfg.num_hidden_layers):
-      past = cache and cache.past(i)
-      skips = skip_mask.attn[i], skip_mask.mlp[i]
-      x, update = _run_layer(
-        lambda i=i: self._layer(i), x, rope, attn_mask, past, *skips
-      )
-      updates.append(update)
-    return x, jax.tree.map(lambda *rows: jnp.stack(rows), *updates)
+    return jax.lax.scan(body, x, (index, flags))
 
   def _layer(self, i: int | Array) -> DecoderLayer:
     """One layer of the stack."""

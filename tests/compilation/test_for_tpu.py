@@ -1,4 +1,4 @@
-"""libtpu's compiler, where it is installed, on two layers as wide as a real model's."""
+"""libtpu's compiler, where it is installed, on four layers as wide as a real model's."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from swift_jax.model.skip_mask import KnownMask
 pytest.importorskip('libtpu')
 pytestmark = pytest.mark.nightly
 
-LAYERS = 2
+LAYERS = 4  # of two layers libtpu makes no loop, and copies slices
 
 
 @pytest.fixture(scope='module')
@@ -65,8 +65,9 @@ def test_nothing_is_copied(run, compiled):
   for name in ('prefill', 'plain', 'rounds', 'score', 'importance'):
     program = compiled[name]
     assert program.temporaries < 0.2 * parts['weights'], name
-    if name in ('prefill', 'plain'):
-      assert not program.copied_weights and not program.copied_cache, name
+    assert not program.copied_weights, name
+    # The derivative copies the block of keys that it goes back through.
+    assert not program.copied_cache or name == 'importance', name
   # Of a draft's pass at least the two gates, and the blocks of the cache.
   assert compiled['rounds'].conditionals > compiled['plain'].conditionals + 2
 

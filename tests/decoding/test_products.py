@@ -352,7 +352,7 @@ def test_norm_and_mlp(width, inner, kind):
 
 @jax.jit
 def attend(q, k, v, attn_mask, past):
-  return layers.attend(q, k, v, attn_mask, past and Past(*past))
+  return layers.attend(q, k, v, attn_mask, past and Past(*past), 'cpu')
 
 
 @jax.jit
@@ -360,7 +360,7 @@ def attention_slopes(q, k, v, attn_mask, past, weights):
   """As training and the search's derivative take them."""
 
   def gain(q, k, v):
-    out = layers.attend(q, k, v, attn_mask, past and Past(*past))
+    out = layers.attend(q, k, v, attn_mask, past and Past(*past), 'cpu')
     return (out * weights).sum()
 
   return jax.grad(gain, argnums=(0, 1, 2))(q, k, v)
